@@ -1,0 +1,1 @@
+//! What an operator may set, already parsed and checked. Reading TOML is the daemon's business.

@@ -1,0 +1,2 @@
+//! The `wgmesh` daemon and its command line.
+fn main() {}

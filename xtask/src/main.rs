@@ -1,0 +1,2 @@
+//! `cargo xtask`: builds, demonstrates, tests and measures wgmesh.
+fn main() {}
