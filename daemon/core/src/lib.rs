@@ -1,5 +1,17 @@
-//! The sans-I/O heart of wgmesh.
+//! The sans-I/O heart of wgmesh: identity, records, discovery, peer store, plan and reconcile.
+//!
+//! Nothing here knows a socket, a file, a clock or an async runtime. A shell feeds [`mesh::Mesh`] with events and
+//! carries out its commands; the daemon does so with the real kernel, the simulation with a model of it.
+
+pub mod address;
+pub mod bucket;
 pub mod config;
+pub mod derive;
+pub mod identity;
 pub mod kernel;
 pub mod key;
+pub mod record;
+pub mod seal;
+pub mod secret;
 pub mod time;
+mod wire;
