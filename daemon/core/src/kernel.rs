@@ -74,7 +74,10 @@ impl fmt::Display for InterfaceName {
     }
 }
 
-/// The alias that says whose a link is: `wgmesh:` and eight hex digits of the network id, so that a link left
+/// What the alias of every link of ours starts with, whichever mesh it serves.
+pub const OWNER_PREFIX: &str = "wgmesh:";
+
+/// The alias that says whose a link is: [`OWNER_PREFIX`] and eight hex digits of the network id, so that a link left
 /// by another mesh is told from one left by this.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnerMark(String);
@@ -82,7 +85,7 @@ pub struct OwnerMark(String);
 impl OwnerMark {
     /// Makes the mark of the mesh with this public tag.
     pub fn new(tag: [u8; 4]) -> Self {
-        Self(format!("wgmesh:{:08x}", u32::from_be_bytes(tag)))
+        Self(format!("{OWNER_PREFIX}{:08x}", u32::from_be_bytes(tag)))
     }
 
     /// Returns the alias text.
@@ -188,6 +191,8 @@ pub enum Link {
         up: bool,
         /// The MTU in bytes.
         mtu: u32,
+        /// Whether it can hold IPv6 addresses: IPv6 is neither disabled on the host nor on the link.
+        ipv6: bool,
     },
 }
 
@@ -280,6 +285,21 @@ pub struct PeerWrite {
     pub allowed_ips: Option<BTreeSet<IpNet>>,
 }
 
+/// A link that carries packets to the world outside the mesh: up, running, and neither loopback nor WireGuard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// The kernel's interface index.
+    pub index: u32,
+    /// The link's name. Not an [`InterfaceName`]: that is what we take for our own, Linux allows more.
+    pub name: String,
+    /// Whether it can send to a multicast group (`IFF_MULTICAST`).
+    pub multicast: bool,
+    /// Whether its packets start with an Ethernet header.
+    pub ethernet: bool,
+    /// Its addresses with their prefix lengths, v6 link-local ones too.
+    pub addresses: BTreeSet<IpNet>,
+}
+
 /// What eBPF counted for one peer since its programs were first attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerTraffic {
@@ -324,4 +344,20 @@ pub enum Direction {
     Received,
     /// It went out.
     Sent,
+}
+
+/// A link of this host that is not part of any mesh: where peers may be met and packets leave. Only links that
+/// are up and no loopback.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// The kernel's interface index.
+    pub index: u32,
+    /// The link's name.
+    pub name: String,
+    /// Whether it takes multicast (`IFF_MULTICAST`).
+    pub multicast: bool,
+    /// Whether its packets carry no Ethernet header.
+    pub layer3: bool,
+    /// Its addresses with their prefix lengths, v6 link-local ones included.
+    pub addresses: BTreeSet<IpNet>,
 }

@@ -17,6 +17,7 @@ use rand_core::CryptoRng;
 use xeddsa::{Sign as _, Verify as _};
 
 use crate::address::AddressNonce;
+use crate::config::Hostname;
 use crate::identity::Sequence;
 use crate::key::{PublicKey, SecretKey};
 use crate::time::WallClock;
@@ -27,9 +28,6 @@ pub const MAX_SIGNED_BYTES: usize = 900;
 
 /// The most routes in one record: they fit [`MAX_SIGNED_BYTES`] beside the longest hostname.
 pub const MAX_ROUTES: usize = 24;
-
-/// The longest hostname, one DNS label (RFC 1035 §2.3.4).
-pub const MAX_HOSTNAME_BYTES: usize = 63;
 
 const CONTEXT: &[u8] = b"wgmesh record v1";
 
@@ -84,43 +82,6 @@ impl Record {
         let mut endpoint = source;
         endpoint.set_port(self.listen_port);
         endpoint
-    }
-}
-
-/// A name for people: printable ASCII as DNS labels and dots allow, so that no terminal or log is fooled.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
-#[cbor(transparent)]
-pub struct Hostname(#[n(0)] String);
-
-/// A hostname that a record cannot carry.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a hostname has 1 to {MAX_HOSTNAME_BYTES} of A-Z a-z 0-9 - . _")]
-pub struct InvalidHostname;
-
-impl Hostname {
-    /// Returns the name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    fn is_valid(&self) -> bool {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-        (1..=MAX_HOSTNAME_BYTES).contains(&self.0.len()) && self.0.bytes().all(plain)
-    }
-}
-
-impl std::str::FromStr for Hostname {
-    type Err = InvalidHostname;
-
-    fn from_str(name: &str) -> Result<Self, InvalidHostname> {
-        let hostname = Self(name.to_owned());
-        if hostname.is_valid() { Ok(hostname) } else { Err(InvalidHostname) }
-    }
-}
-
-impl fmt::Display for Hostname {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 
@@ -217,9 +178,6 @@ fn signed_message(network_id: &[u8; 32], body: &[u8]) -> Vec<u8> {
 }
 
 fn check_meaning(record: &Record) -> Result<(), &'static str> {
-    if !record.hostname.is_valid() {
-        return Err("hostname");
-    }
     if record.listen_port == 0 {
         return Err("port zero");
     }
@@ -305,7 +263,7 @@ pub(crate) mod tests {
     fn the_largest_record_fits() {
         let secret = SecretKey::from_random([1; 32]);
         let mut record = sample(&secret);
-        record.hostname = "h".repeat(MAX_HOSTNAME_BYTES).parse().unwrap();
+        record.hostname = "h".repeat(Hostname::MAX_BYTES).parse().unwrap();
         record.sequence = Sequence(u64::MAX);
         record.routes = (0..MAX_ROUTES).map(|n| format!("2001:db8:{n:x}::/64").parse().unwrap()).collect();
         record.nonce = AddressNonce(u32::MAX);
@@ -317,9 +275,8 @@ pub(crate) mod tests {
     fn signed_nonsense_is_refused() {
         let secret = SecretKey::from_random([1; 32]);
         let body = |record: &Record| minicbor::to_vec(record).unwrap();
-        let nonsense: [fn(&mut Record); 5] = [
+        let nonsense: [fn(&mut Record); 4] = [
             |r| r.listen_port = 0,
-            |r| r.hostname = Hostname("\x1b[31mred".to_owned()),
             |r| r.subnet = "224.0.0.0/8".parse().unwrap(),
             |r| r.subnet = Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 31).unwrap(),
             |r| r.routes = vec!["10.1.2.3/8".parse().unwrap()],

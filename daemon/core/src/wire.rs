@@ -5,6 +5,7 @@ use minicbor::bytes::ByteArray;
 use minicbor::decode::Error;
 use minicbor::{Decode, Decoder, Encode, Encoder, encode};
 
+use crate::config::Hostname;
 use crate::key::PublicKey;
 
 /// Decodes `bytes` as one value, or gives `None` if anything is wrong or left over.
@@ -23,6 +24,18 @@ impl<C> Encode<C> for PublicKey {
 impl<'b, C> Decode<'b, C> for PublicKey {
     fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, Error> {
         Ok(Self::from_bytes(*d.decode::<ByteArray<32>>()?))
+    }
+}
+
+impl<C> Encode<C> for Hostname {
+    fn encode<W: encode::Write>(&self, e: &mut Encoder<W>, _: &mut C) -> Result<(), encode::Error<W::Error>> {
+        e.str(self.as_str())?.ok()
+    }
+}
+
+impl<'b, C> Decode<'b, C> for Hostname {
+    fn decode(d: &mut Decoder<'b>, _: &mut C) -> Result<Self, Error> {
+        d.str()?.parse().map_err(|_| Error::message("a host name"))
     }
 }
 
