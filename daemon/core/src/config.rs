@@ -1,1 +1,121 @@
 //! What an operator may set, already parsed and checked. Reading TOML is the daemon's business.
+//!
+//! Where and whether a source of peers runs is the daemon's business too: the core only sees what they yield.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
+
+use crate::kernel::InterfaceName;
+
+/// One mesh as its operator wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The WireGuard link's name.
+    pub interface: InterfaceName,
+    /// What this node calls itself in its record.
+    pub hostname: Hostname,
+    /// The UDP port of WireGuard; zero takes any that is free.
+    pub listen_port: u16,
+    /// The mesh's IPv4 network; `None` derives it from the mesh key.
+    pub subnet: Option<Ipv4Net>,
+    /// Networks behind this node that others may reach through it.
+    pub advertise_routes: BTreeSet<IpNet>,
+    /// The networks inside which routes of peers are taken; empty takes none.
+    pub accept_routes: BTreeSet<IpNet>,
+}
+
+/// A host's name as others display it: 1 to 63 of `A-Z a-z 0-9 . _ -`, a letter or digit first. Short enough
+/// for a record, and harmless in a terminal.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Hostname(String);
+
+/// A name that cannot go into a record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no host name: it takes 1 to 63 of A-Z a-z 0-9 . _ - and starts with a letter or digit")]
+pub struct InvalidHostname(String);
+
+impl Hostname {
+    /// The most bytes that a name may have, RFC 1035 §2.3.4's length of one label.
+    pub const MAX_BYTES: usize = 63;
+
+    /// Returns the name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Makes the nearest acceptable name of what the host calls itself, or `node` if nothing is left.
+    pub fn from_system(name: &str) -> Self {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_') { c } else { '-' };
+        let mut kept: String = name.trim().chars().map(plain).collect();
+        kept = kept.trim_start_matches(['.', '_', '-']).to_owned();
+        kept.truncate(Self::MAX_BYTES);
+        kept.parse().unwrap_or_else(|_| Self("node".to_owned()))
+    }
+}
+
+impl FromStr for Hostname {
+    type Err = InvalidHostname;
+
+    fn from_str(name: &str) -> Result<Self, InvalidHostname> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        let starts_well = name.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if starts_well && name.len() <= Self::MAX_BYTES && name.chars().all(plain) {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(InvalidHostname(name.to_owned()))
+        }
+    }
+}
+
+impl TryFrom<String> for Hostname {
+    type Error = InvalidHostname;
+
+    fn try_from(name: String) -> Result<Self, InvalidHostname> {
+        name.parse()
+    }
+}
+
+impl From<Hostname> for String {
+    fn from(name: Hostname) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for Hostname {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_harm_a_terminal_are_refused() {
+        for name in ["", "-a", ".a", "a b", "a\u{1b}[2J", "ü", &"a".repeat(64)] {
+            assert!(name.parse::<Hostname>().is_err(), "{name:?}");
+        }
+        assert_eq!("db-1.eu_west".parse::<Hostname>().unwrap().as_str(), "db-1.eu_west");
+    }
+
+    #[test]
+    fn any_system_name_yields_an_acceptable_one() {
+        let cases = [
+            ("db1.example.org\n", "db1.example.org"),
+            ("my host", "my-host"),
+            ("--x", "x"),
+            ("", "node"),
+            ("\u{1b}[2J", "2J"),
+        ];
+        for (system, expected) in cases {
+            assert_eq!(Hostname::from_system(system).as_str(), expected);
+        }
+        assert_eq!(Hostname::from_system(&"a".repeat(300)).as_str().len(), 63);
+    }
+}

@@ -1,0 +1,213 @@
+//! What `wgmesh status --json` prints and `GET /v1/status` answers.
+//!
+//! The daemon writes these types and the command line reads them back, so that both always agree. Fields are
+//! only ever added: scripts depend on them. A field that is `None` is left out of the JSON, never guessed.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::config::Hostname;
+use crate::kernel::InterfaceName;
+use crate::key::PublicKey;
+
+/// Everything that one daemon knows of its mesh at one instant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's own version.
+    pub version: String,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// This node.
+    pub node: Node,
+    /// The other nodes.
+    pub peers: Vec<Peer>,
+    /// Where peers come from.
+    pub sources: Vec<Source>,
+    /// The eBPF programs.
+    pub ebpf: Ebpf,
+    /// What the kernel was made to hold.
+    pub kernel: Kernel,
+    /// Messages that were dropped since the start, by reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub drops: BTreeMap<String, u64>,
+    /// What is wrong now, each a sentence for a human.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
+}
+
+/// This node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// The WireGuard link.
+    pub interface: InterfaceName,
+    /// The WireGuard public key.
+    pub public_key: PublicKey,
+    /// The name in its record.
+    pub hostname: Hostname,
+    /// Its IPv4 address inside the mesh.
+    pub mesh_ipv4: Ipv4Addr,
+    /// Its IPv6 address inside the mesh.
+    pub mesh_ipv6: Ipv6Addr,
+    /// WireGuard's UDP port; `None` until the kernel has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen_port: Option<u16>,
+    /// The TCP port of the exchange.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exchange_port: Option<u16>,
+    /// What kind of NAT it is behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat_type: Option<String>,
+    /// Its WireGuard port as the internet sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapped: Option<SocketAddr>,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// The WireGuard public key.
+    pub public_key: PublicKey,
+    /// The name in its record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<Hostname>,
+    /// Its IPv4 address inside the mesh.
+    pub mesh_ipv4: Ipv4Addr,
+    /// Its IPv6 address inside the mesh.
+    pub mesh_ipv6: Ipv6Addr,
+    /// How it is reached now.
+    pub state: PeerState,
+    /// The way its packets take; `None` while there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<Path>,
+    /// Seconds since WireGuard's last handshake; `None` if never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_handshake_s: Option<u64>,
+    /// Bytes received, by WireGuard's own count.
+    pub rx_bytes: u64,
+    /// Bytes sent, by WireGuard's own count.
+    pub tx_bytes: u64,
+    /// What eBPF counted; `None` where eBPF does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ebpf: Option<Traffic>,
+    /// Where it was learned from.
+    pub sources: Vec<String>,
+    /// Networks that are routed to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<IpNet>,
+    /// Why it is in this state, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// How a peer is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PeerState {
+    /// Known, and no handshake yet.
+    Connecting,
+    /// By a path of its own.
+    Direct,
+    /// Through another node.
+    Relayed,
+    /// It was reached, and no longer answers.
+    Offline,
+}
+
+/// The way that a peer's packets take.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Path {
+    /// What kind of candidate won, such as `lan`.
+    pub kind: String,
+    /// Where WireGuard sends.
+    pub endpoint: SocketAddr,
+    /// The node that relays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<PublicKey>,
+    /// The measured round trip in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<u32>,
+    /// The largest packet that the path carries, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+}
+
+/// What eBPF counted for one peer: inner packets, without WireGuard's own overhead and keepalives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
+    /// Seconds since the last packet from the peer; `None` if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_rx_s: Option<u64>,
+    /// Seconds since the last packet to the peer; `None` if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_tx_s: Option<u64>,
+    /// Seconds since the last handshake message that was seen; `None` if there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_handshake_message_s: Option<u64>,
+}
+
+/// Something that finds peers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Its name, as in `discovery.enabled_methods`.
+    pub name: String,
+    /// Whether it works.
+    pub state: SourceState,
+    /// Seconds since it last did its work; `None` if it never did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_ok_s: Option<u64>,
+    /// What went wrong last, while it does not work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Whether a source works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SourceState {
+    /// It has not finished its first attempt.
+    Starting,
+    /// It works.
+    Running,
+    /// It failed and tries again by itself.
+    Failing,
+}
+
+/// The eBPF programs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ebpf {
+    /// Whether the programs are attached and count.
+    pub active: bool,
+    /// How they are attached: `tcx` or `clsact`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<String>,
+    /// Why they are not attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// What the kernel was made to hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// `uname -r`.
+    pub release: String,
+    /// Whether the last reading showed everything as it should be.
+    pub converged: bool,
+    /// How often the kernel was read.
+    pub readings: u64,
+    /// How many changes were written to the kernel. It stands still on a converged node.
+    pub writes: u64,
+    /// What the kernel refused last, until it takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}

@@ -1,0 +1,261 @@
+//! The configuration file: TOML, one file per mesh, `/etc/wgmesh/<interface>.toml`.
+//!
+//! Every key has a default except the secret, and a missing file is all defaults when the mesh was named by its
+//! interface. An unknown key, a value of the wrong kind and a feature that this version lacks are errors that
+//! name file, line, column and key, and say what would be right.
+
+mod document;
+pub mod secret;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ipnet::{IpNet, Ipv4Net};
+use serde::Deserialize;
+use wgmesh_core::config::{Hostname, Settings};
+use wgmesh_core::kernel::InterfaceName;
+
+pub use self::document::Problem;
+
+/// Where configuration files and secrets live.
+pub const DIRECTORY: &str = "/etc/wgmesh";
+
+/// The interface of a mesh that was given no name.
+pub const DEFAULT_INTERFACE: &str = "wgmesh0";
+
+/// One mesh's configuration, checked.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// The WireGuard link; by default the file's name without `.toml`.
+    #[serde(default = "default_interface")]
+    pub interface: InterfaceName,
+    /// Where the secret is, unless systemd hands it over; relative to the file.
+    pub secret_file: Option<PathBuf>,
+    /// WireGuard's UDP port; zero takes any that is free.
+    #[serde(default = "default_listen_port")]
+    pub listen_port: u16,
+    /// The mesh's IPv4 network; by default derived from the secret.
+    #[serde(default, deserialize_with = "document::subnet")]
+    pub subnet: Option<Ipv4Net>,
+    /// What this node calls itself; by default the system's host name.
+    pub hostname: Option<Hostname>,
+    /// Where the node's key and its peer cache are kept.
+    #[serde(default = "default_state_dir")]
+    pub state_dir: PathBuf,
+    /// Where the socket for `wgmesh status` is.
+    #[serde(default = "default_runtime_dir")]
+    pub runtime_dir: PathBuf,
+    /// How much is logged.
+    #[serde(default)]
+    pub log_level: LogLevel,
+    /// Networks behind this node that others may reach through it.
+    #[serde(default, deserialize_with = "document::networks")]
+    pub advertise_routes: BTreeSet<IpNet>,
+    /// The networks inside which routes of peers are taken.
+    #[serde(default, deserialize_with = "document::networks")]
+    pub accept_routes: BTreeSet<IpNet>,
+    /// How peers are found.
+    #[serde(default)]
+    pub discovery: Discovery,
+}
+
+/// How peers are found.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Discovery {
+    /// The methods in use; none leaves only the peers that the cache knows.
+    #[serde(default = "default_methods")]
+    pub enabled_methods: BTreeSet<Method>,
+}
+
+impl Default for Discovery {
+    fn default() -> Self {
+        Self { enabled_methods: default_methods() }
+    }
+}
+
+/// A way to find peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Method {
+    /// Multicast on every link of the host.
+    Lan,
+}
+
+impl Method {
+    const NAMES: [(&'static str, Self); 1] = [("lan", Self::Lan)];
+    const LATER: [&'static str; 10] =
+        ["manual", "mdns", "bootstrap", "dns", "dht", "exchange", "gossip", "file", "http", "github"];
+}
+
+impl TryFrom<String> for Method {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        if let Some((_, method)) = Self::NAMES.iter().find(|(known, _)| *known == name) {
+            return Ok(*method);
+        }
+        let known = Self::NAMES.map(|(known, _)| known);
+        if Self::LATER.contains(&name.as_str()) {
+            return Err(format!("method `{name}` is not in this version, which has: {}", known.join(", ")));
+        }
+        Err(format!("unknown method `{name}`, this version has: {}", known.join(", ")))
+    }
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// What needs a human.
+    Error,
+    /// And what is unusual.
+    Warn,
+    /// And changes of state.
+    #[default]
+    Info,
+    /// And decisions.
+    Debug,
+    /// And packets.
+    Trace,
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("{}: {source}{}", path.display(), read_advice(source))]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something in the file is wrong.
+    #[error("{}:{problem}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        problem: Problem,
+    },
+    /// The file speaks of another mesh than the one that was asked for.
+    #[error("{}: it sets `interface = \"{found}\"` but was found by the name {asked}: rename one", path.display())]
+    OtherInterface {
+        /// The file.
+        path: PathBuf,
+        /// What the file says.
+        found: InterfaceName,
+        /// What was asked for.
+        asked: InterfaceName,
+    },
+}
+
+fn read_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            "; two lines are enough: interface = \"wgmesh0\" and secret_file = \"/etc/wgmesh/wgmesh0.secret\""
+        }
+        io::ErrorKind::PermissionDenied => "; run as root",
+        _ => "",
+    }
+}
+
+impl File {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// [`Error`] if it cannot be read, or for the first thing wrong in it.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+        let mut file =
+            Self::parse(&text, path).map_err(|problem| Error::Invalid { path: path.into(), problem })?;
+        if let (Some(secret), Some(directory)) = (&file.secret_file, path.parent()) {
+            file.secret_file = Some(directory.join(secret));
+        }
+        Ok(file)
+    }
+
+    /// Reads `/etc/wgmesh/<interface>.toml`, or takes the defaults if there is no such file.
+    ///
+    /// # Errors
+    /// As [`File::load`], and if the file sets another interface.
+    pub fn of_interface(interface: &InterfaceName) -> Result<Self, Error> {
+        Self::of_interface_in(Path::new(DIRECTORY), interface)
+    }
+
+    fn of_interface_in(directory: &Path, interface: &InterfaceName) -> Result<Self, Error> {
+        let path = directory.join(format!("{interface}.toml"));
+        match Self::load(&path) {
+            Ok(file) if file.interface == *interface => Ok(file),
+            Ok(file) => Err(Error::OtherInterface { path, found: file.interface, asked: interface.clone() }),
+            Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(Self::parse("", &path).expect("an empty file is valid: every key has a default"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Checks the text of a file. The path only gives the interface its default name.
+    fn parse(text: &str, path: &Path) -> Result<Self, Problem> {
+        let (mut file, keys): (Self, _) = document::parse(text)?;
+        if !keys.contains("interface") {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            file.interface = stem.parse().unwrap_or(file.interface);
+        }
+        Ok(file)
+    }
+
+    /// Returns what of it concerns the core; `system_hostname` is what the host calls itself.
+    pub fn settings(&self, system_hostname: &str) -> Settings {
+        Settings {
+            interface: self.interface.clone(),
+            hostname: self.hostname.clone().unwrap_or_else(|| Hostname::from_system(system_hostname)),
+            listen_port: self.listen_port,
+            subnet: self.subnet,
+            advertise_routes: self.advertise_routes.clone(),
+            accept_routes: self.accept_routes.clone(),
+        }
+    }
+
+    /// Returns where the node's key, address nonce and sequence are kept.
+    pub fn state_path(&self) -> PathBuf {
+        self.state_dir.join(format!("{}.json", self.interface))
+    }
+
+    /// Returns where the peers are remembered.
+    pub fn peers_path(&self) -> PathBuf {
+        self.state_dir.join(format!("{}-peers.json", self.interface))
+    }
+
+    /// Returns where the daemon answers the command line.
+    pub fn socket_path(&self) -> PathBuf {
+        self.runtime_dir.join(format!("{}.sock", self.interface))
+    }
+}
+
+fn default_interface() -> InterfaceName {
+    DEFAULT_INTERFACE.parse().expect("the constant is a valid name")
+}
+
+const fn default_listen_port() -> u16 {
+    51820
+}
+
+fn default_state_dir() -> PathBuf {
+    PathBuf::from("/var/lib/wgmesh")
+}
+
+fn default_runtime_dir() -> PathBuf {
+    PathBuf::from("/run/wgmesh")
+}
+
+fn default_methods() -> BTreeSet<Method> {
+    BTreeSet::from([Method::Lan])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,157 @@
+//! A TOML document read with the care that a human's typing needs: each problem is placed by line, column and
+//! key, and comes with what would be right there.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
+
+use ipnet::{IpNet, Ipv4Net};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+/// Every key, and what it takes. A table is listed by its own name too.
+const KEYS: [(&str, &str); 12] = [
+    ("interface", "the name of the WireGuard link, such as \"wgmesh0\""),
+    ("secret_file", "the path of a file with the secret, such as \"/etc/wgmesh/wgmesh0.secret\""),
+    ("listen_port", "a UDP port from 0 to 65535, 0 for any that is free"),
+    ("subnet", "an IPv4 network from /8 to /24, such as \"10.42.0.0/16\""),
+    ("hostname", "a name, such as \"db1\""),
+    ("state_dir", "the path of a directory, such as \"/var/lib/wgmesh\""),
+    ("runtime_dir", "the path of a directory, such as \"/run/wgmesh\""),
+    ("log_level", "one of \"error\", \"warn\", \"info\", \"debug\", \"trace\""),
+    ("advertise_routes", "a list of networks, such as [\"192.168.7.0/24\"]"),
+    ("accept_routes", "a list of networks, such as [\"192.168.0.0/16\"]"),
+    ("discovery", "a table: [discovery]"),
+    ("discovery.enabled_methods", "a list of methods, such as [\"lan\"]"),
+];
+
+/// Something wrong at one place of a document.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// The line, from 1.
+    pub line: usize,
+    /// The column in characters, from 1.
+    pub column: usize,
+    /// The dotted key it concerns, where it concerns one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// What is wrong.
+    pub message: String,
+    /// What would be right.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: ", self.line, self.column)?;
+        if let Some(key) = &self.key {
+            write!(f, "`{key}`: ")?;
+        }
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, "; {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads a document into `T` and tells which keys it sets.
+pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<(T, BTreeSet<String>), Problem> {
+    let table = DeTable::parse(text).map_err(|error| from_toml(text, &[], &error))?;
+    let mut entries = Vec::new();
+    collect(table.get_ref(), "", &mut entries);
+    if let Some(entry) = entries.iter().find(|entry| KEYS.iter().all(|(known, _)| *known != entry.key)) {
+        return Err(unknown_key(text, entry));
+    }
+    let value =
+        T::deserialize(toml::Deserializer::from(table)).map_err(|error| from_toml(text, &entries, &error))?;
+    Ok((value, entries.into_iter().map(|entry| entry.key).collect()))
+}
+
+/// A key that is set somewhere in the document.
+struct Entry {
+    key: String,
+    key_span: Range<usize>,
+    value_span: Range<usize>,
+}
+
+fn collect(table: &DeTable<'_>, prefix: &str, entries: &mut Vec<Entry>) {
+    for (name, value) in table.iter() {
+        let key = format!("{prefix}{}", name.get_ref());
+        // What is inside an unknown table would only repeat the complaint.
+        let known = KEYS.iter().any(|(known, _)| *known == key);
+        entries.push(Entry { key: key.clone(), key_span: Spanned::span(name), value_span: value.span() });
+        if let (true, DeValue::Table(inner)) = (known, value.get_ref()) {
+            collect(inner, &format!("{key}."), entries);
+        }
+    }
+}
+
+fn unknown_key(text: &str, entry: &Entry) -> Problem {
+    let (prefix, _) = entry.key.rsplit_once('.').map_or(("", ""), |(table, name)| (table, name));
+    let siblings = || {
+        KEYS.iter()
+            .map(|(known, _)| *known)
+            .filter(|known| known.rsplit_once('.').map_or("", |(t, _)| t) == prefix)
+    };
+    let nearest = siblings().min_by_key(|known| strsim::osa_distance(known, &entry.key));
+    let hint = match nearest {
+        Some(known) if strsim::osa_distance(known, &entry.key) <= entry.key.len().div_ceil(3) => {
+            format!("did you mean `{known}`?")
+        }
+        _ => format!("known here: {}", siblings().collect::<Vec<_>>().join(", ")),
+    };
+    let (line, column) = position(text, entry.key_span.start);
+    Problem { line, column, key: Some(entry.key.clone()), message: "unknown key".into(), hint: Some(hint) }
+}
+
+fn from_toml(text: &str, entries: &[Entry], error: &toml::de::Error) -> Problem {
+    let at = error.span().map_or(text.len(), |span| span.start);
+    let (line, column) = position(text, at);
+    // Tables come before what is in them, so the last match is the innermost.
+    let entry = entries.iter().rfind(|entry| {
+        entry.value_span.contains(&at) || entry.key_span.contains(&at) || entry.value_span.start == at
+    });
+    let expects = |entry: &Entry| KEYS.iter().find(|(known, _)| *known == entry.key).map(|(_, takes)| *takes);
+    Problem {
+        line,
+        column,
+        key: entry.map(|entry| entry.key.clone()),
+        message: error.message().trim().replace('\n', ", "),
+        hint: entry.and_then(expects).map(|takes| format!("it takes {takes}")),
+    }
+}
+
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = text.get(..offset).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+/// Reads a mesh subnet. Smaller than /24 and derived addresses would collide all the time; larger than /8 and
+/// it would swallow other people's networks.
+pub(super) fn subnet<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Ipv4Net>, D::Error> {
+    let net = Ipv4Net::deserialize(from)?;
+    if !(8..=24).contains(&net.prefix_len()) {
+        return Err(D::Error::custom(format!("/{} is no size for a mesh", net.prefix_len())));
+    }
+    if net.addr() != net.network() {
+        return Err(D::Error::custom(format!("{net} has host bits set: write {}", net.trunc())));
+    }
+    if net.addr().is_loopback() || net.addr().is_multicast() || net.addr().is_link_local() {
+        return Err(D::Error::custom(format!("hosts can't have addresses in {net}")));
+    }
+    Ok(Some(net))
+}
+
+/// Reads a list of networks, each without host bits.
+pub(super) fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeSet<IpNet>, D::Error> {
+    let nets = BTreeSet::<IpNet>::deserialize(from)?;
+    match nets.iter().find(|net| net.addr() != net.network()) {
+        Some(net) => Err(D::Error::custom(format!("{net} has host bits set: write {}", net.trunc()))),
+        None => Ok(nets),
+    }
+}

@@ -1,0 +1,150 @@
+use super::*;
+
+fn parse(text: &str) -> Result<File, Problem> {
+    File::parse(text, Path::new("/etc/wgmesh/office.toml"))
+}
+
+fn complaint(text: &str) -> String {
+    parse(text).unwrap_err().to_string()
+}
+
+/// W-D37, M-37: everything but the secret has a default.
+#[test]
+fn an_empty_file_is_a_mesh_named_after_the_file() {
+    let file = parse("").unwrap();
+    assert_eq!(file.interface.as_str(), "office");
+    assert_eq!(file.listen_port, 51820);
+    assert_eq!(file.state_path(), Path::new("/var/lib/wgmesh/office.json"));
+    assert_eq!(file.peers_path(), Path::new("/var/lib/wgmesh/office-peers.json"));
+    assert_eq!(file.socket_path(), Path::new("/run/wgmesh/office.sock"));
+    assert_eq!(file.discovery.enabled_methods, BTreeSet::from([Method::Lan]));
+    assert_eq!(file.settings("db1.example.org").hostname.as_str(), "db1.example.org");
+}
+
+/// W-D37, M-36: the documented names are the ones that are read.
+#[test]
+fn every_key_is_read() {
+    let file = parse(
+        r#"
+        interface = "mesh1"
+        secret_file = "mesh1.secret"
+        listen_port = 0
+        subnet = "10.42.0.0/16"
+        hostname = "db1"
+        state_dir = "/srv/state"
+        runtime_dir = "/srv/run"
+        log_level = "debug"
+        advertise_routes = ["192.168.7.0/24", "fd00:7::/64"]
+        accept_routes = ["192.168.0.0/16"]
+        [discovery]
+        enabled_methods = []
+        "#,
+    )
+    .unwrap();
+    assert_eq!(file.interface.as_str(), "mesh1");
+    assert_eq!(file.listen_port, 0);
+    assert_eq!(file.subnet, Some("10.42.0.0/16".parse().unwrap()));
+    assert_eq!(file.log_level, LogLevel::Debug);
+    assert_eq!(file.state_path(), Path::new("/srv/state/mesh1.json"));
+    assert_eq!(file.socket_path(), Path::new("/srv/run/mesh1.sock"));
+    assert!(file.discovery.enabled_methods.is_empty());
+    let settings = file.settings("ignored");
+    assert_eq!(settings.hostname.as_str(), "db1");
+    assert_eq!(settings.advertise_routes.len(), 2);
+    assert_eq!(settings.accept_routes, BTreeSet::from(["192.168.0.0/16".parse().unwrap()]));
+}
+
+#[test]
+fn an_unknown_key_is_placed_and_the_nearest_is_proposed() {
+    let expected = "2:1: `listen_prot`: unknown key; did you mean `listen_port`?";
+    assert_eq!(complaint("interface = \"a\"\nlisten_prot = 1\n"), expected);
+    let expected = "3:3: `discovery.enabled_method`: unknown key; did you mean `discovery.enabled_methods`?";
+    assert_eq!(complaint("\n[discovery]\n  enabled_method = []\n"), expected);
+}
+
+#[test]
+fn a_key_like_no_other_lists_what_there_is() {
+    let text = complaint("[nat]\nstun_servers = []\n");
+    assert!(text.starts_with("1:2: `nat`: unknown key; known here: interface, secret_file,"), "{text}");
+}
+
+#[test]
+fn a_value_of_the_wrong_kind_says_what_the_key_takes() {
+    let text = complaint("listen_port = \"many\"");
+    assert!(text.starts_with("1:15: `listen_port`: invalid type: string \"many\""), "{text}");
+    assert!(text.ends_with("it takes a UDP port from 0 to 65535, 0 for any that is free"), "{text}");
+
+    for (text, place) in [
+        ("listen_port = 70000", "1:15: `listen_port`"),
+        ("interface = \"a b\"", "1:13: `interface`"),
+        ("log_level = \"loud\"", "1:13: `log_level`"),
+        ("hostname = \"\"", "1:12: `hostname`"),
+        ("advertise_routes = [\"10.0.0.0/8\", \"x\"]", "1:35: `advertise_routes`"),
+        ("advertise_routes = \"10.0.0.0/8\"", "1:20: `advertise_routes`"),
+        ("discovery = 7", "1:13: `discovery`"),
+        ("[discovery]\nenabled_methods = 7", "2:19: `discovery.enabled_methods`"),
+    ] {
+        let complaint = complaint(text);
+        assert!(complaint.starts_with(place), "{text}: {complaint}");
+        assert!(complaint.contains("; it takes "), "{text}: {complaint}");
+    }
+}
+
+#[test]
+fn a_subnet_must_be_a_network_of_a_useful_size() {
+    for (net, wrong) in [
+        ("10.42.0.1/16", "has host bits set: write 10.42.0.0/16"),
+        ("10.42.0.0/30", "/30 is no size for a mesh"),
+        ("0.0.0.0/0", "/0 is no size for a mesh"),
+        ("127.0.0.0/8", "hosts can't have addresses in 127.0.0.0/8"),
+        ("224.0.0.0/8", "hosts can't have addresses in 224.0.0.0/8"),
+    ] {
+        let text = complaint(&format!("subnet = \"{net}\""));
+        assert!(text.contains(wrong), "{text}");
+    }
+}
+
+#[test]
+fn a_method_of_a_later_version_says_so() {
+    let text = complaint("[discovery]\nenabled_methods = [\"lan\", \"dht\"]");
+    assert!(text.contains("method `dht` is not in this version, which has: lan"), "{text}");
+    let text = complaint("[discovery]\nenabled_methods = [\"lam\"]");
+    assert!(text.contains("unknown method `lam`, this version has: lan"), "{text}");
+}
+
+#[test]
+fn broken_toml_is_placed() {
+    for (text, place) in
+        [("interface = ", "1:"), ("a = 1\nb", "2:"), ("interface = \"a\"\ninterface = \"b\"", "2:1: ")]
+    {
+        let complaint = complaint(text);
+        assert!(complaint.starts_with(place), "{text:?}: {complaint}");
+    }
+}
+
+#[test]
+fn no_text_makes_the_reader_panic() {
+    let whole = "interface = \"ä\"\nsubnet = \"10.0.0.0/16\"\n[discovery]\nenabled_methods = [\"lan\"]\n";
+    for end in (0..whole.len()).filter(|end| whole.is_char_boundary(*end)) {
+        let _ = parse(&whole[..end]);
+    }
+}
+
+#[test]
+fn a_missing_file_is_all_defaults_if_named_by_interface_and_an_error_if_named_by_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let interface = "mesh7".parse().unwrap();
+    let file = File::of_interface_in(directory.path(), &interface).unwrap();
+    assert_eq!(file.interface, interface);
+
+    let error = File::load(&directory.path().join("mesh7.toml")).unwrap_err().to_string();
+    assert!(error.contains("two lines are enough"), "{error}");
+}
+
+#[test]
+fn a_file_that_speaks_of_another_interface_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("mesh7.toml"), "interface = \"mesh8\"").unwrap();
+    let error = File::of_interface_in(directory.path(), &"mesh7".parse().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("`interface = \"mesh8\"` but was found by the name mesh7"), "{error}");
+}

@@ -1,0 +1,8 @@
+//! The shells around `wgmesh-core`: everything of the daemon that touches sockets, netlink, files or the clock.
+//!
+//! [`cli`] is what an operator types, [`config`] what they write down. The daemon itself keeps its identity in
+//! [`state`], answers the command line through [`api`], logs through [`journal`], and tells systemd through
+//! [`notify`] how it is.
+
+pub mod config;
+pub mod state;
