@@ -1,2 +1,88 @@
-//! The plain structs that the eBPF programs and the daemon share.
+//! The plain structs that the eBPF programs and the daemon share, and the names both know them by.
+//!
+//! Every struct is `repr(C)`, has no padding and any bit pattern is a valid value, because the kernel copies it
+//! byte for byte between the two sides. Sizes and alignments are asserted here, so that a change on one side only
+//! cannot build. Pinned maps outlive the daemon: whoever changes a struct that a pinned map holds changes its size
+//! too, and the loader then makes the map anew.
 #![no_std]
+
+/// How many peers the maps hold; the same as the largest peer limit that the configuration takes.
+pub const MAX_PEERS: u32 = 4096;
+
+/// How many prefixes of one family the maps hold: each peer's own address and some routed networks.
+pub const MAX_PREFIXES: u32 = 16_384;
+
+/// The ring buffer's size in bytes: a multiple of the page size and room for some 1,600 events.
+pub const RING_BYTES: u32 = 64 * 1024;
+
+/// WireGuard's message types that the programs look for (whitepaper §5.4).
+pub const INITIATION: u8 = 1;
+/// The answer to [`INITIATION`].
+pub const RESPONSE: u8 = 2;
+
+/// [`HandshakeEvent::direction`] of a message that came in.
+pub const RECEIVED: u8 = 0;
+/// [`HandshakeEvent::direction`] of a message that went out.
+pub const SENT: u8 = 1;
+
+/// A peer's WireGuard public key: the key of the counters, and what the prefix tries lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(transparent)]
+pub struct PeerKey(pub [u8; 32]);
+
+/// What went one way between this host and a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Flow {
+    /// Bytes of the inner packets, their IP headers included.
+    pub bytes: u64,
+    /// Packets, those inside an aggregate counted one by one.
+    pub packets: u64,
+    /// Nanoseconds on the boot clock at the last packet; zero means never.
+    pub last_seen: u64,
+}
+
+/// The counters of one peer on one CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counters {
+    /// From the peer.
+    pub received: Flow,
+    /// To the peer.
+    pub sent: Flow,
+}
+
+/// A WireGuard handshake message that crossed the underlay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct HandshakeEvent {
+    /// Nanoseconds on the boot clock.
+    pub seen_at: u64,
+    /// The other end's address; IPv4 as an IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2).
+    pub address: [u8; 16],
+    /// The interface it crossed, which is the scope of a link-local address.
+    pub interface: u32,
+    /// The other end's UDP port.
+    pub port: u16,
+    /// [`INITIATION`] or [`RESPONSE`].
+    pub message: u8,
+    /// [`RECEIVED`] or [`SENT`].
+    pub direction: u8,
+}
+
+const _: () = {
+    assert!(size_of::<PeerKey>() == 32 && align_of::<PeerKey>() == 1);
+    assert!(size_of::<Flow>() == 24 && align_of::<Flow>() == 8);
+    assert!(size_of::<Counters>() == 48 && align_of::<Counters>() == 8);
+    assert!(size_of::<HandshakeEvent>() == 32 && align_of::<HandshakeEvent>() == 8);
+};
+
+#[cfg(feature = "user")]
+mod user {
+    use super::{Counters, PeerKey};
+
+    // SAFETY: `repr(transparent)` over bytes; every bit pattern is valid.
+    unsafe impl aya::Pod for PeerKey {}
+    // SAFETY: `repr(C)`, integers only, no padding (asserted above); every bit pattern is valid.
+    unsafe impl aya::Pod for Counters {}
+}

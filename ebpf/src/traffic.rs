@@ -1,0 +1,95 @@
+//! Counting what goes through the mesh interface, per peer and direction.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{LpmTrie, PerCpuHashMap};
+use aya_ebpf::programs::TcContext;
+use wgmesh_ebpf_common::{Counters, MAX_PEERS, MAX_PREFIXES, PeerKey, RECEIVED};
+
+use crate::packet::{self, IPV4, IPV4_HEADER, IPV6, IPV6_HEADER, TCP, UDP, UDP_HEADER};
+
+/// Which peer an IPv4 address belongs to. The daemon fills it from the peers' allowed addresses.
+#[map]
+static PREFIXES_V4: LpmTrie<[u8; 4], PeerKey> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
+
+/// Which peer an IPv6 address belongs to.
+#[map]
+static PREFIXES_V6: LpmTrie<[u8; 16], PeerKey> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
+
+/// The counters. Not preallocated: a mesh of ten pays for ten. The daemon adds and removes peers; a packet of a
+/// peer that is not there counts nowhere.
+#[map]
+static TRAFFIC: PerCpuHashMap<PeerKey, Counters> =
+    PerCpuHashMap::with_max_entries(MAX_PEERS, BPF_F_NO_PREALLOC);
+
+/// Where the addresses stand in the two headers.
+const IPV4_SOURCE: u32 = 12;
+const IPV4_DESTINATION: u32 = 16;
+const IPV6_SOURCE: u32 = 8;
+const IPV6_DESTINATION: u32 = 24;
+
+/// Adds the packet to its peer's counters; `None` where no peer owns the address.
+#[inline(always)]
+pub(crate) fn count(context: &TcContext, direction: u8) -> Option<()> {
+    let received = direction == RECEIVED;
+    let peer = match context.skb.protocol() {
+        IPV4 => {
+            let address = packet::read(context, if received { IPV4_SOURCE } else { IPV4_DESTINATION })?;
+            PREFIXES_V4.get(Key::new(32, address))?
+        }
+        IPV6 => {
+            let address = packet::read(context, if received { IPV6_SOURCE } else { IPV6_DESTINATION })?;
+            PREFIXES_V6.get(Key::new(128, address))?
+        }
+        _ => return None,
+    };
+    let counters = TRAFFIC.get_ptr_mut(peer)?;
+    // SAFETY: this CPU's own copy, and tc runs a direction's programs with bottom halves off: no other writer.
+    let flow = unsafe { if received { &mut (*counters).received } else { &mut (*counters).sent } };
+    let (bytes, packets) = size(context);
+    flow.bytes = flow.bytes.wrapping_add(bytes);
+    flow.packets = flow.packets.wrapping_add(packets);
+    // SAFETY: the helper takes nothing and returns a number.
+    flow.last_seen = unsafe { bpf_ktime_get_boot_ns() };
+    Some(())
+}
+
+/// Returns bytes and packets as they were, or will be, on the wire: an aggregate (GSO, GRO) carries the headers
+/// once and stands for several packets.
+#[inline(always)]
+fn size(context: &TcContext) -> (u64, u64) {
+    let bytes = u64::from(context.len());
+    // SAFETY: the context is the `__sk_buff` that the kernel handed us.
+    let segments = u64::from(unsafe { (*context.skb.skb).gso_segs });
+    if segments <= 1 {
+        return (bytes, 1);
+    }
+    let headers = header_length(context).unwrap_or(0);
+    (bytes + (segments - 1) * u64::from(headers), segments)
+}
+
+/// Returns the length of the IP and transport headers that each packet of an aggregate has.
+#[inline(always)]
+fn header_length(context: &TcContext) -> Option<u32> {
+    let (network, transport) = match context.skb.protocol() {
+        IPV4 => {
+            let header: [u8; IPV4_HEADER as usize] = packet::read(context, 0)?;
+            (packet::ipv4_header_length(header[0]), header[9])
+        }
+        IPV6 => {
+            let header: [u8; IPV6_HEADER as usize] = packet::read(context, 0)?;
+            (IPV6_HEADER, header[6])
+        }
+        _ => return None,
+    };
+    match transport {
+        TCP => {
+            let [data_offset] = packet::read(context, network + 12)?;
+            Some(network + u32::from(data_offset >> 4) * 4)
+        }
+        UDP => Some(network + UDP_HEADER),
+        _ => None,
+    }
+}
