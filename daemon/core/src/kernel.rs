@@ -345,19 +345,3 @@ pub enum Direction {
     /// It went out.
     Sent,
 }
-
-/// A link of this host that is not part of any mesh: where peers may be met and packets leave. Only links that
-/// are up and no loopback.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Underlay {
-    /// The kernel's interface index.
-    pub index: u32,
-    /// The link's name.
-    pub name: String,
-    /// Whether it takes multicast (`IFF_MULTICAST`).
-    pub multicast: bool,
-    /// Whether its packets carry no Ethernet header.
-    pub layer3: bool,
-    /// Its addresses with their prefix lengths, v6 link-local ones included.
-    pub addresses: BTreeSet<IpNet>,
-}

@@ -1,0 +1,80 @@
+//! Says what writes leave behind: the kernel's own rules, as far as [`super::diff`] relies on them.
+
+use crate::kernel::{Device, Link, Observed, ObservedPeer, PeerWrite, Route, Write};
+
+/// Changes `observed` as the kernel changes when `writes` are done in order. An unknown link index stays zero.
+pub fn apply_to(observed: &mut Observed, writes: &[Write]) {
+    for write in writes {
+        apply_one(observed, write);
+    }
+}
+
+fn apply_one(observed: &mut Observed, write: &Write) {
+    match write {
+        Write::CreateLink { owner, mtu } => create_link(observed, owner.as_str(), *mtu),
+        Write::MarkLink(owner) => {
+            if let Link::WireGuard { alias, .. } = &mut observed.link {
+                *alias = Some(owner.as_str().to_owned());
+            }
+        }
+        Write::SetMtu(wanted) => {
+            if let Link::WireGuard { mtu, .. } = &mut observed.link {
+                *mtu = *wanted;
+            }
+        }
+        Write::SetUp => {
+            if let Link::WireGuard { up, .. } = &mut observed.link {
+                *up = true;
+            }
+        }
+        Write::DeleteLink => *observed = Observed::default(),
+        Write::SetDevice { private_key, listen_port, fwmark } => {
+            let device = observed.device.get_or_insert_default();
+            if let Some(key) = private_key {
+                let public_key = key.public();
+                device.public_key = Some(public_key);
+                observed.peers.remove(&public_key);
+            }
+            device.listen_port = listen_port.unwrap_or(device.listen_port);
+            device.fwmark = fwmark.unwrap_or(device.fwmark);
+        }
+        Write::RemovePeers(keys) => observed.peers.retain(|key, _| !keys.contains(key)),
+        Write::SetPeers(peers) => peers.iter().for_each(|peer| set_peer(observed, peer)),
+        Write::AddAddress(address) => drop(observed.addresses.insert(*address)),
+        Write::RemoveAddress(address) => drop(observed.addresses.remove(address)),
+        Write::AddRoute(route) => add_route(observed, *route),
+        Write::RemoveRoute(route) => drop(observed.routes.remove(route)),
+    }
+}
+
+fn create_link(observed: &mut Observed, alias: &str, mtu: u32) {
+    let link = Link::WireGuard { index: 0, alias: Some(alias.to_owned()), up: false, mtu, ipv6: true };
+    *observed = Observed { link, device: Some(Device::default()), ..Observed::default() };
+}
+
+/// A prefix belongs to one peer: giving it to one takes it from the other.
+fn set_peer(observed: &mut Observed, write: &PeerWrite) {
+    let is_own = observed.device.as_ref().is_some_and(|device| device.public_key == Some(write.key));
+    if is_own || (!write.create && !observed.peers.contains_key(&write.key)) {
+        return;
+    }
+    if let Some(moved) = &write.allowed_ips {
+        for (_, other) in observed.peers.iter_mut().filter(|(key, _)| **key != write.key) {
+            other.allowed_ips.retain(|prefix| !moved.contains(prefix));
+        }
+    }
+    let peer: &mut ObservedPeer = observed.peers.entry(write.key).or_default();
+    if let Some(key) = &write.preshared_key {
+        peer.preshared_key = Some(key.clone());
+    }
+    if let Some(allowed_ips) = &write.allowed_ips {
+        peer.allowed_ips.clone_from(allowed_ips);
+    }
+    peer.endpoint = write.endpoint.or(peer.endpoint);
+    peer.keepalive = write.keepalive.unwrap_or(peer.keepalive);
+}
+
+fn add_route(observed: &mut Observed, route: Route) {
+    observed.routes.retain(|other| (other.destination, other.metric) != (route.destination, route.metric));
+    observed.routes.insert(route);
+}
