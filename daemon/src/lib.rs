@@ -5,4 +5,7 @@
 //! [`notify`] how it is.
 
 pub mod config;
+pub mod journal;
+pub mod notify;
+pub mod privileges;
 pub mod state;
