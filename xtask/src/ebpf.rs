@@ -32,9 +32,8 @@ pub(crate) fn build_ebpf() -> Result<PathBuf> {
         None => ensure_linker(&workspace, &compiler)?,
     };
     let built = compile(&workspace, &linker)?;
-    let stripped = strip(&built, &compiler)?;
     let object = workspace.target.join("ebpf/wgmesh.o");
-    write_if_changed(&object, &stripped)?;
+    copy_if_changed(&built, &object)?;
     Ok(object)
 }
 
@@ -76,7 +75,6 @@ fn is_leak(name: &str) -> bool {
 /// The compiler that rust-toolchain.toml pins.
 struct Compiler {
     sysroot: PathBuf,
-    host: String,
     version: String,
     llvm_major: String,
 }
@@ -85,14 +83,11 @@ impl Compiler {
     fn ask(workspace: &Workspace) -> Result<Self> {
         let sysroot = output(workspace.command("rustc").args(["--print", "sysroot"]))?;
         let version = output(workspace.command("rustc").arg("-vV"))?;
-        let field = |name: &str| {
-            let value = version.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-            value.with_context(|| format!("rustc -vV says no {name}")).map(str::to_owned)
-        };
-        let llvm = field("LLVM version")?;
-        let llvm_major = llvm.split('.').next().unwrap_or(&llvm).to_owned();
-        let host = field("host")?;
-        Ok(Self { sysroot: sysroot.trim().into(), host, version, llvm_major })
+        let llvm = version.lines().find_map(|line| line.strip_prefix("LLVM version: "));
+        let llvm_major =
+            llvm.and_then(|llvm| llvm.split('.').next()).context("rustc names no LLVM version")?;
+        let llvm_major = llvm_major.to_owned();
+        Ok(Self { sysroot: sysroot.trim().into(), version, llvm_major })
     }
 
     fn ensure_rust_src(&self, workspace: &Workspace) -> Result<()> {
@@ -159,41 +154,26 @@ fn link_llvm(folder: &Path, library: &Path) -> Result<()> {
     std::os::unix::fs::symlink(library, &link).with_context(|| format!("cannot make {}", link.display()))
 }
 
-/// Compiles the programs; cargo itself knows when there is nothing to do.
+/// Compiles the programs; cargo itself knows when there is nothing to do. Neither debug information nor BTF is
+/// asked for: the programs read no kernel struct, and the daemon's loader hands the kernel bare instructions.
 fn compile(workspace: &Workspace, linker: &Path) -> Result<PathBuf> {
     let folder = workspace.target.join("ebpf/build");
-    let flags = [format!("-Clinker={}", linker.display()), "-Cdebuginfo=2".into(), "-Clink-arg=--btf".into()];
     let mut build = workspace.command("cargo");
     build.args(["build", "--quiet", "--release", "--package", "wgmesh-ebpf", "--target", TARGET]);
     build.args(["-Z", "build-std=core"]).arg("--target-dir").arg(&folder);
-    build.env("RUSTC_BOOTSTRAP", "1").env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
-    // The release profile's thin LTO and stripping are meant for the daemon; here they would lose the BTF.
-    build.env("CARGO_PROFILE_RELEASE_STRIP", "none").env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
+    build.env("RUSTC_BOOTSTRAP", "1");
+    build.env("CARGO_ENCODED_RUSTFLAGS", format!("-Clinker={}", linker.display()));
     run(&mut build).context("the eBPF programs did not build")?;
     Ok(folder.join(TARGET).join("release/wgmesh-ebpf"))
 }
 
-/// Returns the object without its DWARF sections, which the kernel never sees; BTF stays.
-fn strip(built: &Path, compiler: &Compiler) -> Result<Vec<u8>> {
-    let objcopy = compiler.library_folder().join("rustlib").join(&compiler.host).join("bin/rust-objcopy");
-    if !objcopy.exists() {
-        eprintln!("{} is missing: the object keeps its debug sections", objcopy.display());
-        return fs::read(built).with_context(|| format!("cannot read {}", built.display()));
-    }
-    let stripped = built.with_extension("stripped");
-    let mut command = Command::new(&objcopy);
-    command.arg("--strip-debug").arg(built).arg(&stripped).env("LD_LIBRARY_PATH", compiler.library_folder());
-    run(&mut command)?;
-    fs::read(&stripped).with_context(|| format!("cannot read {}", stripped.display()))
-}
-
-/// Writes the file only where its content differs, so that the daemon is not built again for nothing.
-fn write_if_changed(path: &Path, content: &[u8]) -> Result<()> {
-    ensure!(content.starts_with(b"\x7fELF"), "the linker's output is no object file");
-    if fs::read(path).is_ok_and(|found| found == content) {
+/// Copies the object only where its content differs, so that the daemon is not built again for nothing.
+fn copy_if_changed(from: &Path, to: &Path) -> Result<()> {
+    let content = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).is_ok_and(|found| found == content) {
         return Ok(());
     }
-    fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
+    fs::write(to, content).with_context(|| format!("cannot write {}", to.display()))
 }
 
 fn run(command: &mut Command) -> Result<()> {
