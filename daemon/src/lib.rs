@@ -4,6 +4,7 @@
 //! [`state`], answers the command line through [`api`], logs through [`journal`], and tells systemd through
 //! [`notify`] how it is.
 
+pub mod api;
 pub mod config;
 pub mod journal;
 pub mod notify;

@@ -1,0 +1,106 @@
+//! The command line's end of the local API: one request, one answer, no runtime.
+//!
+//! It speaks HTTP/1.0, to which a server answers with a body that is neither chunked nor followed by anything,
+//! so that reading to the end is the whole protocol.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use wgmesh_core::status::Status;
+
+/// A little more than the server's own patience, so that its explanation arrives first.
+const TIMEOUT: Duration = Duration::from_secs(7);
+
+/// More than the status of the largest mesh takes.
+const MAX_ANSWER_BYTES: u64 = 64 * 1024 * 1024;
+
+/// A daemon that gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody listens.
+    #[error("no daemon is running for this mesh: nothing answers at {}", .0.display())]
+    NotRunning(PathBuf),
+    /// The socket is not ours to use.
+    #[error("no permission to use {}: run as root", .0.display())]
+    Permission(PathBuf),
+    /// The conversation broke off.
+    #[error("cannot talk to the daemon at {}: {source}", socket.display())]
+    Io {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The daemon answered that it cannot.
+    #[error("the daemon refused: {0}")]
+    Refused(String),
+    /// The answer makes no sense, as from a daemon of another version.
+    #[error("cannot understand the daemon's answer ({0}); if it was upgraded, restart it")]
+    Malformed(String),
+}
+
+/// Asks the daemon behind a socket for its status.
+///
+/// # Errors
+/// [`Error`] if there is no daemon, no permission or no usable answer.
+pub fn status(socket: &Path) -> Result<Status, Error> {
+    let body = request(socket, "/v1/status")?;
+    serde_json::from_slice(&body).map_err(|error| Error::Malformed(error.to_string()))
+}
+
+fn request(socket: &Path, path: &str) -> Result<Vec<u8>, Error> {
+    let answer = exchange(socket, path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning(socket.into()),
+        io::ErrorKind::PermissionDenied => Error::Permission(socket.into()),
+        _ => Error::Io { socket: socket.into(), source },
+    })?;
+    body(answer)
+}
+
+fn exchange(socket: &Path, path: &str) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// Splits an answer at the empty line (RFC 1945 §6) and returns its body if the status is 200.
+fn body(mut answer: Vec<u8>) -> Result<Vec<u8>, Error> {
+    const END_OF_HEAD: &[u8] = b"\r\n\r\n";
+    let malformed = || Error::Malformed("it is no HTTP".to_owned());
+    let split =
+        answer.windows(END_OF_HEAD.len()).position(|window| window == END_OF_HEAD).ok_or_else(malformed)?;
+    let body = answer.split_off(split + END_OF_HEAD.len());
+    let head = String::from_utf8_lossy(&answer);
+    let code = head.strip_prefix("HTTP/1.").and_then(|rest| rest.split(' ').nth(1)).ok_or_else(malformed)?;
+    match code.trim() {
+        "200" => Ok(body),
+        code if body.is_empty() => Err(Error::Refused(format!("HTTP status {code}"))),
+        _ => Err(Error::Refused(String::from_utf8_lossy(&body).into_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_good_answer_has_a_body() {
+        assert_eq!(body(b"HTTP/1.0 200 OK\r\na: b\r\n\r\n{}\r\n\r\n".to_vec()).unwrap(), b"{}\r\n\r\n");
+        for (answer, expected) in [
+            (&b"HTTP/1.0 503 Service Unavailable\r\n\r\ntoo busy"[..], "the daemon refused: too busy"),
+            (b"HTTP/1.1 404 Not Found\r\n\r\n", "the daemon refused: HTTP status 404"),
+            (b"", "it is no HTTP"),
+            (b"HTTP/1.0 200 OK\r\n", "it is no HTTP"),
+            (b"SSH-2.0-x\r\n\r\n", "it is no HTTP"),
+        ] {
+            let error = body(answer.to_vec()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

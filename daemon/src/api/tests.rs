@@ -1,0 +1,119 @@
+use std::os::unix::fs::FileTypeExt;
+
+use wgmesh_core::key::SecretKey;
+use wgmesh_core::status::{Ebpf, Kernel, Node};
+
+use super::client::Error as ClientError;
+use super::*;
+
+fn example() -> Status {
+    Status {
+        version: "1".into(),
+        uptime_s: 1,
+        node: Node {
+            interface: "wgmesh0".parse().unwrap(),
+            public_key: SecretKey::from_random([1; 32]).public(),
+            hostname: "db1".parse().unwrap(),
+            mesh_ipv4: [10, 42, 0, 1].into(),
+            mesh_ipv6: "fd00::1".parse().unwrap(),
+            listen_port: Some(51820),
+            exchange_port: None,
+            nat_type: None,
+            mapped: None,
+        },
+        peers: Vec::new(),
+        sources: Vec::new(),
+        ebpf: Ebpf::default(),
+        kernel: Kernel::default(),
+        drops: [("seal".to_owned(), 3)].into(),
+        problems: Vec::new(),
+    }
+}
+
+async fn ask(socket: PathBuf) -> Result<Status, ClientError> {
+    tokio::task::spawn_blocking(move || client::status(&socket)).await.unwrap()
+}
+
+/// Runs a server whose mesh task answers with `answer`, or drops the question.
+fn start(socket: &Path, answer: Option<Status>) -> tokio::task::JoinSet<()> {
+    let server = Server::bind(socket.into(), Lock::take(socket).unwrap()).unwrap();
+    let (mesh, mut questions) = mpsc::channel(1);
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(server.serve(mesh));
+    tasks.spawn(async move {
+        while let Some(ApiRequest::Status(reply)) = questions.recv().await {
+            if let Some(answer) = answer.clone() {
+                reply.send(answer).unwrap();
+            }
+        }
+    });
+    tasks
+}
+
+/// W-D57: what the mesh task says is what the command line reads, over a socket that only its owner may use.
+#[tokio::test]
+async fn the_status_travels_over_a_private_socket() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("run").join("wgmesh0.sock");
+    let _server = start(&socket, Some(example()));
+
+    assert_eq!(ask(socket.clone()).await.unwrap(), example());
+
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn a_question_that_is_dropped_is_answered_with_an_explanation() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("wgmesh0.sock");
+    let _server = start(&socket, None);
+    let error = ask(socket).await.unwrap_err().to_string();
+    assert_eq!(error, "the daemon refused: the daemon is shutting down");
+}
+
+#[tokio::test]
+async fn a_second_server_is_told_who_is_running() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("wgmesh0.sock");
+    let _server = start(&socket, Some(example()));
+
+    let error = Lock::take(&socket).unwrap_err().to_string();
+
+    let expected = format!("already running: process {} serves this mesh", std::process::id());
+    assert!(error.starts_with(&expected), "{error}");
+    assert_eq!(ask(socket).await.unwrap(), example());
+}
+
+#[tokio::test]
+async fn a_socket_left_by_a_dead_daemon_is_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("wgmesh0.sock");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    assert!(matches!(ask(socket.clone()).await, Err(ClientError::NotRunning(_))));
+
+    let _server = start(&socket, Some(example()));
+
+    assert_eq!(ask(socket).await.unwrap(), example());
+}
+
+#[tokio::test]
+async fn a_server_that_goes_takes_its_socket_along() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("wgmesh0.sock");
+    let mut server = start(&socket, Some(example()));
+    assert!(fs::metadata(&socket).unwrap().file_type().is_socket());
+
+    server.shutdown().await;
+
+    assert!(!socket.exists());
+    assert!(matches!(ask(socket.clone()).await, Err(ClientError::NotRunning(_))));
+    Lock::take(&socket).unwrap();
+}
+
+#[test]
+fn strangers_may_not_ask() {
+    let own = nix::unistd::geteuid().as_raw();
+    assert!(may_ask(0));
+    assert!(may_ask(own));
+    assert!(!may_ask(own.wrapping_add(1)));
+}
