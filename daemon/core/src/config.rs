@@ -26,6 +26,10 @@ pub struct Settings {
     pub advertise_routes: BTreeSet<IpNet>,
     /// The networks inside which routes of peers are taken; empty takes none.
     pub accept_routes: BTreeSet<IpNet>,
+    /// Whether peers are looked for on common links.
+    pub lan: bool,
+    /// The most peers to hold; more are refused (seed 003, W-D19).
+    pub max_peers: usize,
 }
 
 /// A host's name as others display it: 1 to 63 of `A-Z a-z 0-9 . _ -`, a letter or digit first. Short enough

@@ -5,13 +5,21 @@
 
 pub mod address;
 pub mod bucket;
+pub mod cache;
 pub mod config;
+pub mod contact;
 pub mod derive;
 pub mod identity;
 pub mod kernel;
 pub mod key;
+pub mod mesh;
+pub mod message;
+pub mod plan;
+pub mod reconcile;
 pub mod record;
 pub mod seal;
 pub mod secret;
+pub mod status;
+pub mod store;
 pub mod time;
 mod wire;

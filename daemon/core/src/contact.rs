@@ -1,0 +1,296 @@
+//! The hello exchange with one peer on a common link: how two nodes get a tunnel up in one round trip.
+//!
+//! WireGuard forgives an initiation that its peer cannot answer only after five seconds (`REKEY_TIMEOUT`). So
+//! nobody initiates before the other side has said that its kernel would answer:
+//!
+//! ```text
+//!          newcomer                                   neighbour
+//!             |  announce (record, token)                |
+//!             |----------------------------------------->|  installs the newcomer, without an endpoint
+//!             |             hello (Installed, echo)      |
+//!  installs,  |<-----------------------------------------|
+//!  with       |  hello (Active, echo)                    |
+//!  endpoint   |----------------------------------------->|
+//!             |  WireGuard's own handshake               |
+//!             |=========================================>|
+//! ```
+//!
+//! Where both announce at once both would initiate, so the lower key does and the higher waits for
+//! [`INITIATIVE_GRACE`]. Each side repeats its hello until the other has confirmed its phase.
+//!
+//! Only a hello that echoes our token of this run moves anything. Invariant: our phase is at least `Installed`
+//! only while the kernel holds the peer.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::identity::Sequence;
+use crate::message::{Hello, Phase, Stamp, Token};
+use crate::time::Monotonic;
+
+/// First wait for an answer; doubled each time. Longer than a busy neighbour takes to install a peer.
+pub const FIRST_RETRY: Duration = Duration::from_millis(150);
+
+/// After so many unanswered hellos we wait for the next announce: 150 ms doubled five times spans one
+/// announce interval.
+pub const MAX_ATTEMPTS: u32 = 6;
+
+/// How long the side that does not initiate waits for the other's handshake before it initiates itself.
+pub const INITIATIVE_GRACE: Duration = Duration::from_secs(1);
+
+/// An address from which nothing came for this long gives way to another of the same peer: three announce
+/// intervals, so that two common links do not make a path flap.
+pub const ADDRESS_SILENCE: Duration = Duration::from_secs(15);
+
+/// Where a peer was heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The index of our link.
+    pub interface: u32,
+    /// The peer's address on it, with the port that takes hellos.
+    pub address: SocketAddr,
+}
+
+/// Why a proved hello was not followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ignored {
+    /// Its stamp is not above the last one: a copy.
+    Replayed,
+    /// It does not echo our token, so it may be from an earlier run of ours. It is answered.
+    NotFresh,
+}
+
+/// The exchange with one peer.
+#[derive(Clone, Debug)]
+pub struct Contact {
+    /// Whether our key is the lower one, which decides who initiates.
+    lower: bool,
+    place: Place,
+    heard_at_place: Monotonic,
+    phase: Phase,
+    /// What to echo, as last heard, proved or not.
+    echo: Option<Token>,
+    /// The peer's run, as proved.
+    token: Option<Token>,
+    last_stamp: Option<Stamp>,
+    /// The peer's phase in its run.
+    theirs: Option<Phase>,
+    /// Our phase as the peer knows it.
+    seen: Option<Phase>,
+    /// Our record's sequence as the peer knows it.
+    known: Option<Sequence>,
+    /// Our phase in the last hello that we sent in the peer's run.
+    sent: Option<Phase>,
+    due: Option<Monotonic>,
+    attempts: u32,
+    initiate_at: Option<Monotonic>,
+}
+
+/// The parts of a hello that the contact decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HelloPlan {
+    /// Where to send it.
+    pub place: Place,
+    /// What to echo.
+    pub echo: Option<Token>,
+    /// Our phase.
+    pub phase: Phase,
+    /// The peer's phase as we know it.
+    pub seen: Option<Phase>,
+    /// Whether we wait for an answer.
+    pub ask: bool,
+    /// Whether the peer lacks our record.
+    pub with_record: bool,
+}
+
+impl Contact {
+    /// Begins with a peer that was heard at `place`; `lower` says whether our key is the lower one.
+    pub const fn new(place: Place, lower: bool, now: Monotonic) -> Self {
+        Self {
+            lower,
+            place,
+            heard_at_place: now,
+            phase: Phase::Heard,
+            echo: None,
+            token: None,
+            last_stamp: None,
+            theirs: None,
+            seen: None,
+            known: None,
+            sent: None,
+            due: None,
+            attempts: 0,
+            initiate_at: None,
+        }
+    }
+
+    /// Takes note of an announce: a lead that may want an answer.
+    pub fn handle_announce(&mut self, place: Place, token: Token, now: Monotonic) {
+        if self.place == place {
+            self.heard_at_place = now;
+        } else if self.token.is_none() {
+            self.place = place;
+            self.heard_at_place = now;
+        }
+        let new_run = self.echo != Some(token);
+        self.echo = Some(token);
+        let unanswered = self.due.is_none() && !self.is_settled();
+        if new_run || unanswered {
+            self.attempts = 0;
+            // A kernel that has the peer can be spoken for at once; otherwise the applier's report comes first.
+            let wait = if self.phase >= Phase::Installed { Duration::ZERO } else { FIRST_RETRY };
+            self.due = Some(now + wait);
+        }
+    }
+
+    /// Follows a hello whose sender was proved. `own_token` is this run's, `sequence` our record's.
+    ///
+    /// # Errors
+    /// [`Ignored`] if the hello must not move anything.
+    pub fn handle_hello(
+        &mut self,
+        hello: &Hello,
+        place: Place,
+        own_token: Token,
+        now: Monotonic,
+    ) -> Result<(), Ignored> {
+        if self.last_stamp.is_some_and(|last| hello.stamp <= last) {
+            return Err(Ignored::Replayed);
+        }
+        self.last_stamp = Some(hello.stamp);
+        self.echo = Some(hello.token);
+        if hello.echo != Some(own_token) {
+            self.due = Some(now);
+            return Err(Ignored::NotFresh);
+        }
+        if self.token != Some(hello.token) {
+            self.forget_run(hello.token);
+        }
+        self.on_heard_at(place, now);
+        self.theirs = Some(hello.phase);
+        self.seen = hello.seen;
+        self.known = hello.known;
+        self.decide_initiative(now);
+        if hello.ask || self.sent != Some(self.phase) {
+            self.attempts = 0;
+            self.due = Some(now);
+        } else if self.is_settled() {
+            self.due = None;
+        }
+        Ok(())
+    }
+
+    /// Notes whether the kernel holds the peer.
+    pub fn handle_installed(&mut self, installed: bool, now: Monotonic) {
+        match (installed, self.phase) {
+            (true, Phase::Heard) => {
+                self.phase = Phase::Installed;
+                self.decide_initiative(now);
+                self.attempts = 0;
+                self.due = Some(now);
+            }
+            (false, Phase::Installed | Phase::Active) => {
+                self.phase = Phase::Heard;
+                self.initiate_at = None;
+            }
+            (true, Phase::Installed | Phase::Active) | (false, Phase::Heard) => {}
+        }
+    }
+
+    /// Notes that WireGuard's handshake was completed, so nobody needs to initiate any more.
+    pub const fn handle_handshake(&mut self) {
+        self.initiate_at = None;
+    }
+
+    /// Takes the initiative if the other side should have and did not.
+    pub fn handle_timeout(&mut self, now: Monotonic) {
+        if self.initiate_at.is_some_and(|at| at <= now) {
+            self.initiate_at = None;
+            self.become_active(now);
+        }
+    }
+
+    /// Returns the hello that is due, if one is; `sequence` is that of our record.
+    pub fn poll_hello(&mut self, sequence: Sequence, now: Monotonic) -> Option<HelloPlan> {
+        self.due.filter(|&due| due <= now)?;
+        let ask = self.seen != Some(self.phase);
+        self.attempts += 1;
+        self.due = (ask && self.attempts < MAX_ATTEMPTS)
+            .then(|| now + FIRST_RETRY * 2_u32.saturating_pow(self.attempts - 1));
+        self.sent = Some(self.phase);
+        Some(HelloPlan {
+            place: self.place,
+            echo: self.echo,
+            phase: self.phase,
+            // What was seen belongs to one run of the peer; to another it would be a lie.
+            seen: self.theirs.filter(|_| self.token == self.echo),
+            ask,
+            with_record: self.known.is_none_or(|known| known < sequence),
+        })
+    }
+
+    /// Returns when the contact next wants [`Contact::handle_timeout`] or [`Contact::poll_hello`]. Changes with
+    /// every call of a `handle_…` method.
+    pub fn poll_timeout(&self) -> Option<Monotonic> {
+        self.due.into_iter().chain(self.initiate_at).min()
+    }
+
+    /// Returns where the peer is, as it proved in this run.
+    pub fn proved_place(&self) -> Option<Place> {
+        self.token.map(|_| self.place)
+    }
+
+    /// Whether our kernel should start the handshake.
+    pub fn is_active(&self) -> bool {
+        self.phase == Phase::Active
+    }
+
+    /// Whether each side knows the other's phase.
+    pub fn is_settled(&self) -> bool {
+        self.seen == Some(self.phase) && self.theirs.is_some()
+    }
+
+    fn forget_run(&mut self, token: Token) {
+        self.token = Some(token);
+        self.theirs = None;
+        self.seen = None;
+        self.known = None;
+        self.sent = None;
+        self.initiate_at = None;
+        self.phase = self.phase.min(Phase::Installed);
+    }
+
+    fn on_heard_at(&mut self, place: Place, now: Monotonic) {
+        if place == self.place {
+            self.heard_at_place = now;
+        } else if now.since(self.heard_at_place) >= ADDRESS_SILENCE {
+            self.place = place;
+            self.heard_at_place = now;
+        }
+    }
+
+    fn decide_initiative(&mut self, now: Monotonic) {
+        let theirs = match self.theirs {
+            Some(theirs @ (Phase::Installed | Phase::Active)) => theirs,
+            Some(Phase::Heard) | None => return,
+        };
+        if self.phase != Phase::Installed {
+            return;
+        }
+        let crossed = self.sent >= Some(Phase::Installed);
+        if theirs == Phase::Installed && (self.lower || !crossed) {
+            self.become_active(now);
+        } else if self.initiate_at.is_none() {
+            self.initiate_at = Some(now + INITIATIVE_GRACE);
+        }
+    }
+
+    fn become_active(&mut self, now: Monotonic) {
+        self.phase = Phase::Active;
+        self.attempts = 0;
+        self.due = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,489 @@
+//! One node's whole behaviour: events in, commands out.
+//!
+//! [`Mesh`] decides everything and does nothing: it has no socket, no file, no clock and no randomness but its
+//! seed. The shell hands it every [`Event`] with the time, then carries out every [`Command`] in order, and calls
+//! again at [`Mesh::poll_timeout`]. Late, repeated and reordered events are harmless.
+//!
+//! Invariants:
+//! - What is sent about this node was saved first, so sequence numbers never go back.
+//! - A hello says `Installed` only after the kernel was seen to hold the peer.
+//! - Input from the network is a counted drop at worst; it never stops the node.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use rand_chacha::ChaCha8Rng;
+use rand_core::{Rng as _, SeedableRng as _};
+
+use crate::address::{MeshAddresses, MeshSubnets, derive_mesh_addresses};
+use crate::bucket::TokenBucket;
+use crate::cache::CacheEntry;
+use crate::config::Settings;
+use crate::contact::Contact;
+use crate::derive::MeshKeys;
+use crate::identity::NodeState;
+use crate::kernel::{Desired, Observed, ObservedPeer, OwnerMark, Underlay};
+use crate::key::PublicKey;
+use crate::message::Token;
+use crate::plan::{self, Inputs, PlannedPeer, Reach};
+use crate::record::{Record, SignedRecord};
+use crate::seal::Opener;
+use crate::store::PeerStore;
+use crate::time::{Monotonic, Now};
+
+mod kernel;
+mod lan;
+mod memory;
+mod status;
+
+pub use lan::ANNOUNCE_INTERVAL;
+
+/// For how long a record holds: long enough to outlive a few lost refreshes.
+pub const RECORD_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// How often a node signs its record anew: half its lifetime.
+pub const RECORD_REFRESH: Duration = Duration::from_secs(1800);
+
+/// What happens to a node.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The shell is ready. Comes first, once, with what an earlier run may have left in the kernel.
+    Started {
+        /// The kernel before we touch it.
+        observed: Arc<Observed>,
+        /// The links that peers may be met on.
+        underlay: Vec<Underlay>,
+    },
+    /// The links that peers may be met on have changed; the whole new list.
+    Underlay(Vec<Underlay>),
+    /// Bytes came in on the LAN port.
+    Datagram {
+        /// The index of the link they came in on.
+        interface: u32,
+        /// Who sent them.
+        from: SocketAddr,
+        /// What was sent.
+        bytes: Vec<u8>,
+    },
+    /// The applier has looked at the kernel, and perhaps changed it.
+    Kernel(KernelReport),
+    /// Nothing but time has passed.
+    Timeout,
+    /// The daemon is going down.
+    Stop(Stop),
+}
+
+/// What the applier found.
+#[derive(Clone, Debug)]
+pub struct KernelReport {
+    /// The newest [`Command::Apply`] that it has followed.
+    pub generation: u64,
+    /// The kernel as it is now, or why it is not as it should be.
+    pub outcome: Result<Arc<Observed>, KernelTrouble>,
+}
+
+/// Why the kernel is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelTrouble {
+    /// Another program has WireGuard's port.
+    PortInUse,
+    /// Anything else, in words; the applier tries again by itself.
+    Other(String),
+}
+
+/// How the daemon goes down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// For good: say goodbye and take back everything.
+    Withdraw,
+    /// To come back at once: leave the tunnels working.
+    Handover,
+}
+
+/// What the shell must do.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Writes the node's state to disk, before anything that comes after.
+    SaveState(NodeState),
+    /// Writes the peer cache to disk.
+    SaveCache(Vec<CacheEntry>),
+    /// Makes the kernel hold this.
+    Apply {
+        /// Rises with every command of this kind.
+        generation: u64,
+        /// `None` takes back everything that is ours.
+        desired: Option<Arc<Desired>>,
+    },
+    /// Sends a datagram from the LAN port.
+    Send(Transmit),
+}
+
+/// A datagram to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// The index of the link to send it on.
+    pub interface: u32,
+    /// To whom.
+    pub to: Recipient,
+    /// What.
+    pub bytes: Vec<u8>,
+}
+
+/// To whom a datagram goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recipient {
+    /// The mesh's group, over IPv4.
+    GroupV4,
+    /// The mesh's group, over IPv6.
+    GroupV6,
+    /// One node.
+    Node(SocketAddr),
+}
+
+/// Why [`Mesh::poll_timeout`] wants to be called back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TimeoutReason {
+    /// An announce is due.
+    Announce,
+    /// A peer waits for a hello, or for our initiative.
+    Contact,
+    /// Our record wants a new signature.
+    RefreshRecord,
+    /// A peer has been silent for too long.
+    RemoveStale,
+    /// The peer cache should be written.
+    SaveCache,
+    /// A grace period ends and the plan may change.
+    Replan,
+}
+
+/// One node.
+pub struct Mesh {
+    settings: Settings,
+    keys: MeshKeys,
+    subnets: MeshSubnets,
+    state: NodeState,
+    listen_port: u16,
+    port_moves: u16,
+    record: SignedRecord,
+    token: Token,
+    counter: u64,
+    rng: ChaCha8Rng,
+    opener: Opener,
+    leads: TokenBucket,
+    store: PeerStore,
+    contacts: BTreeMap<PublicKey, Contact>,
+    underlay: Vec<Underlay>,
+    announces_in_full: u32,
+    observed: Option<Arc<Observed>>,
+    orphans: BTreeMap<PublicKey, ObservedPeer>,
+    proved: BTreeMap<PublicKey, SocketAddr>,
+    generation: u64,
+    applied: u64,
+    desired: Option<Arc<Desired>>,
+    trouble: Option<KernelTrouble>,
+    drops: BTreeMap<&'static str, u64>,
+    started: Monotonic,
+    last_announce: Option<Monotonic>,
+    last_heard: Option<Monotonic>,
+    announce_at: Option<Monotonic>,
+    refresh_at: Monotonic,
+    save_cache_at: Monotonic,
+    replan_at: Option<Monotonic>,
+    dirty: bool,
+    stopped: bool,
+    commands: VecDeque<Command>,
+}
+
+impl Mesh {
+    /// Makes a node that has yet to start. `seed` feeds everything random that it does.
+    pub fn new(settings: Settings, keys: MeshKeys, state: NodeState, seed: [u8; 32], now: Now) -> Self {
+        let mut rng = ChaCha8Rng::from_seed(seed);
+        let subnets = MeshSubnets {
+            v4: settings.subnet.unwrap_or_else(|| keys.default_subnet()),
+            v6: keys.ula_subnet(),
+        };
+        let listen_port = match settings.listen_port {
+            0 => kernel::random_port(&mut rng),
+            port => port,
+        };
+        let mut state = state;
+        let record = sign_record(&settings, &keys, subnets, &mut state, listen_port, now, &mut rng);
+        let token = Token(rng.next_u64());
+        let mut mesh = Self {
+            opener: Opener::new(now),
+            leads: TokenBucket::new(lan::LEAD_BURST, lan::LEAD_INTERVAL, now.monotonic),
+            store: PeerStore::new(settings.max_peers),
+            settings,
+            keys,
+            subnets,
+            state,
+            listen_port,
+            port_moves: 0,
+            record,
+            token,
+            counter: 0,
+            rng,
+            contacts: BTreeMap::new(),
+            underlay: Vec::new(),
+            announces_in_full: 0,
+            observed: None,
+            orphans: BTreeMap::new(),
+            proved: BTreeMap::new(),
+            generation: 0,
+            applied: 0,
+            desired: None,
+            trouble: None,
+            drops: BTreeMap::new(),
+            started: now.monotonic,
+            last_announce: None,
+            last_heard: None,
+            announce_at: None,
+            refresh_at: now.monotonic + RECORD_REFRESH,
+            save_cache_at: now.monotonic + memory::SAVE_INTERVAL,
+            replan_at: None,
+            dirty: false,
+            stopped: false,
+            commands: VecDeque::new(),
+        };
+        mesh.save_state();
+        mesh
+    }
+
+    /// Takes in one event.
+    pub fn handle(&mut self, event: Event, now: Now) {
+        if self.stopped {
+            return;
+        }
+        match event {
+            Event::Started { observed, underlay } => {
+                self.on_started(observed, now);
+                self.on_underlay(underlay, now);
+            }
+            Event::Underlay(underlay) => self.on_underlay(underlay, now),
+            Event::Datagram { interface, from, bytes } => self.on_datagram(interface, from, &bytes, now),
+            Event::Kernel(report) => self.on_kernel(report, now),
+            Event::Timeout => {}
+            Event::Stop(stop) => return self.on_stop(stop, now),
+        }
+        self.on_time(now);
+        self.replan(now);
+        self.send_hellos(now);
+    }
+
+    /// Returns the next command, to be carried out in this order. Call it until `None` after every event.
+    #[must_use]
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// Returns when to call [`Mesh::handle`] with [`Event::Timeout`] at the latest, and what for. Changes with
+    /// every event.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<(Monotonic, TimeoutReason)> {
+        if self.stopped {
+            return None;
+        }
+        let fixed = [
+            (self.announce_at, TimeoutReason::Announce),
+            (Some(self.refresh_at), TimeoutReason::RefreshRecord),
+            (Some(self.save_cache_at), TimeoutReason::SaveCache),
+            (self.store.next_removal(), TimeoutReason::RemoveStale),
+            (self.replan_at, TimeoutReason::Replan),
+        ];
+        let contacts = self.contacts.values().filter_map(Contact::poll_timeout).min();
+        fixed
+            .into_iter()
+            .chain([(contacts, TimeoutReason::Contact)])
+            .filter_map(|(at, reason)| at.map(|at| (at, reason)))
+            .min()
+    }
+
+    /// Returns this node's key.
+    pub const fn public_key(&self) -> PublicKey {
+        self.state.wg_pubkey
+    }
+
+    /// Returns this node's mesh addresses.
+    pub fn addresses(&self) -> MeshAddresses {
+        derive_mesh_addresses(self.keys.network_id(), self.subnets, self.state.wg_pubkey, self.state.nonce)
+    }
+
+    /// Returns what the kernel was last asked to hold.
+    pub const fn desired(&self) -> Option<&Arc<Desired>> {
+        self.desired.as_ref()
+    }
+
+    /// Returns the peers.
+    pub const fn store(&self) -> &PeerStore {
+        &self.store
+    }
+
+    /// Returns how many inputs were dropped, by reason.
+    pub const fn drops(&self) -> &BTreeMap<&'static str, u64> {
+        &self.drops
+    }
+
+    fn on_time(&mut self, now: Now) {
+        if self.refresh_at <= now.monotonic {
+            self.renew_record(now);
+        }
+        for contact in self.contacts.values_mut() {
+            let was_active = contact.is_active();
+            contact.handle_timeout(now.monotonic);
+            self.dirty |= contact.is_active() != was_active;
+        }
+        if self.replan_at.is_some_and(|at| at <= now.monotonic) {
+            self.replan_at = None;
+            self.dirty = true;
+        }
+        self.remove_stale(now);
+        self.announce_if_due(now);
+        if self.save_cache_at <= now.monotonic {
+            self.save_cache(now);
+        }
+    }
+
+    fn on_stop(&mut self, stop: Stop, now: Now) {
+        self.save_cache(now);
+        match stop {
+            Stop::Handover => {}
+            Stop::Withdraw => {
+                self.say_goodbye(now);
+                self.generation += 1;
+                self.commands.push_back(Command::Apply { generation: self.generation, desired: None });
+            }
+        }
+        self.stopped = true;
+    }
+
+    /// Signs the record anew, with whatever has changed, and tells everyone.
+    fn renew_record(&mut self, now: Now) {
+        let Self { settings, keys, subnets, state, listen_port, rng, .. } = self;
+        self.record = sign_record(settings, keys, *subnets, state, *listen_port, now, rng);
+        self.refresh_at = now.monotonic + RECORD_REFRESH;
+        self.save_state();
+        self.announce_soon(now);
+    }
+
+    fn save_state(&mut self) {
+        let addresses = self.addresses();
+        self.state.mesh_ip = Some(addresses.v4);
+        self.state.mesh_ipv6 = Some(addresses.v6);
+        self.commands.push_back(Command::SaveState(self.state.clone()));
+    }
+
+    /// Recomputes the plan if anything it depends on has changed, and hands it to the applier if it differs.
+    fn replan(&mut self, now: Now) {
+        if !std::mem::take(&mut self.dirty) || self.observed.is_none() {
+            return;
+        }
+        while plan::has_lost_address(&self.plan_inputs(now)) {
+            self.state.nonce = self.state.nonce.next();
+            let addresses = self.addresses();
+            tracing::warn!(ipv4 = %addresses.v4, ipv6 = %addresses.v6, "a lower key has our mesh address; taking the next");
+            self.renew_record(now);
+        }
+        let desired = plan::desired(&self.plan_inputs(now));
+        if self.desired.as_deref() == Some(&desired) {
+            return;
+        }
+        self.generation += 1;
+        let desired = Arc::new(desired);
+        self.desired = Some(Arc::clone(&desired));
+        self.commands.push_back(Command::Apply { generation: self.generation, desired: Some(desired) });
+    }
+
+    fn plan_inputs(&self, now: Now) -> Inputs<'_> {
+        let planned =
+            |(key, peer): (PublicKey, &'_ crate::store::Peer)| (key, self.reach(key, peer, now.monotonic));
+        let reaches: BTreeMap<_, _> = self.store.iter().map(planned).collect();
+        Inputs {
+            interface: &self.settings.interface,
+            owner: OwnerMark::new(self.keys.owner_tag()),
+            private_key: &self.state.wg_private_key,
+            public_key: self.state.wg_pubkey,
+            nonce: self.state.nonce,
+            listen_port: self.listen_port,
+            network_id: self.keys.network_id(),
+            subnets: self.subnets,
+            accept_routes: &self.settings.accept_routes,
+            own_networks: self.own_networks(),
+            peers: self
+                .store
+                .iter()
+                .map(|(key, peer)| {
+                    let record = peer.record().record();
+                    (key, PlannedPeer { record, preshared_key: &peer.pair.preshared, reach: reaches[&key] })
+                })
+                .collect(),
+            orphans: &self.orphans,
+        }
+    }
+
+    fn own_networks(&self) -> BTreeSet<IpNet> {
+        self.underlay.iter().flat_map(|link| link.addresses.iter().map(IpNet::trunc)).collect()
+    }
+
+    /// Says how a peer should be reached, by these criteria in order: proved on a common link and ours to begin;
+    /// already talking to our kernel; about to be met on a link; remembered.
+    fn reach(&self, key: PublicKey, peer: &crate::store::Peer, now: Monotonic) -> Reach {
+        let contact = self.contacts.get(&key);
+        if let Some(place) = contact.filter(|contact| contact.is_active()).and_then(Contact::proved_place) {
+            let endpoint = peer.record().record().endpoint_at(place.address);
+            return match self.proved.get(&key) {
+                Some(&applied) if applied == endpoint => Reach::Known(endpoint),
+                Some(_) | None => Reach::Proved(endpoint),
+            };
+        }
+        let observed = self.observed.as_ref().and_then(|observed| observed.peers.get(&key));
+        let talking = observed.filter(|observed| observed.last_handshake.is_some());
+        if let Some(endpoint) = talking.and_then(|observed| observed.endpoint) {
+            return Reach::Known(endpoint);
+        }
+        if contact.is_some() || now < self.cache_trusted_at() {
+            return Reach::Passive;
+        }
+        peer.best_candidate(now).map_or(Reach::Passive, Reach::Known)
+    }
+
+    /// Returns when remembered addresses are tried: at once where there is no LAN to meet peers on.
+    fn cache_trusted_at(&self) -> Monotonic {
+        if self.settings.lan { self.started + memory::CACHE_GRACE } else { self.started }
+    }
+
+    fn drop_input(&mut self, reason: &'static str, from: SocketAddr) {
+        *self.drops.entry(reason).or_default() += 1;
+        tracing::debug!(%from, reason, "dropped a datagram");
+    }
+}
+
+fn sign_record(
+    settings: &Settings,
+    keys: &MeshKeys,
+    subnets: MeshSubnets,
+    state: &mut NodeState,
+    listen_port: u16,
+    now: Now,
+    rng: &mut ChaCha8Rng,
+) -> SignedRecord {
+    state.sequence = state.sequence.advance(now.wall);
+    let record = Record {
+        key: state.wg_pubkey,
+        sequence: state.sequence,
+        hostname: settings.hostname.clone(),
+        nonce: state.nonce,
+        subnet: subnets.v4,
+        listen_port,
+        routes: settings.advertise_routes.iter().copied().collect(),
+        issued: now.wall,
+        lifetime_s: u32::try_from(RECORD_LIFETIME.as_secs()).expect("an hour in seconds"),
+    };
+    SignedRecord::sign(record, &state.wg_private_key, keys.network_id(), rng)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! What the kernel tells us, and what an earlier run left in it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand_chacha::ChaCha8Rng;
+use rand_core::Rng as _;
+
+use super::{KernelReport, KernelTrouble, Mesh};
+use crate::kernel::{Link, Observed, ObservedPeer, OwnerMark};
+use crate::key::PublicKey;
+use crate::store::REMOVED_AFTER;
+use crate::time::Now;
+
+/// A session is dead this long after its handshake (`REJECT_AFTER_TIME`, WireGuard whitepaper §6.1).
+pub(super) const SESSION_LIFETIME: Duration = Duration::from_secs(180);
+
+/// If WireGuard's port is taken, so many next ones are tried (seed 003, W-D43).
+const MAX_PORT_MOVES: u16 = 100;
+
+/// The range that a port is drawn from where any will do: IANA's dynamic ports (RFC 6335 §6).
+const DYNAMIC_PORTS: std::ops::RangeInclusive<u16> = 49152..=65435;
+
+/// Draws a port that leaves room for [`MAX_PORT_MOVES`].
+pub(super) fn random_port(rng: &mut ChaCha8Rng) -> u16 {
+    let width = u32::from(DYNAMIC_PORTS.end() - DYNAMIC_PORTS.start()) + 1;
+    DYNAMIC_PORTS.start() + u16::try_from(rng.next_u32() % width).expect("less than the range's width")
+}
+
+impl Mesh {
+    /// Adopts what an earlier run of the same mesh left: its peers work, so they stay until somebody tells more
+    /// of them or WireGuard has been silent for long.
+    pub(super) fn on_started(&mut self, observed: Arc<Observed>, now: Now) {
+        if is_ours(&observed.link, &OwnerMark::new(self.keys.owner_tag())) {
+            let unknown = |key: &PublicKey| self.store.get(*key).is_none();
+            self.orphans = observed
+                .peers
+                .iter()
+                .filter(|(key, _)| unknown(key))
+                .map(|(&key, peer)| (key, peer.clone()))
+                .collect();
+            self.observed = Some(observed);
+        } else {
+            self.observed = Some(Arc::new(Observed::default()));
+        }
+        self.replan_at =
+            Some(self.cache_trusted_at()).filter(|&at| at > now.monotonic && !self.store.is_empty());
+        self.dirty = true;
+    }
+
+    pub(super) fn on_kernel(&mut self, report: KernelReport, now: Now) {
+        match report.outcome {
+            Ok(observed) => {
+                self.trouble = None;
+                self.applied = self.applied.max(report.generation);
+                self.on_observed(observed, now);
+            }
+            Err(KernelTrouble::PortInUse) => self.move_port(now),
+            Err(trouble @ KernelTrouble::Other(_)) => self.trouble = Some(trouble),
+        }
+    }
+
+    /// Lets go of a peer and everything kept for it outside the store.
+    pub(super) fn forget(&mut self, key: PublicKey) {
+        self.contacts.remove(&key);
+        self.proved.remove(&key);
+    }
+
+    fn on_observed(&mut self, observed: Arc<Observed>, now: Now) {
+        let before = self.observed.replace(Arc::clone(&observed));
+        for (&key, peer) in &observed.peers {
+            let earlier = before.as_ref().and_then(|before| before.peers.get(&key));
+            self.on_observed_peer(key, peer, earlier, now);
+        }
+        for (key, contact) in &mut self.contacts {
+            contact.handle_installed(observed.peers.contains_key(key), now.monotonic);
+            self.dirty |= contact.is_active() && !self.proved.contains_key(key);
+        }
+        self.confirm_proved_endpoints();
+        let orphans = self.orphans.len();
+        self.orphans.retain(|key, _| {
+            let live = observed.peers.get(key).and_then(|peer| peer.last_handshake);
+            now.monotonic.since(self.started) < REMOVED_AFTER
+                || live.is_some_and(|at| now.wall.since(at) < REMOVED_AFTER)
+        });
+        self.dirty |= self.orphans.len() != orphans;
+    }
+
+    fn on_observed_peer(
+        &mut self,
+        key: PublicKey,
+        peer: &ObservedPeer,
+        earlier: Option<&ObservedPeer>,
+        now: Now,
+    ) {
+        let handshake_before = earlier.and_then(|earlier| earlier.last_handshake);
+        let received_before = earlier.map_or(0, |earlier| earlier.rx_bytes);
+        if peer.last_handshake > handshake_before {
+            if let Some(contact) = self.contacts.get_mut(&key) {
+                contact.handle_handshake();
+            }
+            if handshake_before.is_none() {
+                tracing::info!(peer = %key, endpoint = ?peer.endpoint, "a tunnel is up");
+                self.dirty = true;
+            }
+        }
+        if peer.last_handshake > handshake_before || peer.rx_bytes > received_before {
+            self.store.touch(key, now.monotonic);
+        }
+    }
+
+    /// Remembers which proved endpoints the kernel has taken, so that it may roam from them.
+    fn confirm_proved_endpoints(&mut self) {
+        if self.applied < self.generation {
+            return;
+        }
+        let Some(desired) = &self.desired else { return };
+        for (&key, peer) in &desired.peers {
+            if let crate::kernel::Endpoint::Set(endpoint) = peer.endpoint {
+                self.proved.insert(key, endpoint);
+                self.dirty = true;
+            }
+        }
+    }
+
+    fn move_port(&mut self, now: Now) {
+        if self.port_moves >= MAX_PORT_MOVES {
+            let text = format!("{MAX_PORT_MOVES} UDP ports up to {} are all in use", self.listen_port);
+            self.trouble = Some(KernelTrouble::Other(text));
+            return;
+        }
+        let taken = self.listen_port;
+        self.port_moves += 1;
+        self.listen_port = taken.checked_add(1).unwrap_or(*DYNAMIC_PORTS.start());
+        tracing::warn!(
+            taken,
+            port = self.listen_port,
+            "another program has WireGuard's port; trying the next"
+        );
+        self.renew_record(now);
+        self.dirty = true;
+    }
+}
+
+fn is_ours(link: &Link, owner: &OwnerMark) -> bool {
+    match link {
+        Link::WireGuard { alias, .. } => alias.as_deref() == Some(owner.as_str()),
+        Link::Missing | Link::OtherKind { .. } => false,
+    }
+}

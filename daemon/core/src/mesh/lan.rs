@@ -1,0 +1,317 @@
+//! Meeting peers on common links: announces to the mesh's group, hellos to single nodes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use rand_core::Rng as _;
+
+use super::{Command, Mesh, Recipient, Transmit};
+use crate::contact::{Contact, HelloPlan, Ignored, Place};
+use crate::derive::PairKeys;
+use crate::identity::Sequence;
+use crate::kernel::Underlay;
+use crate::key::PublicKey;
+use crate::message::{Announce, Hello, Phase, Stamp, Token, UnprovedHello, attach};
+use crate::record::{InvalidRecord, Record, SignedRecord};
+use crate::seal::{Kind, Unopened, seal};
+use crate::store::{Claim, Outcome, Refused, Source};
+use crate::time::Now;
+
+/// The pace of announces on a link with few peers (seed 000, W-X3).
+pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The slowest pace of announces: newcomers are answered at once anyway, so this only bounds how long two halves
+/// of a link that was cut take to notice each other.
+const MAX_ANNOUNCE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Up to so many peers announce at the full pace; beyond, the interval grows with their number, so that a link's
+/// load stays the same.
+const PEERS_AT_FULL_PACE: u32 = 16;
+
+/// After a start or a change the record itself goes out this often, the second time after
+/// [`REPEAT_ANNOUNCE`]; later announces only name its sequence.
+const ANNOUNCES_IN_FULL: u32 = 2;
+
+/// How soon the second full announce follows: before anyone is missed for long if the first was lost.
+const REPEAT_ANNOUNCE: Duration = Duration::from_secs(1);
+
+/// Strangers' announces that are answered: 256 at once, then 100 a second.
+pub(super) const LEAD_BURST: u32 = 256;
+pub(super) const LEAD_INTERVAL: Duration = Duration::from_millis(10);
+
+/// How far another host's clock may be off before its record looks expired.
+const CLOCK_TOLERANCE: Duration = Duration::from_secs(24 * 3600);
+
+impl Mesh {
+    pub(super) fn on_underlay(&mut self, underlay: Vec<Underlay>, now: Now) {
+        if self.underlay == underlay {
+            return;
+        }
+        self.underlay = underlay;
+        let links: Vec<u32> = self.underlay.iter().map(|link| link.index).collect();
+        self.contacts
+            .retain(|_, contact| contact.proved_place().is_none_or(|place| links.contains(&place.interface)));
+        self.dirty = true;
+        self.announce_soon(now);
+    }
+
+    pub(super) fn announce_soon(&mut self, now: Now) {
+        self.announces_in_full = ANNOUNCES_IN_FULL;
+        self.announce_at = Some(now.monotonic);
+    }
+
+    pub(super) fn announce_if_due(&mut self, now: Now) {
+        if self.announce_at.is_none_or(|at| now.monotonic < at) {
+            return;
+        }
+        let record = (self.announces_in_full > 0).then(|| attach(&self.record)).flatten();
+        self.announces_in_full = self.announces_in_full.saturating_sub(1);
+        self.announce(self.record.record().sequence, record, now);
+        self.last_announce = Some(now.monotonic);
+        let wait = if self.announces_in_full > 0 { REPEAT_ANNOUNCE } else { self.announce_interval() };
+        self.announce_at = Some(now.monotonic + wait);
+    }
+
+    /// Tells every link that this node leaves: a record with a lifetime of zero that nobody else can sign.
+    pub(super) fn say_goodbye(&mut self, now: Now) {
+        self.state.sequence = self.state.sequence.advance(now.wall);
+        let farewell = Record {
+            sequence: self.state.sequence,
+            issued: now.wall,
+            lifetime_s: 0,
+            ..self.record.record().clone()
+        };
+        let secret = &self.state.wg_private_key;
+        let farewell = SignedRecord::sign(farewell, secret, self.keys.network_id(), &mut self.rng);
+        self.save_state();
+        self.announce(self.state.sequence, attach(&farewell), now);
+    }
+
+    pub(super) fn on_datagram(&mut self, interface: u32, from: SocketAddr, bytes: &[u8], now: Now) {
+        if !self.is_on_link(interface, from.ip()) {
+            return self.drop_input("off-link", from);
+        }
+        let place = Place { interface, address: from };
+        match self.opener.open(&self.keys, bytes, now) {
+            Ok((Kind::Announce, content)) => self.on_announce(&content, place, now),
+            Ok((Kind::Hello, content)) => self.on_hello(&content, place, now),
+            Err(Unopened::Size) => self.drop_input("size", from),
+            Err(Unopened::Version) => self.drop_input("version", from),
+            Err(Unopened::Tag) => self.drop_input("tag", from),
+            Err(Unopened::Seal) => self.drop_input("seal", from),
+        }
+    }
+
+    /// Sends every hello that is due.
+    pub(super) fn send_hellos(&mut self, now: Now) {
+        let sequence = self.record.record().sequence;
+        let due: Vec<_> = self
+            .contacts
+            .iter_mut()
+            .filter_map(|(&key, contact)| Some((key, contact.poll_hello(sequence, now.monotonic)?)))
+            .collect();
+        for (key, plan) in due {
+            let Some(peer) = self.store.get(key) else { continue };
+            let (pair, known) = (peer.pair.clone(), peer.record().record().sequence);
+            self.send_hello(key, &pair, Some(known), plan, now);
+        }
+    }
+
+    fn announce(&mut self, sequence: Sequence, record: Option<minicbor::bytes::ByteVec>, now: Now) {
+        if !self.settings.lan {
+            return;
+        }
+        let announce = Announce { key: self.state.wg_pubkey, sequence, token: self.token, record };
+        let bytes = seal(&self.keys, Kind::Announce, &announce.encode(), now, &mut self.rng);
+        for link in self.underlay.iter().filter(|link| link.multicast) {
+            let has = |v4: bool| link.addresses.iter().any(|net| net.addr().is_ipv4() == v4);
+            let to = match (has(true), has(false)) {
+                (true, _) => Recipient::GroupV4,
+                (false, true) => Recipient::GroupV6,
+                (false, false) => continue,
+            };
+            let transmit = Transmit { interface: link.index, to, bytes: bytes.clone() };
+            self.commands.push_back(Command::Send(transmit));
+        }
+    }
+
+    fn announce_interval(&mut self) -> Duration {
+        let peers = u32::try_from(self.store.len()).unwrap_or(u32::MAX);
+        let stretched = ANNOUNCE_INTERVAL.saturating_mul(peers.max(PEERS_AT_FULL_PACE)) / PEERS_AT_FULL_PACE;
+        let jitter = Duration::from_millis(u64::from(self.rng.next_u32() % 500));
+        stretched.min(MAX_ANNOUNCE_INTERVAL) - jitter
+    }
+
+    fn is_on_link(&self, interface: u32, address: IpAddr) -> bool {
+        let Some(link) = self.underlay.iter().find(|link| link.index == interface) else { return false };
+        link.addresses.iter().any(|net| net.contains(&address))
+    }
+
+    fn on_announce(&mut self, content: &[u8], place: Place, now: Now) {
+        let from = place.address;
+        let Some(announce) = Announce::decode(content) else { return self.drop_input("malformed", from) };
+        let key = announce.key;
+        if key == self.state.wg_pubkey {
+            return self.drop_input("self", from);
+        }
+        self.last_heard = Some(now.monotonic);
+        let known = self.store.get(key).map(|peer| peer.record().record().sequence);
+        let fresh_record = announce.record.filter(|_| known.is_none_or(|known| known < announce.sequence));
+        if let Some(bytes) = fresh_record {
+            let Some(record) = self.verify_record(&bytes, key, from) else { return };
+            if record.record().is_expired(now.wall, CLOCK_TOLERANCE) {
+                return self.drop_input("expired", from);
+            }
+            self.claim(Claim { record, source: Source::Lan, endpoint: None, fresh: false }, place, now);
+        }
+        let held = self.store.get(key).map(|peer| peer.record().record().sequence);
+        match held {
+            Some(held) if held >= announce.sequence => self.greet(key, place, announce.token, now),
+            Some(_) | None => self.ask_stranger(key, announce.sequence, place, announce.token, now),
+        }
+    }
+
+    fn on_hello(&mut self, content: &[u8], place: Place, now: Now) {
+        let from = place.address;
+        let Some(unproved) = UnprovedHello::decode(content) else {
+            return self.drop_input("malformed", from);
+        };
+        let key = unproved.claimed_key();
+        if key == self.state.wg_pubkey {
+            return self.drop_input("self", from);
+        }
+        let pair = match self.store.get(key) {
+            Some(peer) => peer.pair.clone(),
+            None if self.leads.take(now.monotonic) => self.pair_with(key),
+            None => return self.drop_input("busy", from),
+        };
+        let Some(hello) = unproved.prove(self.state.wg_pubkey, &pair) else {
+            return self.drop_input("forged", from);
+        };
+        self.last_heard = Some(now.monotonic);
+        self.follow_hello(&hello, place, now);
+    }
+
+    /// Acts on a hello whose sender is proved.
+    fn follow_hello(&mut self, hello: &Hello, place: Place, now: Now) {
+        let (key, from) = (hello.key, place.address);
+        let known = self.store.get(key).map(|peer| peer.record().record().sequence);
+        if let Some(bytes) = &hello.record
+            && known.is_none_or(|known| known < hello.stamp.sequence)
+        {
+            let Some(record) = self.verify_record(bytes, key, from) else { return };
+            self.claim(Claim { record, source: Source::Lan, endpoint: None, fresh: false }, place, now);
+        }
+        let Some(peer) = self.store.get(key) else { return self.drop_input("no record", from) };
+        let record = peer.record().clone();
+        let lower = self.state.wg_pubkey < key;
+        let contact = self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, now.monotonic));
+        if self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key)) {
+            contact.handle_installed(true, now.monotonic);
+        }
+        match contact.handle_hello(hello, place, self.token, now.monotonic) {
+            Ok(()) => {
+                let endpoint = Some(record.record().endpoint_at(from));
+                self.claim(Claim { record, source: Source::Lan, endpoint, fresh: true }, place, now);
+                self.dirty = true;
+            }
+            Err(Ignored::Replayed) => self.drop_input("replayed", from),
+            Err(Ignored::NotFresh) => {}
+        }
+    }
+
+    /// Answers the announce of a peer whose record we hold.
+    fn greet(&mut self, key: PublicKey, place: Place, token: Token, now: Now) {
+        let lower = self.state.wg_pubkey < key;
+        let contact = self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, now.monotonic));
+        if self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key)) {
+            contact.handle_installed(true, now.monotonic);
+        }
+        contact.handle_announce(place, token, now.monotonic);
+    }
+
+    /// Answers the announce of a node whose record we lack, so that it sends it. Keeps nothing.
+    fn ask_stranger(&mut self, key: PublicKey, sequence: Sequence, place: Place, token: Token, now: Now) {
+        if self.store.refusal(key, sequence).is_some() || !self.leads.take(now.monotonic) {
+            return self.drop_input("busy", place.address);
+        }
+        let plan = HelloPlan {
+            place,
+            echo: Some(token),
+            phase: Phase::Heard,
+            seen: None,
+            ask: true,
+            with_record: true,
+        };
+        let known = self.store.get(key).map(|peer| peer.record().record().sequence);
+        self.send_hello(key, &self.pair_with(key), known, plan, now);
+    }
+
+    fn send_hello(
+        &mut self,
+        key: PublicKey,
+        pair: &PairKeys,
+        known: Option<Sequence>,
+        plan: HelloPlan,
+        now: Now,
+    ) {
+        self.counter += 1;
+        let hello = Hello {
+            key: self.state.wg_pubkey,
+            stamp: Stamp { sequence: self.record.record().sequence, counter: self.counter },
+            token: self.token,
+            echo: plan.echo,
+            phase: plan.phase,
+            seen: plan.seen,
+            known,
+            ask: plan.ask,
+            record: plan.with_record.then(|| attach(&self.record)).flatten(),
+        };
+        let bytes = seal(&self.keys, Kind::Hello, &hello.encode(key, pair), now, &mut self.rng);
+        let Place { interface, address } = plan.place;
+        let transmit = Transmit { interface, to: Recipient::Node(address), bytes };
+        self.commands.push_back(Command::Send(transmit));
+    }
+
+    fn verify_record(&mut self, bytes: &[u8], key: PublicKey, from: SocketAddr) -> Option<SignedRecord> {
+        let reason = match SignedRecord::verify(bytes, self.keys.network_id()) {
+            Ok(record) if record.record().key == key => return Some(record),
+            Ok(_) => "another's record",
+            Err(InvalidRecord::TooLong | InvalidRecord::Malformed) => "malformed",
+            Err(InvalidRecord::Signature) => "signature",
+            Err(InvalidRecord::Meaning(_)) => "meaning",
+        };
+        self.drop_input(reason, from);
+        None
+    }
+
+    fn claim(&mut self, claim: Claim, place: Place, now: Now) {
+        let record = claim.record.record().clone();
+        let Self { store, keys, state, .. } = self;
+        let pair = || keys.pair(&state.wg_private_key, state.wg_pubkey, record.key);
+        match store.claim(claim, pair, now.monotonic) {
+            Outcome::New => {
+                tracing::info!(peer = %record.key, hostname = %record.hostname, source = "lan", "found a peer");
+                self.orphans.remove(&record.key);
+                self.on_peers_changed(now);
+            }
+            Outcome::Updated => {
+                tracing::info!(peer = %record.key, hostname = %record.hostname, "a peer has news");
+                self.on_peers_changed(now);
+            }
+            Outcome::Refreshed => {}
+            Outcome::Departed => {
+                tracing::info!(peer = %record.key, hostname = %record.hostname, "a peer has left");
+                self.forget(record.key);
+                self.on_peers_changed(now);
+            }
+            Outcome::Refused(Refused::Stale) => self.drop_input("old record", place.address),
+            Outcome::Refused(Refused::Departed) => self.drop_input("departed", place.address),
+            Outcome::Refused(Refused::Full) => self.drop_input("peer limit", place.address),
+        }
+    }
+
+    fn pair_with(&self, key: PublicKey) -> PairKeys {
+        self.keys.pair(&self.state.wg_private_key, self.state.wg_pubkey, key)
+    }
+}

@@ -1,0 +1,157 @@
+//! What `wgmesh status` shows of a node. The shell adds what only it knows: eBPF's counters and the kernel's name.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use super::kernel::SESSION_LIFETIME;
+use super::{KernelTrouble, Mesh};
+use crate::address::derive_mesh_addresses;
+use crate::kernel::ObservedPeer;
+use crate::key::PublicKey;
+use crate::plan;
+use crate::status::{Ebpf, Kernel, Node, Path, Peer, PeerState, Source, SourceState, Status};
+use crate::store;
+use crate::time::Now;
+
+impl Mesh {
+    /// Takes stock.
+    pub fn status(&self, now: Now) -> Status {
+        let addresses = self.addresses();
+        let device = self.observed.as_ref().and_then(|observed| observed.device.as_ref());
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_s: now.monotonic.since(self.started).as_secs(),
+            node: Node {
+                interface: self.settings.interface.clone(),
+                public_key: self.state.wg_pubkey,
+                hostname: self.settings.hostname.clone(),
+                mesh_ipv4: addresses.v4,
+                mesh_ipv6: addresses.v6,
+                listen_port: device.map(|device| device.listen_port).filter(|&port| port != 0),
+                exchange_port: None,
+                nat_type: None,
+                mapped: None,
+            },
+            peers: self.store.iter().map(|(key, peer)| self.peer_status(key, peer, now)).collect(),
+            sources: self.source_status(now),
+            ebpf: Ebpf::default(),
+            kernel: Kernel {
+                converged: self.applied == self.generation && self.trouble.is_none(),
+                error: self.trouble.as_ref().map(describe),
+                ..Kernel::default()
+            },
+            drops: self.drops.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect(),
+            problems: self.problems(),
+        }
+    }
+
+    fn peer_status(&self, key: PublicKey, peer: &store::Peer, now: Now) -> Peer {
+        let record = peer.record().record();
+        let observed = self.observed.as_ref().and_then(|observed| observed.peers.get(&key));
+        let age = observed.and_then(|peer| peer.last_handshake).map(|at| now.wall.since(at));
+        let state = match age {
+            Some(age) if age <= SESSION_LIFETIME => PeerState::Direct,
+            Some(_) => PeerState::Offline,
+            None => PeerState::Connecting,
+        };
+        let allowed = self.desired.as_ref().and_then(|desired| desired.peers.get(&key));
+        let addresses = derive_mesh_addresses(self.keys.network_id(), self.subnets, record.key, record.nonce);
+        let is_route = |net: &&IpNet| record.routes.contains(net);
+        Peer {
+            public_key: key,
+            hostname: Some(record.hostname.clone()),
+            mesh_ipv4: addresses.v4,
+            mesh_ipv6: addresses.v6,
+            state,
+            path: observed.and_then(|observed| observed.endpoint).map(|endpoint| path(endpoint, peer)),
+            last_handshake_s: age.map(|age| age.as_secs()),
+            rx_bytes: observed.map_or(0, |observed| observed.rx_bytes),
+            tx_bytes: observed.map_or(0, |observed| observed.tx_bytes),
+            ebpf: None,
+            sources: peer.sources.keys().rev().map(|source| source.name().to_owned()).collect(),
+            routes: allowed
+                .map(|peer| peer.allowed_ips.iter().filter(is_route).copied().collect())
+                .unwrap_or_default(),
+            why: self.why(key, peer, state, observed),
+        }
+    }
+
+    fn why(
+        &self,
+        key: PublicKey,
+        peer: &store::Peer,
+        state: PeerState,
+        observed: Option<&ObservedPeer>,
+    ) -> Option<String> {
+        let record = peer.record().record();
+        if plan::addresses_of(record, self.keys.network_id(), self.subnets).0.is_none() {
+            let (theirs, ours) = (record.subnet, self.subnets.v4);
+            return Some(format!(
+                "its mesh subnet is {theirs} and ours is {ours}, so it is reached over IPv6 only"
+            ));
+        }
+        let without_addresses = self
+            .desired
+            .as_ref()
+            .and_then(|desired| desired.peers.get(&key))
+            .is_some_and(|p| p.allowed_ips.is_empty());
+        if without_addresses {
+            return Some("a lower key has its mesh address; it will take another".to_owned());
+        }
+        match (state, observed) {
+            (PeerState::Direct | PeerState::Relayed, _) => None,
+            (PeerState::Connecting, None) => Some("the kernel does not hold it yet".to_owned()),
+            (PeerState::Connecting, Some(ObservedPeer { endpoint: None, .. })) => {
+                Some("no address of it is known to work yet".to_owned())
+            }
+            (PeerState::Connecting, Some(_)) => Some("it has not answered a handshake yet".to_owned()),
+            (PeerState::Offline, _) => Some("its last handshake is more than three minutes old".to_owned()),
+        }
+    }
+
+    fn source_status(&self, now: Now) -> Vec<Source> {
+        if !self.settings.lan {
+            return Vec::new();
+        }
+        let links: BTreeSet<&str> =
+            self.underlay.iter().filter(|link| link.multicast).map(|link| link.name.as_str()).collect();
+        let last = self.last_heard.max(self.last_announce);
+        let (state, error) = match (links.is_empty(), last) {
+            (true, _) => (SourceState::Failing, Some("no link that is up takes multicast".to_owned())),
+            (false, None) => (SourceState::Starting, None),
+            (false, Some(_)) => (SourceState::Running, None),
+        };
+        let last_ok_s = last.map(|at| now.monotonic.since(at).as_secs());
+        vec![Source { name: store::Source::Lan.name().to_owned(), state, last_ok_s, error }]
+    }
+
+    fn problems(&self) -> Vec<String> {
+        let mut problems: Vec<_> = self.trouble.iter().map(describe).collect();
+        if self.port_moves > 0 {
+            let (asked, got) = (self.settings.listen_port, self.listen_port);
+            problems.push(format!("UDP port {asked} is used by another program; WireGuard listens on {got}"));
+        }
+        let subnet = IpNet::from(self.subnets.v4);
+        for own in self.own_networks().into_iter().filter(|own| own.contains(&subnet) || subnet.contains(own))
+        {
+            problems.push(format!(
+                "this host is in {own}, which overlaps the mesh subnet {subnet}; set `subnet` to another on every host"
+            ));
+        }
+        problems
+    }
+}
+
+fn path(endpoint: SocketAddr, peer: &store::Peer) -> Path {
+    let kind = peer.candidates.get(&endpoint).map_or("roamed", |candidate| candidate.source.name());
+    Path { kind: kind.to_owned(), endpoint, relay: None, rtt_ms: None, mtu: None }
+}
+
+fn describe(trouble: &KernelTrouble) -> String {
+    match trouble {
+        KernelTrouble::PortInUse => "another program has WireGuard's port".to_owned(),
+        KernelTrouble::Other(text) => text.clone(),
+    }
+}

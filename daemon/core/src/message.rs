@@ -1,0 +1,228 @@
+//! What nodes on one link say to each other, inside the envelope of [`crate::seal`].
+//!
+//! An [`Announce`] goes to the mesh's multicast group: "this node is here, with this record". Any member could
+//! forge one, and anyone could replay one, so it is a lead and no more: its receiver answers with a [`Hello`].
+//!
+//! A hello goes to one node and carries a proof that only the pair can make (HMAC-SHA256 under a key of both
+//! X25519 keys), a [`Stamp`] that only rises, and the other's token as an echo. A hello that echoes the token of
+//! this run is fresh, whatever the clocks say; only a fresh one moves an endpoint.
+
+use hmac::{Hmac, Mac as _};
+use minicbor::bytes::{ByteArray, ByteVec};
+use minicbor::{Decode, Encode};
+use sha2::Sha256;
+
+use crate::derive::PairKeys;
+use crate::identity::Sequence;
+use crate::key::PublicKey;
+use crate::record::SignedRecord;
+use crate::wire::decode_all;
+
+const PROOF_CONTEXT: &[u8] = b"wgmesh hello v1";
+const PROOF_BYTES: usize = 16;
+
+/// A random number that a node makes at each start, to know its own run again in what others echo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(transparent)]
+pub struct Token(#[n(0)] pub u64);
+
+/// Orders everything that a node ever says: by the sequence of its record, then by a counter of this run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct Stamp {
+    /// The sequence of the sender's record.
+    #[n(0)]
+    pub sequence: Sequence,
+    /// Rises with every hello.
+    #[n(1)]
+    pub counter: u64,
+}
+
+/// How far a node has come with another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Phase {
+    /// It knows of the other.
+    #[n(0)]
+    Heard,
+    /// Its kernel would answer the other's handshake.
+    #[n(1)]
+    Installed,
+    /// Its kernel has the other's endpoint and starts the handshake.
+    #[n(2)]
+    Active,
+}
+
+/// To everyone on the link.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Announce {
+    /// Whose it claims to be.
+    #[n(0)]
+    pub key: PublicKey,
+    /// The sequence of the sender's record.
+    #[n(1)]
+    pub sequence: Sequence,
+    /// What to echo.
+    #[n(2)]
+    pub token: Token,
+    /// The signed record, left out where everyone should have it by now.
+    #[n(3)]
+    pub record: Option<ByteVec>,
+}
+
+/// To one node.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Hello {
+    /// Whose it is.
+    #[n(0)]
+    pub key: PublicKey,
+    /// Above every earlier one of this sender.
+    #[n(1)]
+    pub stamp: Stamp,
+    /// What to echo.
+    #[n(2)]
+    pub token: Token,
+    /// The token last heard from the receiver.
+    #[n(3)]
+    pub echo: Option<Token>,
+    /// How far the sender has come.
+    #[n(4)]
+    pub phase: Phase,
+    /// How far the sender knows the receiver to have come.
+    #[n(5)]
+    pub seen: Option<Phase>,
+    /// The sequence of the receiver's record that the sender holds.
+    #[n(6)]
+    pub known: Option<Sequence>,
+    /// Whether the sender waits for an answer.
+    #[n(7)]
+    pub ask: bool,
+    /// The sender's signed record, left out where the receiver is known to hold it.
+    #[n(8)]
+    pub record: Option<ByteVec>,
+}
+
+#[derive(Encode, Decode)]
+struct Proved {
+    #[n(0)]
+    body: ByteVec,
+    #[n(1)]
+    proof: ByteArray<PROOF_BYTES>,
+}
+
+/// A hello whose sender is not proved yet: it can tell whose pair key to check it with, and nothing else.
+pub struct UnprovedHello {
+    hello: Hello,
+    proved: Proved,
+}
+
+impl Announce {
+    /// Encodes it for the envelope.
+    pub fn encode(&self) -> Vec<u8> {
+        minicbor::to_vec(self).expect("encoding into memory cannot fail")
+    }
+
+    /// Decodes an envelope's content.
+    pub fn decode(content: &[u8]) -> Option<Self> {
+        decode_all(content)
+    }
+}
+
+impl Hello {
+    /// Encodes it for the envelope, with the proof for `receiver`.
+    pub fn encode(&self, receiver: PublicKey, pair: &PairKeys) -> Vec<u8> {
+        let body = minicbor::to_vec(self).expect("encoding into memory cannot fail");
+        let proof = proof(&body, receiver, pair).finalize().into_bytes();
+        let proof: [u8; PROOF_BYTES] = proof[..PROOF_BYTES].try_into().expect("SHA-256 gives 32 bytes");
+        minicbor::to_vec(Proved { body: body.into(), proof: proof.into() })
+            .expect("encoding into memory cannot fail")
+    }
+}
+
+impl UnprovedHello {
+    /// Decodes an envelope's content.
+    pub fn decode(content: &[u8]) -> Option<Self> {
+        let proved: Proved = decode_all(content)?;
+        let hello = decode_all(&proved.body)?;
+        Some(Self { hello, proved })
+    }
+
+    /// Returns whose it claims to be.
+    pub const fn claimed_key(&self) -> PublicKey {
+        self.hello.key
+    }
+
+    /// Returns the hello if its sender is the other node of `pair`.
+    pub fn prove(self, receiver: PublicKey, pair: &PairKeys) -> Option<Hello> {
+        let expected = proof(&self.proved.body, receiver, pair);
+        expected.verify_truncated_left(&*self.proved.proof).ok()?;
+        Some(self.hello)
+    }
+}
+
+/// Writes a record into a message.
+pub(crate) fn attach(record: &SignedRecord) -> Option<ByteVec> {
+    Some(record.as_bytes().to_vec().into())
+}
+
+fn proof(body: &[u8], receiver: PublicKey, pair: &PairKeys) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(&pair.proof).expect("HMAC takes a key of any length");
+    mac.update(PROOF_CONTEXT);
+    mac.update(receiver.as_bytes());
+    mac.update(body);
+    mac
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::derive::MeshKeys;
+    use crate::key::SecretKey;
+    use crate::secret::MeshSecret;
+
+    fn hello(key: PublicKey) -> Hello {
+        Hello {
+            key,
+            stamp: Stamp { sequence: Sequence(4), counter: 2 },
+            token: Token(9),
+            echo: None,
+            phase: Phase::Installed,
+            seen: Some(Phase::Heard),
+            known: None,
+            ask: true,
+            record: None,
+        }
+    }
+
+    #[test]
+    fn only_the_other_node_of_the_pair_can_say_hello() {
+        let mesh = MeshKeys::derive(&MeshSecret::from_random([1; 32]).mesh_key());
+        let [a, b, c] = [1, 2, 3].map(|byte| SecretKey::from_random([byte; 32]));
+        let pair = mesh.pair(&a, a.public(), b.public());
+        let bytes = hello(a.public()).encode(b.public(), &pair);
+        let prove = |receiver, pair: &PairKeys| UnprovedHello::decode(&bytes).unwrap().prove(receiver, pair);
+        assert_eq!(prove(b.public(), &pair), Some(hello(a.public())));
+        assert_eq!(prove(a.public(), &pair), None, "reflected");
+        assert_eq!(prove(b.public(), &mesh.pair(&c, c.public(), b.public())), None, "another member");
+    }
+
+    #[test]
+    fn stamps_rise_with_the_counter_and_first_with_the_sequence() {
+        let stamp = |sequence, counter| Stamp { sequence: Sequence(sequence), counter };
+        assert!(stamp(1, 9) < stamp(2, 0) && stamp(2, 0) < stamp(2, 1));
+    }
+
+    #[test]
+    fn anything_else_is_no_message() {
+        let announce = Announce {
+            key: SecretKey::from_random([1; 32]).public(),
+            sequence: Sequence(1),
+            token: Token(1),
+            record: None,
+        }
+        .encode();
+        for length in 0..announce.len() {
+            assert_eq!(Announce::decode(&announce[..length]), None);
+        }
+        assert!(UnprovedHello::decode(&announce).is_none());
+    }
+}

@@ -1,0 +1,305 @@
+//! The peer store: every verified claim about another node, merged.
+//!
+//! Invariants:
+//! - A record only ever gives way to one with a higher sequence, whatever arrives when and from where.
+//! - At most `capacity` peers are held; at the cap a stranger is refused and a known peer still updated.
+//! - Only direct evidence (a fresh hello, the kernel's own counters) keeps a peer alive. A claim from a cache or
+//!   from a third node does not: the dead stay dead.
+//! - What left by its own goodbye comes back only with a newer record ([`Tombstone`]s, at most
+//!   [`MAX_TOMBSTONES`], the oldest forgotten first).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::derive::PairKeys;
+use crate::identity::Sequence;
+use crate::key::PublicKey;
+use crate::record::SignedRecord;
+use crate::time::Monotonic;
+
+/// A peer without news for this long counts as dead (seed 003, W-D18).
+pub const DEAD_AFTER: Duration = Duration::from_secs(5 * 60);
+
+/// A peer without news for this long is forgotten; twice [`DEAD_AFTER`], so that a dead one is shown for a while.
+pub const REMOVED_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// The most addresses remembered for one peer; the one longest unheard makes room.
+pub const MAX_CANDIDATES: usize = 8;
+
+/// The most departed nodes remembered; the one that left longest ago makes room.
+pub const MAX_TOMBSTONES: usize = 4096;
+
+/// Who told us of a peer. The declared order is the order of trust in its addresses, lowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// Our own file from an earlier run.
+    Cache,
+    /// The node itself, heard on a common link.
+    Lan,
+}
+
+impl Source {
+    /// Returns the name that configuration and `status` use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cache => "cache",
+            Self::Lan => "lan",
+        }
+    }
+
+    /// Returns how much an address from this source is worth beside others (REQUIREMENTS X-18).
+    pub const fn rank(self) -> u8 {
+        match self {
+            Self::Lan => 100,
+            Self::Cache => 20,
+        }
+    }
+
+    /// Whether it speaks for the node's being alive now.
+    const fn is_direct(self) -> bool {
+        match self {
+            Self::Lan => true,
+            Self::Cache => false,
+        }
+    }
+}
+
+/// A verified record, where it came from, and the address that came with it.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The record, its signature already checked.
+    pub record: SignedRecord,
+    /// Who told us.
+    pub source: Source,
+    /// Where the peer's WireGuard should answer, if the source knows.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether the claim proves that the node is alive now: a fresh hello does, a replayable announce does not.
+    pub fresh: bool,
+}
+
+/// What a claim did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The peer is new.
+    New,
+    /// Its record was replaced.
+    Updated,
+    /// Nothing changed but times and addresses.
+    Refreshed,
+    /// It said goodbye and is gone.
+    Departed,
+    /// The claim was refused.
+    Refused(Refused),
+}
+
+/// Why a claim was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// A newer record is known.
+    #[error("an old record")]
+    Stale,
+    /// The node has left and this record is from before.
+    #[error("a record of a node that left")]
+    Departed,
+    /// The store is full.
+    #[error("the peer limit")]
+    Full,
+}
+
+/// An address at which a peer may answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Who told us.
+    pub source: Source,
+    /// When it was last claimed.
+    pub last_seen: Monotonic,
+}
+
+/// Everything known of one peer.
+#[derive(Clone)]
+pub struct Peer {
+    record: SignedRecord,
+    /// The pair's keys, computed once.
+    pub pair: PairKeys,
+    /// Every source that ever told of it, with the last time.
+    pub sources: BTreeMap<Source, Monotonic>,
+    /// Where its WireGuard may answer.
+    pub candidates: BTreeMap<SocketAddr, Candidate>,
+    /// When it was first heard of in this run.
+    pub first_seen: Monotonic,
+    /// When it last proved to be alive, or was first heard of.
+    pub last_seen: Monotonic,
+}
+
+impl Peer {
+    /// Returns its newest record.
+    pub const fn record(&self) -> &SignedRecord {
+        &self.record
+    }
+
+    /// Returns the address to try first: by rank of source, then IPv6 first, then the latest, then the lowest.
+    /// An address unheard for [`DEAD_AFTER`] ranks with the cache: no rank outlives its reason.
+    pub fn best_candidate(&self, now: Monotonic) -> Option<SocketAddr> {
+        let rank = |candidate: &Candidate| match now.since(candidate.last_seen) < DEAD_AFTER {
+            true => candidate.source.rank(),
+            false => Source::Cache.rank(),
+        };
+        self.candidates
+            .iter()
+            .max_by_key(|(address, candidate)| {
+                (rank(candidate), address.is_ipv6(), candidate.last_seen, std::cmp::Reverse(**address))
+            })
+            .map(|(&address, _)| address)
+    }
+
+    fn add_candidate(&mut self, address: SocketAddr, source: Source, now: Monotonic) {
+        let candidate = self.candidates.entry(address).or_insert(Candidate { source, last_seen: now });
+        candidate.source = candidate.source.max(source);
+        candidate.last_seen = now;
+        while self.candidates.len() > MAX_CANDIDATES {
+            let oldest = self.candidates.iter().min_by_key(|(_, candidate)| candidate.last_seen);
+            let oldest = *oldest.expect("there are more than MAX_CANDIDATES").0;
+            self.candidates.remove(&oldest);
+        }
+    }
+}
+
+/// A node that said goodbye.
+#[derive(Clone, Copy, Debug)]
+struct Tombstone {
+    sequence: Sequence,
+    since: Monotonic,
+}
+
+/// All known peers.
+pub struct PeerStore {
+    capacity: usize,
+    peers: BTreeMap<PublicKey, Peer>,
+    departed: BTreeMap<PublicKey, Tombstone>,
+}
+
+impl PeerStore {
+    /// Makes an empty store for at most `capacity` peers.
+    pub const fn new(capacity: usize) -> Self {
+        Self { capacity, peers: BTreeMap::new(), departed: BTreeMap::new() }
+    }
+
+    /// Takes in a claim; `pair` computes the pair's keys if the peer is new.
+    pub fn claim(&mut self, claim: Claim, pair: impl FnOnce() -> PairKeys, now: Monotonic) -> Outcome {
+        let key = claim.record.record().key;
+        let sequence = claim.record.record().sequence;
+        if let Some(refused) = self.refusal(key, sequence) {
+            return Outcome::Refused(refused);
+        }
+        if claim.record.record().is_goodbye() {
+            return self.bury(key, sequence, now);
+        }
+        let (outcome, peer) = match self.peers.entry(key) {
+            std::collections::btree_map::Entry::Occupied(entry) => {
+                let peer = entry.into_mut();
+                let newer = sequence > peer.record.record().sequence;
+                if newer {
+                    peer.record = claim.record;
+                }
+                (if newer { Outcome::Updated } else { Outcome::Refreshed }, peer)
+            }
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                self.departed.remove(&key);
+                (Outcome::New, entry.insert(Peer::new(claim.record, pair(), now)))
+            }
+        };
+        peer.sources.insert(claim.source, now);
+        if claim.fresh && claim.source.is_direct() {
+            peer.last_seen = now;
+        }
+        if let Some(endpoint) = claim.endpoint {
+            peer.add_candidate(endpoint, claim.source, now);
+        }
+        outcome
+    }
+
+    /// Says why a record of this sequence would be refused, before its signature is even checked.
+    pub fn refusal(&self, key: PublicKey, sequence: Sequence) -> Option<Refused> {
+        if self.departed.get(&key).is_some_and(|tombstone| sequence <= tombstone.sequence) {
+            return Some(Refused::Departed);
+        }
+        match self.peers.get(&key) {
+            Some(peer) if sequence < peer.record.record().sequence => Some(Refused::Stale),
+            None if self.peers.len() >= self.capacity => Some(Refused::Full),
+            Some(_) | None => None,
+        }
+    }
+
+    /// Notes that the kernel heard from a peer.
+    pub fn touch(&mut self, key: PublicKey, now: Monotonic) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.last_seen = now;
+        }
+    }
+
+    /// Forgets peers without news for [`REMOVED_AFTER`] and returns them.
+    pub fn remove_stale(&mut self, now: Monotonic) -> Vec<PublicKey> {
+        let stale = |peer: &Peer| now.since(peer.last_seen) >= REMOVED_AFTER;
+        let keys: Vec<_> = self.peers.iter().filter(|(_, peer)| stale(peer)).map(|(&key, _)| key).collect();
+        self.peers.retain(|_, peer| !stale(peer));
+        keys
+    }
+
+    /// Returns when [`PeerStore::remove_stale`] has something to do.
+    pub fn next_removal(&self) -> Option<Monotonic> {
+        self.peers.values().map(|peer| peer.last_seen + REMOVED_AFTER).min()
+    }
+
+    /// Returns one peer.
+    pub fn get(&self, key: PublicKey) -> Option<&Peer> {
+        self.peers.get(&key)
+    }
+
+    /// Goes through all peers in rising order of their keys.
+    pub fn iter(&self) -> impl Iterator<Item = (PublicKey, &Peer)> {
+        self.peers.iter().map(|(&key, peer)| (key, peer))
+    }
+
+    /// Returns how many peers there are.
+    pub fn len(&self) -> usize {
+        self.peers.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+    }
+
+    fn bury(&mut self, key: PublicKey, sequence: Sequence, now: Monotonic) -> Outcome {
+        self.departed.insert(key, Tombstone { sequence, since: now });
+        while self.departed.len() > MAX_TOMBSTONES {
+            let oldest = self.departed.iter().min_by_key(|(_, tombstone)| tombstone.since);
+            let oldest = *oldest.expect("there are more than MAX_TOMBSTONES").0;
+            self.departed.remove(&oldest);
+        }
+        match self.peers.remove(&key) {
+            Some(_) => Outcome::Departed,
+            None => Outcome::Refused(Refused::Departed),
+        }
+    }
+}
+
+impl Peer {
+    const fn new(record: SignedRecord, pair: PairKeys, now: Monotonic) -> Self {
+        Self {
+            record,
+            pair,
+            sources: BTreeMap::new(),
+            candidates: BTreeMap::new(),
+            first_seen: now,
+            last_seen: now,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
