@@ -1,6 +1,10 @@
 //! `cargo xtask`: builds, demonstrates, tests and measures wgmesh.
 
 mod ebpf;
+mod lab;
+mod progress;
+mod setup;
+mod workspace;
 
 use clap::Parser;
 
@@ -10,6 +14,10 @@ use clap::Parser;
 enum Task {
     /// Builds the eBPF object that the daemon embeds.
     BuildEbpf,
+    /// Installs what the other commands need from Debian and from rustup.
+    Setup,
+    /// Runs the tests of `tests/lab` on a real kernel, or opens a shell there.
+    Lab(lab::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -19,5 +27,7 @@ fn main() -> anyhow::Result<()> {
             println!("{}", object.display());
             Ok(())
         }
+        Task::Setup => setup::ensure(),
+        Task::Lab(arguments) => lab::main(&arguments),
     }
 }

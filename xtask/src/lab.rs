@@ -1,0 +1,148 @@
+//! `xtask lab`: runs the tests of `tests/lab` on a real kernel, in a VM of Debian packages or on this host.
+//!
+//! One boot serves all tests. The VM boots straight into the test runner, which is quickest, unless a chosen test
+//! stands in the `systemd` module: then systemd boots first, and the runner is a unit of it.
+
+mod accelerator;
+mod build;
+pub(crate) mod image;
+pub(crate) mod payload;
+pub(crate) mod vm;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, Subcommand};
+
+pub(crate) use build::Binaries;
+use image::{Image, Suite};
+use payload::Payload;
+use vm::{Boot, Guest};
+
+use crate::{setup, workspace};
+
+/// The module whose tests need a booted systemd.
+const SYSTEMD_TESTS: &str = "systemd::";
+
+/// How long the chosen tests may take altogether.
+const DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// What `xtask lab` takes.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Arguments {
+    /// The Debian release whose kernel and systemd run the tests.
+    #[arg(long, value_enum, default_value_t = Suite::Trixie)]
+    suite: Suite,
+    /// Run on this host's own kernel, without the VM and without the tests of systemd.
+    #[arg(long)]
+    host: bool,
+    /// How many tests run at once.
+    #[arg(long, default_value_t = 4)]
+    threads: usize,
+    /// Run only tests whose names contain one of these.
+    filter: Vec<String>,
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Opens a shell in the VM; the binaries are in /lab/bin.
+    Shell {
+        /// The Debian release to boot.
+        #[arg(long, value_enum, default_value_t = Suite::Trixie)]
+        suite: Suite,
+        /// Boot systemd first.
+        #[arg(long)]
+        systemd: bool,
+    },
+}
+
+/// Runs `xtask lab`.
+///
+/// # Errors
+/// Fails where a test failed, where none was chosen, and where the VM could not be built or died.
+pub(crate) fn main(arguments: &Arguments) -> Result<()> {
+    setup::ensure()?;
+    match arguments.action {
+        Some(Action::Shell { suite, systemd }) => {
+            shell(suite, if systemd { Boot::Systemd } else { Boot::Direct })
+        }
+        None if arguments.host => run_on_host(&Binaries::build()?, arguments),
+        None => run_in_vm(&Binaries::build()?, arguments),
+    }
+}
+
+/// Runs the lab's tests in a VM of a suite, as a stage of a greater run.
+///
+/// # Errors
+/// As [`main`].
+pub(crate) fn test(suite: Suite, filter: &[&str]) -> Result<()> {
+    let filter = filter.iter().map(|&word| word.to_owned()).collect();
+    run_in_vm(&Binaries::build()?, &Arguments { suite, host: false, threads: 4, filter, action: None })
+}
+
+fn run_in_vm(binaries: &Binaries, arguments: &Arguments) -> Result<()> {
+    let names = list(&binaries.tests, &arguments.filter)?;
+    let needs_systemd = names.iter().any(|name| name.starts_with(SYSTEMD_TESTS));
+    let image = Image::ensure(arguments.suite)?;
+    let mut payload = Payload::new()?;
+    binaries.add_to(&mut payload)?;
+    payload.command(&test_command(Path::new("/lab/bin"), arguments), &environment(Path::new("/lab/bin")))?;
+    let boot = if needs_systemd { Boot::Systemd } else { Boot::Direct };
+    let guest = Guest { image, boot, payload, deadline: DEADLINE };
+    let code = guest.run(|line| println!("{line}"))?;
+    ensure!(code == 0, "lab tests on {} ended with exit code {code}", arguments.suite);
+    Ok(())
+}
+
+fn run_on_host(binaries: &Binaries, arguments: &Arguments) -> Result<()> {
+    ensure!(
+        setup::is_root()?,
+        "network namespaces take root; run:\n  sudo --preserve-env cargo xtask lab --host"
+    );
+    ensure!(
+        list(&binaries.tests, &arguments.filter)?.iter().any(|name| !name.starts_with(SYSTEMD_TESTS)),
+        "only tests of systemd were chosen, and those run in the VM alone"
+    );
+    eprintln!("[xtask] tests of systemd are left out on a host: they would change its own");
+    let folder = binaries.tests.parent().context("the test binary stands in a folder")?;
+    let words = test_command(folder, arguments);
+    let mut command = Command::new(&binaries.tests);
+    command.args(&words[1..]).args(["--skip", SYSTEMD_TESTS]).env("WGMESH_BIN", &binaries.daemon);
+    workspace::run(&mut command)
+}
+
+/// Names the chosen tests; asking the binary needs neither root nor the VM.
+fn list(tests: &Path, filter: &[String]) -> Result<Vec<String>> {
+    let text = workspace::output(Command::new(tests).arg("--list").args(filter))?;
+    let names: Vec<String> =
+        text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
+    if names.is_empty() {
+        bail!("no test's name contains {}", filter.join(" or "));
+    }
+    Ok(names)
+}
+
+fn test_command(folder: &Path, arguments: &Arguments) -> Vec<String> {
+    let mut words = vec![folder.join("lab-tests").display().to_string()];
+    words.push(format!("--test-threads={}", arguments.threads));
+    words.extend(arguments.filter.iter().cloned());
+    words
+}
+
+fn environment(folder: &Path) -> Vec<(&'static str, String)> {
+    vec![("WGMESH_BIN", folder.join("wgmesh").display().to_string()), ("RUST_BACKTRACE", "1".to_owned())]
+}
+
+fn shell(suite: Suite, boot: Boot) -> Result<()> {
+    let binaries = Binaries::build()?;
+    let image = Image::ensure(suite)?;
+    let mut payload = Payload::new()?;
+    binaries.add_to(&mut payload)?;
+    payload.command(&["/lab/shell.sh".to_owned()], &environment(Path::new("/lab/bin")))?;
+    Guest { image, boot, payload, deadline: Duration::MAX }.shell()
+}

@@ -1,0 +1,75 @@
+//! The binaries that run in the lab, built statically so that every suite's C library will do.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+
+use super::payload::Payload;
+use crate::progress::Step;
+use crate::{ebpf, workspace};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The name of the cargo profile: release, but quicker to build.
+const PROFILE: &str = "lab";
+
+/// The daemon and the lab's tests.
+pub(crate) struct Binaries {
+    /// The `wgmesh` binary.
+    pub(crate) daemon: PathBuf,
+    /// The lab's tests, with libtest's own command line.
+    pub(crate) tests: PathBuf,
+}
+
+impl Binaries {
+    /// Builds what changed.
+    ///
+    /// # Errors
+    /// The compiler's errors are printed; the error only says that it failed.
+    pub(crate) fn build() -> Result<Self> {
+        let step = Step::start("building the daemon and the lab's tests");
+        ebpf::build_ebpf()?;
+        let daemon = cargo(&["build", "--package", "wgmesh", "--bin", "wgmesh"])?;
+        let tests = cargo(&["test", "--no-run", "--package", "wgmesh-lab", "--test", "lab"])?;
+        step.finish();
+        Ok(Self { daemon, tests })
+    }
+
+    /// Adds them to a payload: `/lab/bin/wgmesh`, `/lab/bin/lab-tests` and the unit files in `/lab/systemd`.
+    ///
+    /// # Errors
+    /// Says what could not be copied.
+    pub(crate) fn add_to(&self, payload: &mut Payload) -> Result<()> {
+        payload.add(&self.daemon, "bin/wgmesh")?;
+        payload.add(&self.tests, "bin/lab-tests")?;
+        let units = workspace::root().join("systemd");
+        if units.is_dir() { payload.add(&units, "systemd") } else { Ok(()) }
+    }
+}
+
+/// Runs cargo in the lab's own target folder and returns the path of the executable that it made.
+fn cargo(arguments: &[&str]) -> Result<PathBuf> {
+    let mut command = workspace::cargo(arguments);
+    command.args([
+        "--quiet",
+        "--profile",
+        PROFILE,
+        "--target",
+        TARGET,
+        "--message-format",
+        "json-render-diagnostics",
+    ]);
+    command.arg("--target-dir").arg(workspace::target().join("lab/build"));
+    command.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static").stderr(Stdio::inherit());
+    let output = command.output().context("cannot start cargo")?;
+    ensure!(output.status.success(), "cargo {} failed", arguments.join(" "));
+    let messages = String::from_utf8(output.stdout).context("cargo's messages are not text")?;
+    let executable = messages.lines().filter_map(executable_of).next_back();
+    executable.with_context(|| format!("cargo {} made no executable", arguments.join(" ")))
+}
+
+fn executable_of(message: &str) -> Option<PathBuf> {
+    let message: serde_json::Value = serde_json::from_str(message).ok()?;
+    Some(Path::new(message.get("executable")?.as_str()?).to_owned())
+}
