@@ -9,6 +9,7 @@ pub mod secret;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -22,7 +23,7 @@ pub use self::document::Problem;
 pub const DIRECTORY: &str = "/etc/wgmesh";
 
 /// The interface of a mesh that was given no name.
-pub const DEFAULT_INTERFACE: &str = "wgmesh0";
+const DEFAULT_INTERFACE: &str = "wgmesh0";
 
 /// One mesh's configuration, checked.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -59,6 +60,9 @@ pub struct File {
     /// How peers are found.
     #[serde(default)]
     pub discovery: Discovery,
+    /// What the daemon holds at most.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// How peers are found.
@@ -73,6 +77,21 @@ pub struct Discovery {
 impl Default for Discovery {
     fn default() -> Self {
         Self { enabled_methods: default_methods() }
+    }
+}
+
+/// What the daemon holds at most.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// The most peers; more are refused.
+    #[serde(default = "default_max_peers")]
+    pub max_peers: NonZeroU16,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_peers: default_max_peers() }
     }
 }
 
@@ -218,6 +237,8 @@ impl File {
             subnet: self.subnet,
             advertise_routes: self.advertise_routes.clone(),
             accept_routes: self.accept_routes.clone(),
+            lan: self.discovery.enabled_methods.contains(&Method::Lan),
+            max_peers: self.limits.max_peers.get().into(),
         }
     }
 
@@ -237,7 +258,8 @@ impl File {
     }
 }
 
-fn default_interface() -> InterfaceName {
+/// Returns the interface of a mesh that was given no name.
+pub fn default_interface() -> InterfaceName {
     DEFAULT_INTERFACE.parse().expect("the constant is a valid name")
 }
 
@@ -251,6 +273,10 @@ fn default_state_dir() -> PathBuf {
 
 fn default_runtime_dir() -> PathBuf {
     PathBuf::from("/run/wgmesh")
+}
+
+const fn default_max_peers() -> NonZeroU16 {
+    NonZeroU16::new(1000).expect("1000 is not zero")
 }
 
 fn default_methods() -> BTreeSet<Method> {

@@ -5,8 +5,10 @@
 //! [`notify`] how it is.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod journal;
 pub mod notify;
 pub mod privileges;
+pub mod run;
 pub mod state;

@@ -1,2 +1,7 @@
-//! The `wgmesh` daemon and its command line.
-fn main() {}
+//! The `wgmesh` binary: see [`wgmesh::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wgmesh::cli::main()
+}

@@ -12,7 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Every key, and what it takes. A table is listed by its own name too.
-const KEYS: [(&str, &str); 12] = [
+const KEYS: [(&str, &str); 14] = [
     ("interface", "the name of the WireGuard link, such as \"wgmesh0\""),
     ("secret_file", "the path of a file with the secret, such as \"/etc/wgmesh/wgmesh0.secret\""),
     ("listen_port", "a UDP port from 0 to 65535, 0 for any that is free"),
@@ -25,6 +25,8 @@ const KEYS: [(&str, &str); 12] = [
     ("accept_routes", "a list of networks, such as [\"192.168.0.0/16\"]"),
     ("discovery", "a table: [discovery]"),
     ("discovery.enabled_methods", "a list of methods, such as [\"lan\"]"),
+    ("limits", "a table: [limits]"),
+    ("limits.max_peers", "a number of peers from 1 to 65535"),
 ];
 
 /// Something wrong at one place of a document.

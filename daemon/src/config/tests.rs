@@ -18,6 +18,8 @@ fn an_empty_file_is_a_mesh_named_after_the_file() {
     assert_eq!(file.peers_path(), Path::new("/var/lib/wgmesh/office-peers.json"));
     assert_eq!(file.socket_path(), Path::new("/run/wgmesh/office.sock"));
     assert_eq!(file.discovery.enabled_methods, BTreeSet::from([Method::Lan]));
+    assert!(file.settings("db1").lan);
+    assert_eq!(file.settings("db1").max_peers, 1000);
     assert_eq!(file.settings("db1.example.org").hostname.as_str(), "db1.example.org");
 }
 
@@ -38,6 +40,8 @@ fn every_key_is_read() {
         accept_routes = ["192.168.0.0/16"]
         [discovery]
         enabled_methods = []
+        [limits]
+        max_peers = 50
         "#,
     )
     .unwrap();
@@ -50,6 +54,8 @@ fn every_key_is_read() {
     assert!(file.discovery.enabled_methods.is_empty());
     let settings = file.settings("ignored");
     assert_eq!(settings.hostname.as_str(), "db1");
+    assert!(!settings.lan);
+    assert_eq!(settings.max_peers, 50);
     assert_eq!(settings.advertise_routes.len(), 2);
     assert_eq!(settings.accept_routes, BTreeSet::from(["192.168.0.0/16".parse().unwrap()]));
 }
@@ -81,6 +87,7 @@ fn a_value_of_the_wrong_kind_says_what_the_key_takes() {
         ("hostname = \"\"", "1:12: `hostname`"),
         ("advertise_routes = [\"10.0.0.0/8\", \"x\"]", "1:35: `advertise_routes`"),
         ("advertise_routes = \"10.0.0.0/8\"", "1:20: `advertise_routes`"),
+        ("[limits]\nmax_peers = 0", "2:13: `limits.max_peers`"),
         ("discovery = 7", "1:13: `discovery`"),
         ("[discovery]\nenabled_methods = 7", "2:19: `discovery.enabled_methods`"),
     ] {

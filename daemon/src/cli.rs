@@ -1,0 +1,226 @@
+//! The command line: what each command takes, and how it ends.
+//!
+//! Facts go to standard output, everything else to standard error. Exit codes are those of sysexits.h, which
+//! systemd also shows by name: 0 done, 1 failed, 2 wrong usage, 69 no daemon is running, 77 no permission,
+//! 78 the configuration or the secret is wrong.
+
+mod check;
+mod init;
+mod run;
+mod status;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use wgmesh_core::kernel::InterfaceName;
+
+use crate::api::{self, client};
+use crate::config::{self, File};
+use crate::privileges;
+
+const EXIT_FAILED: u8 = 1;
+const EXIT_UNAVAILABLE: u8 = 69;
+const EXIT_NO_PERMISSION: u8 = 77;
+const EXIT_CONFIGURATION: u8 = 78;
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 69 no daemon is running, 77 no permission, \
+                          78 the configuration or the secret is wrong.";
+
+const EXAMPLE: &str = "On the first host:\n  wgmesh init --output /etc/wgmesh/wgmesh0.secret\n  wgmesh install-service\n\
+                       Copy the secret to the other hosts (mode 0600) and run `wgmesh install-service` there.";
+
+/// One secret makes hosts a WireGuard mesh.
+///
+/// Give every host the same secret: they find each other, get their addresses, and keep kernel WireGuard right
+/// with no server and no operator.
+#[derive(Debug, Parser)]
+#[command(name = "wgmesh", version, after_help = EXIT_CODES, after_long_help = format!("{EXAMPLE}\n\n{EXIT_CODES}"))]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a new secret, which is a new mesh.
+    Init {
+        /// Write it to this file, readable by its owner only, instead of printing it.
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Run the daemon in the foreground.
+    ///
+    /// SIGTERM and SIGINT withdraw everything from the kernel; SIGUSR1 exits and leaves the tunnels working.
+    Run {
+        #[command(flatten)]
+        mesh: Mesh,
+    },
+    /// Show this node and its peers.
+    Status {
+        #[command(flatten)]
+        mesh: Mesh,
+        /// Print JSON for programs.
+        #[arg(long)]
+        json: bool,
+        /// Show public keys and IPv6 addresses too.
+        #[arg(short, long, conflicts_with = "json")]
+        wide: bool,
+    },
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Tell whether a configuration and its secret can be used.
+    Check {
+        /// The file [default: /etc/wgmesh/wgmesh0.toml].
+        file: Option<PathBuf>,
+        /// Print JSON for programs.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Which mesh of this host is meant.
+#[derive(Debug, Args)]
+struct Mesh {
+    /// The mesh's configuration file.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "interface")]
+    config: Option<PathBuf>,
+    /// The mesh's interface; stands for /etc/wgmesh/INTERFACE.toml [default: wgmesh0].
+    #[arg(short, long, value_name = "INTERFACE")]
+    interface: Option<InterfaceName>,
+}
+
+impl Mesh {
+    fn load(self) -> Result<File, config::Error> {
+        match (self.config, self.interface) {
+            (Some(path), _) => File::load(&path),
+            (None, Some(interface)) => File::of_interface(&interface),
+            (None, None) => File::of_interface(&config::default_interface()),
+        }
+    }
+}
+
+/// A command that failed.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    #[error(transparent)]
+    Secret(#[from] config::secret::Error),
+    #[error("the configuration cannot be used")]
+    Checked,
+    #[error(transparent)]
+    Privileges(#[from] privileges::Error),
+    #[error(transparent)]
+    Api(#[from] api::Error),
+    #[error(transparent)]
+    Client(#[from] client::Error),
+    #[error(transparent)]
+    Init(#[from] init::Error),
+    #[error("cannot start the runtime: {0}")]
+    Runtime(#[source] io::Error),
+    #[error(transparent)]
+    Run(#[from] crate::run::Error),
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl Error {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Config(config::Error::Read { source, .. })
+            | Self::Secret(config::secret::Error::Read { source, .. })
+            | Self::Api(api::Error::File { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                EXIT_NO_PERMISSION
+            }
+            Self::Config(_) | Self::Secret(_) | Self::Checked => EXIT_CONFIGURATION,
+            Self::Privileges(privileges::Error::NoNetAdmin) | Self::Client(client::Error::Permission(_)) => {
+                EXIT_NO_PERMISSION
+            }
+            Self::Client(client::Error::NotRunning(_)) => EXIT_UNAVAILABLE,
+            Self::Privileges(_)
+            | Self::Api(_)
+            | Self::Client(_)
+            | Self::Init(_)
+            | Self::Runtime(_)
+            | Self::Run(_)
+            | Self::Output(_) => EXIT_FAILED,
+        }
+    }
+}
+
+/// Does what the process's arguments ask for.
+pub fn main() -> ExitCode {
+    match Arguments::parse().command.execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        // Somebody closed the pipe, as `head` does: they have what they wanted.
+        Err(Error::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nobody is left to hear of a failure to write this.
+            let _ = writeln!(io::stderr(), "wgmesh: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+/// Describes the whole command line, for manual pages.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+impl Command {
+    fn execute(self) -> Result<(), Error> {
+        match self {
+            Self::Init { output } => Ok(init::make_secret(output.as_deref())?),
+            Self::Run { mesh } => run::start(&mesh.load()?),
+            Self::Status { mesh, json, wide } => status::show(&mesh.load()?, json, wide),
+            Self::Config(ConfigCommand::Check { file, json }) => check::report(file, json),
+            Self::Completions { shell } => {
+                clap_complete::generate(shell, &mut command(), "wgmesh", &mut io::stdout());
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn a_mesh_is_named_by_file_or_by_interface_but_not_both() {
+        let parse = |arguments: &[&str]| Arguments::try_parse_from(arguments);
+        assert!(parse(&["wgmesh", "run", "--config", "a.toml"]).is_ok());
+        assert!(parse(&["wgmesh", "status", "--interface", "mesh1", "--json"]).is_ok());
+        assert!(parse(&["wgmesh", "run", "--config", "a.toml", "--interface", "a"]).is_err());
+        assert!(parse(&["wgmesh", "run", "--interface", "no/name"]).is_err());
+    }
+
+    /// W-D48: no option takes the secret, where every user of the host could read it.
+    #[test]
+    fn no_argument_takes_the_secret() {
+        for command in command().get_subcommands() {
+            for argument in command.get_arguments() {
+                assert!(!argument.get_id().as_str().contains("secret"), "{}", command.get_name());
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `wgmesh config check`: whether a configuration and its secret can be used.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::Error;
+use crate::config::{self, File, Problem, secret};
+
+const WEAK: &str = "the secret was not made by `wgmesh init`: if a person thought it up, others can guess it";
+
+/// The finding as programs read it.
+#[derive(Debug, Default, Serialize)]
+struct Finding {
+    ok: bool,
+    file: PathBuf,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    /// Where in the file the error is.
+    #[serde(skip_serializing_if = "Option::is_none", flatten)]
+    problem: Option<Problem>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+pub(super) fn report(file: Option<PathBuf>, json: bool) -> Result<(), Error> {
+    let file = file.unwrap_or_else(|| {
+        Path::new(config::DIRECTORY).join(format!("{}.toml", config::default_interface()))
+    });
+    let outcome = check(&file);
+    if !json {
+        let warnings = outcome?;
+        let mut out = io::stdout();
+        warnings.iter().try_for_each(|warning| writeln!(out, "warning: {warning}"))?;
+        return Ok(writeln!(out, "{}: OK", file.display())?);
+    }
+    let finding = match &outcome {
+        Ok(warnings) => Finding { ok: true, file, warnings: warnings.clone(), ..Finding::default() },
+        Err(error) => {
+            Finding { file, error: Some(error.to_string()), problem: placed(error), ..Finding::default() }
+        }
+    };
+    serde_json::to_writer_pretty(io::stdout(), &finding).map_err(io::Error::from)?;
+    writeln!(io::stdout())?;
+    outcome.map(drop).map_err(|_| Error::Checked)
+}
+
+fn placed(error: &Error) -> Option<Problem> {
+    match error {
+        Error::Config(config::Error::Invalid { problem, .. }) => Some(problem.clone()),
+        _ => None,
+    }
+}
+
+/// Returns warnings about a configuration that works.
+fn check(path: &Path) -> Result<Vec<String>, Error> {
+    let file = File::load(path)?;
+    let found = secret::find(&file)?;
+    Ok(found.secret.is_weak().then(|| format!("{}: {WEAK}", found.path.display())).into_iter().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn configured(secret: &str, text: &str) -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let secret_path = directory.path().join("s");
+        fs::write(&secret_path, secret).unwrap();
+        fs::set_permissions(secret_path, fs::Permissions::from_mode(0o600)).unwrap();
+        let path = directory.path().join("mesh1.toml");
+        fs::write(&path, text).unwrap();
+        (directory, path)
+    }
+
+    #[test]
+    fn two_lines_and_a_secret_are_enough() {
+        let secret = wgmesh_core::secret::MeshSecret::from_random([1; 32]).to_uri();
+        let (_directory, path) = configured(&secret, "interface = \"mesh1\"\nsecret_file = \"s\"\n");
+        assert_eq!(check(&path).unwrap(), Vec::<String>::new());
+    }
+
+    /// W-D38: a secret that a person thought up works, with a warning.
+    #[test]
+    fn a_weak_secret_is_warned_about() {
+        let (_directory, path) = configured("correct horse battery", "secret_file = \"s\"");
+        let warnings = check(&path).unwrap();
+        assert!(warnings[0].contains("others can guess it"), "{warnings:?}");
+    }
+
+    #[test]
+    fn an_error_has_its_place_for_programs_too() {
+        let (_directory, path) = configured("", "secret_file = \"s\"\nlisten_prot = 1");
+        let error = check(&path).unwrap_err();
+        assert_eq!(error.exit_code(), 78);
+        let finding =
+            Finding { problem: placed(&error), error: Some(error.to_string()), ..Finding::default() };
+        let json = serde_json::to_value(&finding).unwrap();
+        assert_eq!((&json["line"], &json["key"]), (&2.into(), &"listen_prot".into()));
+        assert_eq!(json["hint"], "did you mean `listen_port`?");
+    }
+}

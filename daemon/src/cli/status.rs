@@ -1,0 +1,196 @@
+//! `wgmesh status`: the daemon's own account, as a table for people or as JSON for programs.
+
+mod units;
+
+use std::io::{self, IsTerminal, Write};
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use wgmesh_core::status::{Path, Peer, PeerState, SourceState, Status, Traffic};
+
+use self::units::{ago, bytes, span};
+use super::Error;
+use crate::api::client;
+use crate::config::File;
+
+const BOLD: &str = "\x1b[1m";
+const YELLOW: &str = "\x1b[33m";
+const RED: &str = "\x1b[31m";
+const PLAIN: &str = "\x1b[0m";
+
+/// The columns of [`columns`] that are aligned at their right end.
+const NUMBERS: std::ops::RangeInclusive<usize> = 4..=6;
+
+/// How the account is shown to people.
+#[derive(Clone, Copy, Debug, Default)]
+struct Style {
+    /// With public keys and IPv6 addresses.
+    wide: bool,
+    /// With the terminal's colours.
+    colour: bool,
+}
+
+pub(super) fn show(config: &File, json: bool, wide: bool) -> Result<(), Error> {
+    let status = client::status(&config.socket_path())?;
+    let mut out = io::stdout();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &status).map_err(io::Error::from)?;
+        return Ok(writeln!(out)?);
+    }
+    let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    Ok(out.write_all(render(&status, Style { wide, colour }).as_bytes())?)
+}
+
+fn render(status: &Status, style: Style) -> String {
+    let mut lines = head(status, style);
+    lines.push(String::new());
+    if status.peers.is_empty() {
+        lines.push("No peers yet.".to_owned());
+    } else {
+        lines.extend(peers(&status.peers, style));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn head(status: &Status, style: Style) -> Vec<String> {
+    let node = &status.node;
+    let title = format!("{} on {}, up {}", node.hostname, node.interface, span(status.uptime_s));
+    let mut lines = vec![
+        paint(&title, BOLD, style),
+        format!("  address   {}, {}", node.mesh_ipv4, node.mesh_ipv6),
+        format!("  key       {}", node.public_key),
+    ];
+    if let Some(port) = node.listen_port {
+        lines.push(format!("  port      {port}"));
+    }
+    lines.push(format!("  kernel    {}", kernel(status)));
+    lines.push(format!("  eBPF      {}", ebpf(status)));
+    lines.push(format!("  sources   {}", sources(status)));
+    if !status.drops.is_empty() {
+        let drops: Vec<String> =
+            status.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        lines.push(format!("  dropped   {}", drops.join(", ")));
+    }
+    lines.extend(status.problems.iter().map(|problem| paint(&format!("  problem   {problem}"), RED, style)));
+    lines
+}
+
+fn kernel(status: &Status) -> String {
+    let kernel = &status.kernel;
+    let state = match (&kernel.error, kernel.converged) {
+        (Some(error), _) => format!("refuses: {error}"),
+        (None, true) => "as it should be".to_owned(),
+        (None, false) => "being brought in line".to_owned(),
+    };
+    format!("{}, {state} ({} writes)", kernel.release, kernel.writes)
+}
+
+fn ebpf(status: &Status) -> String {
+    let ebpf = &status.ebpf;
+    match (ebpf.active, &ebpf.attachment, &ebpf.error) {
+        (true, Some(attachment), _) => format!("counting ({attachment})"),
+        (true, None, _) => "counting".to_owned(),
+        (false, _, Some(error)) => format!("off: {error}"),
+        (false, _, None) => "off".to_owned(),
+    }
+}
+
+fn sources(status: &Status) -> String {
+    let one = |source: &wgmesh_core::status::Source| match (source.state, &source.error) {
+        (SourceState::Running, _) => source.name.clone(),
+        (SourceState::Starting, _) => format!("{} (starting)", source.name),
+        (SourceState::Failing, Some(error)) => format!("{} (failing: {error})", source.name),
+        (SourceState::Failing, None) => format!("{} (failing)", source.name),
+    };
+    match status.sources.as_slice() {
+        [] => "none".to_owned(),
+        sources => sources.iter().map(one).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn peers(peers: &[Peer], style: Style) -> Vec<String> {
+    let counted = peers.iter().any(|peer| peer.ebpf.is_some());
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(columns(counted, style));
+    for peer in peers {
+        table.add_row(row(peer, counted, style));
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if NUMBERS.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let colours = std::iter::once(BOLD).chain(peers.iter().map(|peer| colour(peer.state)));
+    table.lines().zip(colours).map(|(line, colour)| paint(line.trim_end(), colour, style)).collect()
+}
+
+fn columns(counted: bool, style: Style) -> Vec<&'static str> {
+    let mut columns = vec!["NAME", "ADDRESS", "STATE", "PATH", "HANDSHAKE", "RECEIVED", "SENT"];
+    if counted {
+        columns.push("EBPF IN/OUT");
+    }
+    columns.push("VIA");
+    if style.wide {
+        columns.extend(["IPV6", "KEY"]);
+    }
+    columns
+}
+
+fn row(peer: &Peer, counted: bool, style: Style) -> Vec<String> {
+    let none = || "-".to_owned();
+    let mut cells = vec![
+        peer.hostname.as_ref().map_or_else(|| peer.public_key.short(), ToString::to_string),
+        peer.mesh_ipv4.to_string(),
+        state(peer.state).to_owned(),
+        peer.path.as_ref().map_or_else(none, path),
+        peer.last_handshake_s.map_or_else(|| "never".to_owned(), ago),
+        bytes(peer.rx_bytes),
+        bytes(peer.tx_bytes),
+    ];
+    if counted {
+        cells.push(peer.ebpf.as_ref().map_or_else(none, traffic));
+    }
+    cells.push(peer.sources.join(", "));
+    if style.wide {
+        cells.extend([peer.mesh_ipv6.to_string(), peer.public_key.to_string()]);
+    }
+    cells
+}
+
+fn state(state: PeerState) -> &'static str {
+    match state {
+        PeerState::Connecting => "connecting",
+        PeerState::Direct => "direct",
+        PeerState::Relayed => "relayed",
+        PeerState::Offline => "offline",
+    }
+}
+
+fn colour(state: PeerState) -> &'static str {
+    match state {
+        PeerState::Direct => "",
+        PeerState::Connecting | PeerState::Relayed => YELLOW,
+        PeerState::Offline => RED,
+    }
+}
+
+fn path(path: &Path) -> String {
+    match path.rtt_ms {
+        Some(rtt) => format!("{} {} {rtt} ms", path.kind, path.endpoint),
+        None => format!("{} {}", path.kind, path.endpoint),
+    }
+}
+
+/// Inner bytes and packets, which differ from WireGuard's count by its overhead and keepalives.
+fn traffic(traffic: &Traffic) -> String {
+    let one = |count, packets| format!("{} ({packets})", bytes(count));
+    format!("{} / {}", one(traffic.rx_bytes, traffic.rx_packets), one(traffic.tx_bytes, traffic.tx_packets))
+}
+
+fn paint(text: &str, colour: &str, style: Style) -> String {
+    if style.colour && !colour.is_empty() { format!("{colour}{text}{PLAIN}") } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,152 @@
+use wgmesh_core::key::SecretKey;
+use wgmesh_core::status::{Ebpf, Kernel, Node, Source};
+
+use super::*;
+
+fn example() -> Status {
+    let key = |seed| SecretKey::from_random([seed; 32]).public();
+    let peer = |seed, name: &str, state| Peer {
+        public_key: key(seed),
+        hostname: Some(name.parse().unwrap()),
+        mesh_ipv4: [10, 42, 0, seed].into(),
+        mesh_ipv6: format!("fd00::{seed}").parse().unwrap(),
+        state,
+        path: None,
+        last_handshake_s: None,
+        rx_bytes: 0,
+        tx_bytes: 0,
+        ebpf: None,
+        sources: vec!["lan".into()],
+        routes: Vec::new(),
+        why: None,
+    };
+    let direct = Peer {
+        path: Some(Path {
+            kind: "lan".into(),
+            endpoint: "192.168.7.2:51820".parse().unwrap(),
+            relay: None,
+            rtt_ms: None,
+            mtu: None,
+        }),
+        last_handshake_s: Some(12),
+        rx_bytes: 3_500_000,
+        tx_bytes: 924,
+        ebpf: Some(Traffic {
+            rx_bytes: 3_400_000,
+            rx_packets: 2_500,
+            tx_bytes: 840,
+            tx_packets: 10,
+            ..Traffic::default()
+        }),
+        sources: vec!["lan".into(), "cache".into()],
+        ..peer(2, "db1", PeerState::Direct)
+    };
+    Status {
+        version: "0.1.0".into(),
+        uptime_s: 185,
+        node: Node {
+            interface: "wgmesh0".parse().unwrap(),
+            public_key: key(1),
+            hostname: "web1".parse().unwrap(),
+            mesh_ipv4: [10, 42, 0, 1].into(),
+            mesh_ipv6: "fd00::1".parse().unwrap(),
+            listen_port: Some(51820),
+            exchange_port: None,
+            nat_type: None,
+            mapped: None,
+        },
+        peers: vec![direct, peer(3, "db2", PeerState::Connecting), peer(4, "db3", PeerState::Offline)],
+        sources: vec![Source {
+            name: "lan".into(),
+            state: SourceState::Running,
+            last_ok_s: Some(1),
+            error: None,
+        }],
+        ebpf: Ebpf { active: true, attachment: Some("tcx".into()), error: None },
+        kernel: Kernel { release: "6.12.9".into(), converged: true, readings: 9, writes: 7, error: None },
+        drops: [("seal".to_owned(), 3)].into(),
+        problems: Vec::new(),
+    }
+}
+
+/// W-D57: the account that an operator reads, to the letter.
+#[test]
+fn the_account_reads_like_this() {
+    let expected = "\
+web1 on wgmesh0, up 3 min 5 s
+  address   10.42.0.1, fd00::1
+  key       pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=
+  port      51820
+  kernel    6.12.9, as it should be (7 writes)
+  eBPF      counting (tcx)
+  sources   lan
+  dropped   seal 3
+
+NAME  ADDRESS    STATE       PATH                   HANDSHAKE  RECEIVED   SENT  EBPF IN/OUT                  VIA
+db1   10.42.0.2  direct      lan 192.168.7.2:51820   12 s ago   3.3 MiB  924 B  3.2 MiB (2500) / 840 B (10)  lan, cache
+db2   10.42.0.3  connecting  -                          never       0 B    0 B  -                            lan
+db3   10.42.0.4  offline     -                          never       0 B    0 B  -                            lan
+";
+    assert_eq!(render(&example(), Style::default()), expected);
+}
+
+#[test]
+fn the_wide_account_has_whole_keys() {
+    let text = render(&example(), Style { wide: true, colour: false });
+    for peer in example().peers {
+        assert!(text.contains(&peer.public_key.to_string()), "{text}");
+        assert!(text.contains(&peer.mesh_ipv6.to_string()), "{text}");
+    }
+}
+
+#[test]
+fn only_a_terminal_sees_colours_and_every_colour_ends() {
+    assert!(!render(&example(), Style::default()).contains('\x1b'));
+    let text = render(&example(), Style { wide: false, colour: true });
+    assert!(text.contains(&format!("{RED}db3")), "{text:?}");
+    assert!(text.lines().all(|line| !line.contains('\x1b') || line.ends_with(PLAIN)), "{text:?}");
+}
+
+#[test]
+fn trouble_is_told_in_words() {
+    let mut status = example();
+    status.peers.clear();
+    status.ebpf = Ebpf { active: false, attachment: None, error: Some("no permission".into()) };
+    status.kernel = Kernel { error: Some("port 51820 is taken".into()), converged: false, ..status.kernel };
+    status.sources[0] =
+        Source { state: SourceState::Failing, error: Some("no link".into()), ..status.sources[0].clone() };
+    status.problems = vec!["port 51820 is in use".into()];
+    let text = render(&status, Style::default());
+    for line in [
+        "  eBPF      off: no permission",
+        "  kernel    6.12.9, refuses: port 51820 is taken (7 writes)",
+        "  sources   lan (failing: no link)",
+        "  problem   port 51820 is in use",
+        "No peers yet.",
+    ] {
+        assert!(text.lines().any(|shown| shown == line), "{line:?} in {text}");
+    }
+}
+
+/// The field names that scripts depend on (DESIGN 11).
+#[test]
+fn the_json_has_the_documented_names() {
+    let json = serde_json::to_value(example()).unwrap();
+    let names = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert!(json["node"]["public_key"].is_string());
+    for name in ["hostname", "mesh_ipv4", "mesh_ipv6", "listen_port"] {
+        assert!(names(&json["node"]).contains(&name.to_owned()), "{name}");
+    }
+    let peer = &json["peers"][0];
+    for name in ["public_key", "hostname", "mesh_ipv4", "mesh_ipv6", "state", "path", "last_handshake_s"] {
+        assert!(names(peer).contains(&name.to_owned()), "{name}");
+    }
+    assert_eq!(peer["state"], "direct");
+    assert_eq!(names(&peer["path"]), ["endpoint", "kind"]);
+    assert!(
+        !names(&json["peers"][1]).contains(&"last_handshake_s".to_owned()),
+        "what is unknown is left out"
+    );
+    assert_eq!(json["sources"][0]["state"], "running");
+    assert_eq!(serde_json::from_value::<Status>(json).unwrap(), example());
+}
