@@ -5,9 +5,12 @@
 //! [`notify`] how it is.
 
 pub mod api;
+pub mod applier;
 pub mod cli;
 pub mod config;
+pub mod ebpf;
 pub mod journal;
+pub mod kernel;
 pub mod notify;
 pub mod privileges;
 pub mod run;

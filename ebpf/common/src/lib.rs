@@ -6,13 +6,13 @@
 //! too, and the loader then makes the map anew.
 #![no_std]
 
-/// How many peers the maps hold; the same as the largest peer limit that the configuration takes.
+/// How many peers the maps hold; more than that are not counted.
 pub const MAX_PEERS: u32 = 4096;
 
 /// How many prefixes of one family the maps hold: each peer's own address and some routed networks.
 pub const MAX_PREFIXES: u32 = 16_384;
 
-/// The ring buffer's size in bytes: a multiple of the page size and room for some 1,600 events.
+/// The ring buffer's size in bytes: a multiple of the page size and room for 2,048 events.
 pub const RING_BYTES: u32 = 64 * 1024;
 
 /// WireGuard's message types that the programs look for (whitepaper §5.4).
@@ -56,8 +56,6 @@ pub struct Counters {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct HandshakeEvent {
-    /// Nanoseconds on the boot clock.
-    pub seen_at: u64,
     /// The other end's address; IPv4 as an IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2).
     pub address: [u8; 16],
     /// The interface it crossed, which is the scope of a link-local address.
@@ -70,11 +68,25 @@ pub struct HandshakeEvent {
     pub direction: u8,
 }
 
+impl HandshakeEvent {
+    /// Reads an event as a program wrote it.
+    pub fn from_bytes(bytes: &[u8; 24]) -> Self {
+        let [address @ .., i0, i1, i2, i3, p0, p1, message, direction] = *bytes;
+        Self {
+            address,
+            interface: u32::from_ne_bytes([i0, i1, i2, i3]),
+            port: u16::from_ne_bytes([p0, p1]),
+            message,
+            direction,
+        }
+    }
+}
+
 const _: () = {
     assert!(size_of::<PeerKey>() == 32 && align_of::<PeerKey>() == 1);
     assert!(size_of::<Flow>() == 24 && align_of::<Flow>() == 8);
     assert!(size_of::<Counters>() == 48 && align_of::<Counters>() == 8);
-    assert!(size_of::<HandshakeEvent>() == 32 && align_of::<HandshakeEvent>() == 8);
+    assert!(size_of::<HandshakeEvent>() == 24 && align_of::<HandshakeEvent>() == 4);
 };
 
 #[cfg(feature = "user")]

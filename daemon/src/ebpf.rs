@@ -1,0 +1,284 @@
+//! The eBPF programs: what peers send and receive, and when handshakes cross the underlay.
+//!
+//! Everything here is optional. Whoever gets an [`EbpfError`] goes on by polling netlink and says so in `status`.
+//! All calls are short and synchronous; only [`Handshakes`] waits.
+//!
+//! What lasts and what does not:
+//! - The counters' maps and their programs' links on the mesh interface are pinned on bpffs (on kernels before 6.6
+//!   the filters simply stay on the interface), so counting goes on while the daemon is being replaced or has died.
+//!   [`EbpfTraffic::load`] adopts all that; dropping [`EbpfTraffic`] leaves it; [`EbpfTraffic::withdraw`] removes it.
+//! - Nobody listens to handshakes without a daemon, so the programs on the underlay go with it.
+
+mod attach;
+mod handshakes;
+mod object;
+mod syscall;
+mod tables;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use aya::maps::{Array, MapData, MapError, RingBuf};
+use aya::programs::tc::SchedClassifierLink;
+use aya::programs::{SchedClassifier, TcAttachType};
+use ipnet::IpNet;
+use wgmesh_core::kernel::{InterfaceName, PeerTraffic};
+use wgmesh_core::key::PublicKey;
+
+pub use attach::AttachError;
+pub use handshakes::Handshakes;
+
+use attach::{Hook, remove_pin};
+use object::Loaded;
+use tables::Tables;
+
+/// Where pins are kept, a folder for each mesh.
+pub const PIN_ROOT: &str = "/sys/fs/bpf/wgmesh";
+
+/// What is loaded for which mesh.
+#[derive(Clone, Debug)]
+pub struct EbpfSettings {
+    /// The mesh interface.
+    pub interface: InterfaceName,
+    /// A folder on bpffs; made if it is not there.
+    pub pin_directory: PathBuf,
+}
+
+impl EbpfSettings {
+    /// Settings with the usual pin folder.
+    pub fn new(interface: InterfaceName) -> Self {
+        let pin_directory = Path::new(PIN_ROOT).join(interface.as_str());
+        Self { interface, pin_directory }
+    }
+}
+
+/// Why eBPF does not do its part.
+#[derive(Debug, thiserror::Error)]
+pub enum EbpfError {
+    /// The embedded object is none, which a build can't produce.
+    #[error("the embedded eBPF object is unusable: {0}")]
+    Object(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No place for pins: bpffs is not mounted there, or belongs to somebody else.
+    #[error("no folder for eBPF pins at {}: {source}", path.display())]
+    PinDirectory {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A map could not be made, opened or typed.
+    #[error("eBPF map {name}: {source}")]
+    Map {
+        /// The map's name.
+        name: String,
+        /// What aya said.
+        #[source]
+        source: MapError,
+    },
+    /// A map could not be read or written.
+    #[error("eBPF map: {0}")]
+    Access(#[from] MapError),
+    /// The kernel did not accept a program.
+    #[error("the kernel refused the eBPF program {program}: {source} {log}")]
+    Refused {
+        /// The program's name.
+        program: String,
+        /// The end of the verifier's log.
+        log: String,
+        /// The error code.
+        #[source]
+        source: io::Error,
+    },
+    /// A program could not be opened again after it was loaded.
+    #[error("eBPF program {program}: {source}")]
+    Program {
+        /// The program's name.
+        program: String,
+        /// What aya said.
+        #[source]
+        source: aya::programs::ProgramError,
+    },
+    /// Something could not be pinned or unpinned.
+    #[error("eBPF pin of {what}: {source}")]
+    Pin {
+        /// What it was.
+        what: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A program could not be put on an interface.
+    #[error("eBPF on {interface}: {source}")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// What went wrong.
+        #[source]
+        source: AttachError,
+    },
+    /// The number of processors is unknown.
+    #[error("cannot count the processors: {0}")]
+    Processors(#[source] io::Error),
+    /// The reactor did not take the ring buffer.
+    #[error("cannot wait for eBPF events: {0}")]
+    Events(#[source] io::Error),
+}
+
+impl EbpfError {
+    fn missing(name: &str) -> Self {
+        Self::Object(format!("{name} is not in it").into())
+    }
+}
+
+/// The programs and maps of one mesh.
+pub struct EbpfTraffic {
+    interface: InterfaceName,
+    pins: PathBuf,
+    hook: Hook,
+    tables: Tables,
+    listen_port: Array<MapData, u32>,
+    ring: Option<RingBuf<MapData>>,
+    received: SchedClassifier,
+    sent: SchedClassifier,
+    handshake_received: SchedClassifier,
+    handshake_sent: SchedClassifier,
+    underlay: BTreeMap<String, Underlay>,
+}
+
+/// A link below the mesh that is watched; dropping it ends that.
+struct Underlay {
+    index: u32,
+    _received: SchedClassifierLink,
+    _sent: SchedClassifierLink,
+}
+
+impl EbpfTraffic {
+    /// Loads the programs and adopts the maps that an earlier run left. Nothing is attached yet.
+    ///
+    /// Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN in the calling thread.
+    ///
+    /// # Errors
+    /// No bpffs, no permission, or a kernel older than 5.10.
+    pub fn load(settings: &EbpfSettings) -> Result<Self, EbpfError> {
+        let pins = settings.pin_directory.clone();
+        std::fs::create_dir_all(&pins)
+            .map_err(|source| EbpfError::PinDirectory { path: pins.clone(), source })?;
+        let mut loaded = Loaded::load(&pins)?;
+        Ok(Self {
+            interface: settings.interface.clone(),
+            hook: Hook::choose(settings.interface.as_str()),
+            tables: Tables::new(&mut loaded)?,
+            listen_port: loaded.take_map("LISTEN_PORT")?,
+            ring: Some(loaded.take_map(object::RING)?),
+            received: loaded.take_program("wgmesh_rx")?,
+            sent: loaded.take_program("wgmesh_tx")?,
+            handshake_received: loaded.take_program("wgmesh_hs_rx")?,
+            handshake_sent: loaded.take_program("wgmesh_hs_tx")?,
+            underlay: BTreeMap::new(),
+            pins,
+        })
+    }
+
+    /// Puts the counting programs on the mesh interface, in place of those of an earlier run. To be called again
+    /// when the interface was made anew.
+    ///
+    /// # Errors
+    /// The interface is not there, or somebody else's filter stands where ours should.
+    pub fn attach_mesh(&mut self) -> Result<(), EbpfError> {
+        let interface = self.interface.as_str();
+        let (received, sent) = (self.pins.join("link_rx"), self.pins.join("link_tx"));
+        self.hook
+            .attach_lasting(&mut self.received, interface, TcAttachType::Ingress, &received)
+            .and_then(|()| self.hook.attach_lasting(&mut self.sent, interface, TcAttachType::Egress, &sent))
+            .map_err(|source| EbpfError::Attach { interface: interface.to_owned(), source })
+    }
+
+    /// Watches a link below the mesh for handshakes; nothing happens if it is watched already. Links with and
+    /// without a link-layer header are both fine.
+    ///
+    /// # Errors
+    /// The interface is not there, or somebody else's filter stands where ours should.
+    pub fn attach_underlay(&mut self, name: &str, index: u32) -> Result<(), EbpfError> {
+        if self.underlay.get(name).is_some_and(|watched| watched.index == index) {
+            return Ok(());
+        }
+        self.underlay.remove(name);
+        let failed = |source| EbpfError::Attach { interface: name.to_owned(), source };
+        let received = self.hook.attach(&mut self.handshake_received, name, TcAttachType::Ingress);
+        let received = received.map_err(failed)?;
+        let sent = self.hook.attach(&mut self.handshake_sent, name, TcAttachType::Egress).map_err(failed)?;
+        self.underlay.insert(name.to_owned(), Underlay { index, _received: received, _sent: sent });
+        Ok(())
+    }
+
+    /// Stops watching a link below the mesh.
+    pub fn detach_underlay(&mut self, name: &str) {
+        self.underlay.remove(name);
+    }
+
+    /// Returns the names of the links that are watched.
+    pub fn underlay(&self) -> impl Iterator<Item = &str> {
+        self.underlay.keys().map(String::as_str)
+    }
+
+    /// Tells the programs which UDP port is WireGuard's.
+    ///
+    /// # Errors
+    /// The kernel refused, which it has no reason to.
+    pub fn set_listen_port(&mut self, port: u16) -> Result<(), EbpfError> {
+        Ok(self.listen_port.set(0, u32::from(port), 0)?)
+    }
+
+    /// Makes the programs count for exactly these peers. Who stays keeps its counters; who left and comes back
+    /// starts at zero. Calling it without a change costs nothing in the kernel.
+    ///
+    /// # Errors
+    /// The kernel refused, which it has no reason to. Peers beyond the maps' size are left out without an error.
+    pub fn sync_peers(&mut self, peers: &BTreeMap<PublicKey, BTreeSet<IpNet>>) -> Result<(), EbpfError> {
+        self.tables.sync(peers)
+    }
+
+    /// Reads the counters of all peers.
+    ///
+    /// # Errors
+    /// The kernel refused, which it has no reason to.
+    pub fn traffic(&self) -> Result<BTreeMap<PublicKey, PeerTraffic>, EbpfError> {
+        self.tables.traffic()
+    }
+
+    /// Hands out the stream of handshakes, once; `None` after that. To be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// The reactor did not take the ring buffer.
+    pub fn handshakes(&mut self) -> Result<Option<Handshakes>, EbpfError> {
+        self.ring.take().map(Handshakes::new).transpose().map_err(EbpfError::Events)
+    }
+
+    /// Returns how the programs are attached, in words for `status`.
+    pub fn hook(&self) -> &'static str {
+        match self.hook {
+            Hook::Tcx => "tcx",
+            Hook::Clsact(_) => "clsact",
+        }
+    }
+
+    /// Removes everything of ours: programs, maps, pins and their folder.
+    ///
+    /// # Errors
+    /// A pin that cannot be removed; the rest was tried all the same.
+    pub fn withdraw(self) -> Result<(), EbpfError> {
+        let interface = self.interface.as_str();
+        let detached = [("link_rx", TcAttachType::Ingress), ("link_tx", TcAttachType::Egress)]
+            .map(|(pin, direction)| self.hook.detach_lasting(interface, direction, &self.pins.join(pin)));
+        let unpinned = object::PINNED.map(|name| remove_pin(&self.pins.join(name)));
+        let removed = std::fs::remove_dir(&self.pins);
+        detached
+            .into_iter()
+            .chain(unpinned)
+            .chain([removed])
+            .collect::<io::Result<()>>()
+            .map_err(|source| EbpfError::Pin { what: self.pins.display().to_string(), source })
+    }
+}

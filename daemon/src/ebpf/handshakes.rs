@@ -1,0 +1,149 @@
+//! Handshake messages that crossed the underlay, as a stream.
+//!
+//! The programs recognise a message by its form alone, so a stranger can forge one and flood us with them: an event
+//! is only a hint to look at WireGuard's own state. Repeats within a batch are merged, a batch is bounded, and there is
+//! a pause between two batches, so a flood costs a bounded amount of work. A lone event is told at once.
+
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::time::Duration;
+
+use aya::maps::{MapData, RingBuf};
+use tokio::io::unix::AsyncFd;
+use tokio::time::{Instant, sleep_until};
+use wgmesh_core::kernel::{Direction, HandshakeMessage, HandshakeSeen};
+use wgmesh_ebpf_common::{HandshakeEvent, INITIATION, RECEIVED, RESPONSE, RING_BYTES, SENT};
+
+/// How long events are gathered after a batch was told: 200 wake-ups a second at most.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// How many different messages a batch tells of. What is beyond is dropped with the next ones to come: whoever
+/// sees so many looks at all peers anyway.
+const BATCH: usize = 64;
+
+/// How many events the ring buffer holds, each with the kernel's 8 bytes before it: as many as are read in one go,
+/// because a flood could fill it as fast as we empty it.
+const RING_EVENTS: usize = RING_BYTES as usize / (size_of::<HandshakeEvent>() + 8);
+
+/// The handshake messages that cross the underlay, from the moment of loading on.
+pub struct Handshakes {
+    ring: AsyncFd<RingBuf<MapData>>,
+    not_before: Instant,
+}
+
+impl Handshakes {
+    /// Registers the ring buffer with the tokio runtime that calls.
+    pub(super) fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
+        // SAFETY: the ring buffer owns its descriptor, returns the same one always, and closes it only when it is
+        // dropped, which `AsyncFd` does after it has deregistered.
+        let ring = unsafe { AsyncFd::register(ring) }.map_err(io::Error::from)?;
+        Ok(Self { ring, not_before: Instant::now() })
+    }
+
+    /// Waits for messages and returns what was seen, each once, in the order of first sight. Cancel-safe.
+    ///
+    /// # Errors
+    /// The reactor is gone: no further call will succeed.
+    pub async fn next_batch(&mut self) -> io::Result<Vec<HandshakeSeen>> {
+        loop {
+            sleep_until(self.not_before).await;
+            let mut guard = self.ring.readable_mut().await?;
+            let (batch, emptied) = drain(guard.get_inner_mut());
+            if emptied {
+                guard.clear_ready();
+            }
+            if !batch.is_empty() {
+                self.not_before = Instant::now() + PAUSE;
+                return Ok(batch);
+            }
+        }
+    }
+}
+
+/// Reads what the ring buffer holds, and says whether that was all.
+fn drain(ring: &mut RingBuf<MapData>) -> (Vec<HandshakeSeen>, bool) {
+    let mut batch = Vec::new();
+    for _ in 0..RING_EVENTS {
+        let Some(item) = ring.next() else { return (batch, true) };
+        if let Some(seen) = parse(&item)
+            && batch.len() < BATCH
+            && !batch.contains(&seen)
+        {
+            batch.push(seen);
+        }
+    }
+    (batch, false)
+}
+
+/// Reads one event; `None` where it is not of the form that our programs write.
+fn parse(item: &[u8]) -> Option<HandshakeSeen> {
+    let event = HandshakeEvent::from_bytes(item.try_into().ok()?);
+    let message = match event.message {
+        INITIATION => HandshakeMessage::Initiation,
+        RESPONSE => HandshakeMessage::Response,
+        _ => return None,
+    };
+    let direction = match event.direction {
+        RECEIVED => Direction::Received,
+        SENT => Direction::Sent,
+        _ => return None,
+    };
+    Some(HandshakeSeen { endpoint: endpoint(&event), message, direction })
+}
+
+/// Returns the other end; the scope is given where it belongs to the address, as WireGuard's own endpoints do.
+fn endpoint(event: &HandshakeEvent) -> SocketAddr {
+    let address = Ipv6Addr::from(event.address);
+    match address.to_ipv4_mapped() {
+        Some(address) => SocketAddr::new(address.into(), event.port),
+        None => {
+            let scope = if address.is_unicast_link_local() { event.interface } else { 0 };
+            SocketAddrV6::new(address, event.port, 0, scope).into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An event of a response that went to port 51820 over interface 3.
+    fn event(address: &str) -> [u8; 24] {
+        let address: Ipv6Addr = address.parse().unwrap();
+        let mut bytes = [0; 24];
+        bytes[..16].copy_from_slice(&address.octets());
+        bytes[16..20].copy_from_slice(&3_u32.to_ne_bytes());
+        bytes[20..22].copy_from_slice(&51820_u16.to_ne_bytes());
+        bytes[22..].copy_from_slice(&[RESPONSE, SENT]);
+        bytes
+    }
+
+    #[test]
+    fn an_event_becomes_endpoint_message_and_direction() {
+        let seen = parse(&event("::ffff:192.0.2.7")).unwrap();
+
+        assert_eq!(seen.endpoint, "192.0.2.7:51820".parse().unwrap());
+        assert_eq!((seen.message, seen.direction), (HandshakeMessage::Response, Direction::Sent));
+    }
+
+    #[test]
+    fn a_link_local_endpoint_carries_its_interface_and_a_global_one_none() {
+        let local = parse(&event("fe80::1")).unwrap();
+        let global = parse(&event("2001:db8::1")).unwrap();
+
+        assert_eq!(local.endpoint, "[fe80::1%3]:51820".parse().unwrap());
+        assert_eq!(global.endpoint, "[2001:db8::1]:51820".parse().unwrap());
+    }
+
+    #[test]
+    fn what_our_programs_never_write_is_skipped() {
+        let good = event("fe80::1");
+        let (mut other_message, mut other_direction) = (good, good);
+        other_message[22] = 4;
+        other_direction[23] = 2;
+
+        assert_eq!(parse(&other_message), None);
+        assert_eq!(parse(&other_direction), None);
+        assert_eq!(parse(&good[1..]), None);
+    }
+}
