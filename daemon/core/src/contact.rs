@@ -79,7 +79,7 @@ pub struct Contact {
     seen: Option<Phase>,
     /// Our record's sequence as the peer knows it.
     known: Option<Sequence>,
-    /// Our phase in the last hello that we sent in the peer's run.
+    /// Our phase in the last hello that we sent to the run that `echo` names.
     sent: Option<Phase>,
     due: Option<Monotonic>,
     attempts: u32,
@@ -135,6 +135,9 @@ impl Contact {
         let new_run = self.echo != Some(token);
         self.echo = Some(token);
         let unanswered = self.due.is_none() && !self.is_settled();
+        if new_run {
+            self.sent = None;
+        }
         if new_run || unanswered {
             self.attempts = 0;
             // A kernel that has the peer can be spoken for at once; otherwise the applier's report comes first.
@@ -158,7 +161,10 @@ impl Contact {
             return Err(Ignored::Replayed);
         }
         self.last_stamp = Some(hello.stamp);
-        self.echo = Some(hello.token);
+        let greeted_this_run = self.echo.replace(hello.token) == Some(hello.token);
+        if !greeted_this_run {
+            self.sent = None;
+        }
         if hello.echo != Some(own_token) {
             self.due = Some(now);
             return Err(Ignored::NotFresh);
@@ -255,7 +261,6 @@ impl Contact {
         self.theirs = None;
         self.seen = None;
         self.known = None;
-        self.sent = None;
         self.initiate_at = None;
         self.phase = self.phase.min(Phase::Installed);
     }

@@ -484,6 +484,3 @@ fn sign_record(
     };
     SignedRecord::sign(record, &state.wg_private_key, keys.network_id(), rng)
 }
-
-#[cfg(test)]
-mod tests;

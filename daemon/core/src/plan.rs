@@ -2,8 +2,9 @@
 //!
 //! Routes of a peer are taken by these criteria, in order:
 //! 1. It lies inside one of the operator's `accept_routes`.
-//! 2. It overlaps neither of the mesh's own subnets.
-//! 3. It is not the default route and holds no network of this host, unless the operator named just this route.
+//! 2. It is no part of the mesh's own subnets.
+//! 3. It is not the default route, does not cover the mesh and overlaps no network of this host, unless the
+//!    operator named just this route.
 //! 4. Of several peers with the same route the lowest key gets it, so that every node decides alike.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -163,12 +164,13 @@ fn peer_routes(inputs: &Inputs<'_>) -> BTreeMap<IpNet, PublicKey> {
 }
 
 fn is_accepted(route: IpNet, inputs: &Inputs<'_>) -> bool {
-    let overlaps = |one: IpNet, other: IpNet| one.contains(&other) || other.contains(&one);
     let inside = inputs.accept_routes.iter().any(|accepted| accepted.contains(&route));
-    let in_the_mesh = subnets(inputs.subnets).into_iter().any(|subnet| overlaps(subnet, route));
     let named = inputs.accept_routes.contains(&route);
-    let ours = inputs.own_networks.iter().any(|own| overlaps(*own, route));
-    inside && !in_the_mesh && (named || (route.prefix_len() > 0 && !ours))
+    let mut mesh = subnets(inputs.subnets).into_iter();
+    let of_the_mesh = mesh.clone().any(|subnet| subnet.contains(&route));
+    let covers_mesh = mesh.any(|subnet| route.contains(&subnet));
+    let ours = inputs.own_networks.iter().any(|own| own.contains(&route) || route.contains(own));
+    inside && !of_the_mesh && (named || !(covers_mesh || ours || route.prefix_len() == 0))
 }
 
 fn desired_peer(peer: &PlannedPeer<'_>, allowed_ips: BTreeSet<IpNet>) -> DesiredPeer {

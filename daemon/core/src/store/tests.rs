@@ -1,1 +1,151 @@
+use rand_chacha::ChaCha8Rng;
+use rand_core::SeedableRng as _;
+
 use super::*;
+use crate::derive::MeshKeys;
+use crate::key::SecretKey;
+use crate::record::tests::{sample, signed};
+use crate::record::{Record, SignedRecord};
+use crate::secret::MeshSecret;
+
+fn at(seconds: u64) -> Monotonic {
+    Monotonic::from_nanos(seconds * 1_000_000_000)
+}
+
+fn node(number: u32) -> SecretKey {
+    let mut bytes = [1; 32];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    SecretKey::from_random(bytes)
+}
+
+fn record_of(number: u32, sequence: u64) -> SignedRecord {
+    let secret = node(number);
+    signed(Record { sequence: Sequence(sequence), ..sample(&secret) }, &secret)
+}
+
+fn goodbye_of(number: u32, sequence: u64) -> SignedRecord {
+    let secret = node(number);
+    signed(Record { sequence: Sequence(sequence), lifetime_s: 0, ..sample(&secret) }, &secret)
+}
+
+fn heard(record: SignedRecord) -> Claim {
+    Claim { record, source: Source::Lan, endpoint: None, fresh: true }
+}
+
+fn keys() -> PairKeys {
+    let mesh = MeshKeys::derive(&MeshSecret::from_random([1; 32]).mesh_key());
+    mesh.pair(&node(1), node(1).public(), node(2).public())
+}
+
+fn claim(store: &mut PeerStore, claim: Claim, seconds: u64) -> Outcome {
+    store.claim(claim, keys, at(seconds))
+}
+
+/// W-D14: by the signed sequence, never by arrival.
+#[test]
+fn the_newest_record_wins_whatever_the_order_of_arrival() {
+    let mut store = PeerStore::new(10);
+    let key = node(1).public();
+    assert_eq!(claim(&mut store, heard(record_of(1, 5)), 0), Outcome::New);
+    assert_eq!(claim(&mut store, heard(record_of(1, 4)), 1), Outcome::Refused(Refused::Stale));
+    assert_eq!(claim(&mut store, heard(record_of(1, 5)), 2), Outcome::Refreshed);
+    assert_eq!(claim(&mut store, heard(record_of(1, 6)), 3), Outcome::Updated);
+    assert_eq!(store.get(key).unwrap().record().record().sequence, Sequence(6));
+}
+
+/// W-D19.
+#[test]
+fn a_full_store_refuses_strangers_and_still_updates_peers() {
+    let mut store = PeerStore::new(1000);
+    for number in 0..1000 {
+        assert_eq!(claim(&mut store, heard(record_of(number, 1)), 0), Outcome::New);
+    }
+    for number in 1000..1100 {
+        assert_eq!(claim(&mut store, heard(record_of(number, 1)), 0), Outcome::Refused(Refused::Full));
+    }
+    assert_eq!(claim(&mut store, heard(record_of(999, 2)), 0), Outcome::Updated);
+    assert_eq!(store.len(), 1000);
+}
+
+/// W-D18: a cache or a replayable announce keeps nobody alive, a fresh hello and the kernel do.
+#[test]
+fn only_direct_evidence_keeps_a_peer_alive() {
+    let mut store = PeerStore::new(10);
+    let key = node(1).public();
+    claim(&mut store, heard(record_of(1, 1)), 0);
+    let cached = Claim { source: Source::Cache, ..heard(record_of(1, 1)) };
+    claim(&mut store, cached, 500);
+    claim(&mut store, Claim { fresh: false, ..heard(record_of(1, 2)) }, 550);
+    assert_eq!(store.next_removal(), Some(at(600)));
+    store.touch(key, at(590));
+    assert!(store.remove_stale(at(1189)).is_empty());
+    assert_eq!(store.remove_stale(at(1190)), [key]);
+    assert!(store.is_empty());
+}
+
+#[test]
+fn who_said_goodbye_comes_back_only_with_a_newer_record() {
+    let mut store = PeerStore::new(10);
+    claim(&mut store, heard(record_of(1, 5)), 0);
+    assert_eq!(claim(&mut store, heard(goodbye_of(1, 6)), 1), Outcome::Departed);
+    assert_eq!(claim(&mut store, heard(record_of(1, 5)), 2), Outcome::Refused(Refused::Departed));
+    assert_eq!(claim(&mut store, heard(goodbye_of(1, 6)), 2), Outcome::Refused(Refused::Departed));
+    assert_eq!(claim(&mut store, heard(record_of(1, 7)), 3), Outcome::New);
+}
+
+#[test]
+fn the_memory_of_the_departed_is_bounded() {
+    let mut store = PeerStore::new(10);
+    let farewell = goodbye_of(1, 1);
+    for number in 0..=MAX_TOMBSTONES {
+        let key = PublicKey::from_bytes(rand_key(number));
+        store.bury(key, farewell.record().sequence, at(number as u64));
+    }
+    assert_eq!(store.departed.len(), MAX_TOMBSTONES);
+    assert!(!store.departed.contains_key(&PublicKey::from_bytes(rand_key(0))), "the oldest made room");
+}
+
+fn rand_key(number: usize) -> [u8; 32] {
+    use rand_core::Rng as _;
+    let mut key = [0; 32];
+    ChaCha8Rng::seed_from_u64(number as u64).fill_bytes(&mut key);
+    key
+}
+
+/// W-D15, W-D16, W-D20, X-18.
+#[test]
+fn the_best_address_is_by_rank_then_ipv6_and_no_rank_outlives_its_reason() {
+    let mut store = PeerStore::new(10);
+    let key = node(1).public();
+    let with = |source, endpoint: &str| Claim {
+        source,
+        endpoint: Some(endpoint.parse().unwrap()),
+        ..heard(record_of(1, 1))
+    };
+    let best =
+        |store: &PeerStore, seconds| store.get(key).unwrap().best_candidate(at(seconds)).unwrap().to_string();
+    claim(&mut store, with(Source::Cache, "198.51.100.1:1"), 0);
+    assert_eq!(best(&store, 0), "198.51.100.1:1");
+    claim(&mut store, with(Source::Lan, "192.0.2.1:1"), 0);
+    assert_eq!(best(&store, 0), "192.0.2.1:1");
+    claim(&mut store, with(Source::Lan, "[2001:db8::1]:1"), 0);
+    assert_eq!(best(&store, 0), "[2001:db8::1]:1");
+    claim(&mut store, with(Source::Cache, "198.51.100.1:1"), 400);
+    assert_eq!(best(&store, 299), "[2001:db8::1]:1");
+    claim(&mut store, with(Source::Cache, "[2001:db8::2]:1"), 400);
+    assert_eq!(best(&store, 400), "[2001:db8::2]:1");
+    let sources: Vec<_> = store.get(key).unwrap().sources.keys().copied().collect();
+    assert_eq!(sources, [Source::Cache, Source::Lan]);
+}
+
+#[test]
+fn the_addresses_of_one_peer_are_bounded() {
+    let mut store = PeerStore::new(10);
+    for port in 1..200 {
+        let endpoint = Some(SocketAddr::from(([192, 0, 2, 1], port)));
+        claim(&mut store, Claim { endpoint, ..heard(record_of(1, 1)) }, u64::from(port));
+    }
+    let candidates = &store.get(node(1).public()).unwrap().candidates;
+    assert_eq!(candidates.len(), MAX_CANDIDATES);
+    assert!(candidates.contains_key(&SocketAddr::from(([192, 0, 2, 1], 199))));
+}
