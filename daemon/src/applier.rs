@@ -1,0 +1,283 @@
+//! The one task that writes to the kernel: it holds the kernel at the newest [`Goal`], level-triggered.
+//!
+//! It acts when a goal arrives, when the kernel gives notice that something changed, and every [`INTERVAL`] as a
+//! safety net. Each turn compares the goal with the kernel and writes the difference; a converged node writes
+//! nothing.
+//!
+//! What it knows of the kernel is a mirror: the last reading, plus its own writes that were acknowledged since. A
+//! new goal is compared with the mirror, so that a newcomer's peer is set without reading a thousand others first,
+//! and the report goes out right after the acknowledgement. A notice or the interval throws the mirror away. Our
+//! own writes cause notices too; those are gathered for [`SETTLE`] and cost one reading in all.
+//!
+//! Goals and reports travel in `watch` channels: the newest value replaces the one that nobody took yet. That loses
+//! nothing, because each goal is the whole plan and each report the whole state, with the generation it follows.
+//!
+//! Cancel-safe: dropped at any point it leaves the kernel between two writes, each of which is whole in itself. The
+//! next applier adopts what is there and writes what is missing.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{debug, info, warn};
+use wgmesh_core::kernel::{Desired, Observed, OwnerMark, Write};
+use wgmesh_core::reconcile::{Refusal, apply_to, diff, withdraw};
+
+use crate::kernel::{Kernel, KernelError};
+
+/// The longest time between two readings of the kernel. WireGuard gives no notice of a peer that somebody removed.
+pub const INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long notices are gathered before the kernel is read: a change of a link comes as several, and healing must
+/// begin within 50 ms. It doubles with each turn in a row that found something to write, so that a contest with
+/// another program over the same state ends in a reading every [`INTERVAL`], not in a busy loop.
+const SETTLE: Duration = Duration::from_millis(10);
+
+/// The pause after a failure; it doubles up to [`INTERVAL`].
+const RETRY: Duration = Duration::from_millis(100);
+
+/// What the kernel should hold.
+#[derive(Clone, Debug)]
+pub struct Goal {
+    /// Rises with every goal; reports name the one that they follow.
+    pub generation: u64,
+    /// What is wanted.
+    pub want: Want,
+}
+
+/// What is wanted of the kernel.
+#[derive(Clone, Debug)]
+pub enum Want {
+    /// Nothing: the kernel is neither read nor written. So it is before the first plan, and after a handover.
+    Nothing,
+    /// All of this.
+    Present(Arc<Desired>),
+    /// That nothing of ours is left.
+    Withdrawn,
+}
+
+/// What came of a goal.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The goal's generation.
+    pub generation: u64,
+    /// The kernel as it is now, or why it is not as it should be.
+    pub result: Result<Outcome, ApplyFailure>,
+}
+
+/// A turn that was carried out.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// The kernel after the writes. Counters and handshakes are as of the last reading.
+    pub observed: Arc<Observed>,
+    /// How many writes were done.
+    pub writes: usize,
+    /// The writes that failed alone; they are tried again.
+    pub failures: Vec<KernelError>,
+}
+
+/// Why a goal was not followed; it is tried again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyFailure {
+    /// The interface is somebody else's.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The kernel would not.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+}
+
+/// A kernel to observe and to write to: the real one, or a model of it in tests (W-D54).
+pub trait Net {
+    /// Reads everything that the kernel holds of our interface.
+    fn observe(&self) -> impl Future<Output = Result<Observed, KernelError>> + Send;
+
+    /// Carries out the writes in order; see [`Kernel::apply`].
+    fn apply(
+        &self,
+        writes: Arc<[Write]>,
+    ) -> impl Future<Output = Result<Vec<KernelError>, KernelError>> + Send;
+}
+
+impl Net for Kernel {
+    async fn observe(&self) -> Result<Observed, KernelError> {
+        Kernel::observe(self).await
+    }
+
+    async fn apply(&self, writes: Arc<[Write]>) -> Result<Vec<KernelError>, KernelError> {
+        Kernel::apply(self, writes).await
+    }
+}
+
+/// Counters that others may read at any time.
+#[derive(Debug, Default)]
+pub struct Pulse {
+    turns: AtomicU64,
+    writes: AtomicU64,
+}
+
+impl Pulse {
+    /// Returns the number of turns of the loop. It rises at least every [`INTERVAL`] while the applier lives and
+    /// the kernel answers, which is what the watchdog wants to see.
+    pub fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    /// Returns the number of writes that the kernel took.
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
+    }
+}
+
+/// The task's state.
+#[derive(Debug)]
+pub struct Applier<N> {
+    net: N,
+    owner: OwnerMark,
+    goals: watch::Receiver<Goal>,
+    notices: Arc<Notify>,
+    reports: watch::Sender<Report>,
+    pulse: Arc<Pulse>,
+    mirror: Option<Arc<Observed>>,
+    /// Readings in a row that found something to write, and wrote it.
+    contested: u32,
+    /// Turns in a row that failed, wholly or in part.
+    failed: u32,
+}
+
+/// What made the loop turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Goal,
+    Reading,
+}
+
+impl<N: Net> Applier<N> {
+    /// Makes the applier of one interface. `notices` wakes it when the kernel changed.
+    pub fn new(net: N, owner: OwnerMark, mut goals: watch::Receiver<Goal>, notices: Arc<Notify>) -> Self {
+        goals.mark_changed();
+        let (reports, _) = watch::channel(Report { generation: 0, result: Ok(Outcome::default()) });
+        let pulse = Arc::default();
+        Self { net, owner, goals, notices, reports, pulse, mirror: None, contested: 0, failed: 0 }
+    }
+
+    /// Returns a receiver of reports. Wait for `changed()`: the value that is there before says nothing.
+    pub fn reports(&self) -> watch::Receiver<Report> {
+        self.reports.subscribe()
+    }
+
+    /// Returns the counters.
+    pub fn pulse(&self) -> Arc<Pulse> {
+        Arc::clone(&self.pulse)
+    }
+
+    /// Runs until the last sender of goals is dropped.
+    pub async fn run(mut self) {
+        let mut due = Instant::now() + INTERVAL;
+        loop {
+            self.pulse.turns.fetch_add(1, Ordering::Relaxed);
+            tokio::select! {
+                biased;
+                goal = self.goals.changed() => match goal {
+                    Ok(()) => due = self.turn(Cause::Goal, due).await,
+                    Err(_) => return,
+                },
+                () = sleep_until(due) => due = self.turn(Cause::Reading, due).await,
+                // After a failure there is nothing to compare a change with, and a retry is due already.
+                () = self.notices.notified(), if self.mirror.is_some() => {
+                    due = due.min(Instant::now() + doubled(SETTLE, self.contested));
+                }
+            }
+        }
+    }
+
+    /// Follows the goal once, reports, and returns when the kernel must be read next.
+    async fn turn(&mut self, cause: Cause, due: Instant) -> Instant {
+        let Goal { generation, want } = self.goals.borrow_and_update().clone();
+        if cause == Cause::Reading {
+            self.mirror = None;
+        }
+        let was_read = self.mirror.is_none();
+        let result = match want {
+            Want::Nothing => return Instant::now() + INTERVAL,
+            Want::Present(desired) => self.follow(|observed| diff(&desired, observed)).await,
+            Want::Withdrawn => {
+                let owner = self.owner.clone();
+                self.follow(|observed| Ok(withdraw(observed, &owner))).await
+            }
+        };
+        self.note(cause, generation, &result);
+        self.reports.send_replace(Report { generation, result });
+        match (self.failed.checked_sub(1), was_read) {
+            (Some(earlier), _) => Instant::now() + doubled(RETRY, earlier),
+            (None, true) => Instant::now() + INTERVAL,
+            (None, false) => due,
+        }
+    }
+
+    async fn follow(
+        &mut self,
+        decide: impl Fn(&Observed) -> Result<Vec<Write>, Refusal>,
+    ) -> Result<Outcome, ApplyFailure> {
+        let mut observed = match self.mirror.take() {
+            Some(mirror) => mirror,
+            None => Arc::new(self.net.observe().await?),
+        };
+        let writes: Arc<[Write]> = decide(&observed)?.into();
+        let mut failures = Vec::new();
+        if !writes.is_empty() {
+            failures = self.net.apply(Arc::clone(&writes)).await?;
+            // Only the kernel knows a new link's index, and what is left where a write failed.
+            let is_new = matches!(writes[0], Write::CreateLink { .. });
+            if is_new || !failures.is_empty() {
+                observed = Arc::new(self.net.observe().await?);
+            } else {
+                apply_to(Arc::make_mut(&mut observed), &writes);
+            }
+        }
+        self.mirror = Some(Arc::clone(&observed));
+        Ok(Outcome { observed, writes: writes.len().saturating_sub(failures.len()), failures })
+    }
+
+    /// Keeps the counters, and logs what changed: a failure once, not at every attempt.
+    fn note(&mut self, cause: Cause, generation: u64, result: &Result<Outcome, ApplyFailure>) {
+        let (writes, failures) = match result {
+            Ok(outcome) => (outcome.writes, outcome.failures.len()),
+            Err(_) => (0, 1),
+        };
+        let had_failed = self.failed > 0;
+        self.failed = if failures == 0 { 0 } else { self.failed.saturating_add(1) };
+        self.contested = match (writes, cause) {
+            (0, _) => 0,
+            (_, Cause::Goal) => self.contested,
+            (_, Cause::Reading) => self.contested.saturating_add(1),
+        };
+        self.pulse.writes.fetch_add(writes as u64, Ordering::Relaxed);
+        match result {
+            Ok(outcome) => {
+                if writes > 0 {
+                    debug!(generation, writes, healed = cause == Cause::Reading, "wrote to the kernel");
+                }
+                for failure in outcome.failures.iter().filter(|_| !had_failed) {
+                    warn!(%failure, "one write failed; the others are done, and it is tried again");
+                }
+                if had_failed && failures == 0 {
+                    info!("the kernel holds the whole plan again");
+                }
+            }
+            Err(failure) if !had_failed => warn!(%failure, "the kernel could not be brought to the plan"),
+            Err(failure) => debug!(%failure, attempts = self.failed, "the kernel is still not as planned"),
+        }
+    }
+}
+
+/// Returns the pause after so many doublings, at most [`INTERVAL`].
+fn doubled(pause: Duration, doublings: u32) -> Duration {
+    pause.saturating_mul(1 << doublings.min(16)).min(INTERVAL)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,356 @@
+use std::sync::Mutex;
+
+use wgmesh_core::kernel::{DesiredPeer, Endpoint, Link, ObservedPeer, Route};
+use wgmesh_core::key::{PublicKey, SecretKey};
+
+use super::*;
+
+/// A kernel in memory, which gives notice of its changes as the real one does.
+#[derive(Clone, Default)]
+struct FakeNet {
+    state: Arc<Mutex<State>>,
+    notices: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct State {
+    observed: Observed,
+    readings: usize,
+    writes: Vec<Write>,
+    /// What the next calls of `apply` fail with.
+    broken: Option<KernelError>,
+    /// The write that fails alone.
+    refused: Option<Write>,
+}
+
+impl FakeNet {
+    fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.state.lock().unwrap())
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Observed)) {
+        self.with(|state| change(&mut state.observed));
+        self.notices.notify_one();
+    }
+}
+
+impl Net for FakeNet {
+    async fn observe(&self) -> Result<Observed, KernelError> {
+        Ok(self.with(|state| {
+            state.readings += 1;
+            state.observed.clone()
+        }))
+    }
+
+    async fn apply(&self, writes: Arc<[Write]>) -> Result<Vec<KernelError>, KernelError> {
+        self.notices.notify_one();
+        self.with(|state| {
+            if let Some(error) = &state.broken {
+                return Err(error.clone());
+            }
+            let (refused, done): (Vec<_>, Vec<_>) =
+                writes.iter().cloned().partition(|write| Some(write) == state.refused.as_ref());
+            apply_to(&mut state.observed, &done);
+            state.writes.extend(done);
+            Ok(refused.iter().map(|_| no_permission()).collect())
+        })
+    }
+}
+
+struct Bench {
+    net: FakeNet,
+    goals: watch::Sender<Goal>,
+    reports: watch::Receiver<Report>,
+    pulse: Arc<Pulse>,
+}
+
+fn start() -> Bench {
+    let net = FakeNet::default();
+    let (goals, receiver) = watch::channel(Goal { generation: 0, want: Want::Nothing });
+    let applier = Applier::new(net.clone(), owner(), receiver, Arc::clone(&net.notices));
+    let (reports, pulse) = (applier.reports(), applier.pulse());
+    tokio::spawn(applier.run());
+    Bench { net, goals, reports, pulse }
+}
+
+impl Bench {
+    fn want(&self, generation: u64, want: Want) {
+        self.goals.send(Goal { generation, want }).unwrap();
+    }
+
+    async fn report(&mut self) -> Report {
+        self.reports.changed().await.unwrap();
+        self.reports.borrow_and_update().clone()
+    }
+
+    /// Brings the kernel to the plan and lets everything settle.
+    async fn converge(&mut self) {
+        self.want(1, Want::Present(Arc::new(desired(&[1]))));
+        self.settle().await;
+    }
+
+    async fn settle(&mut self) {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.reports.mark_unchanged();
+        self.net.with(|state| {
+            state.writes.clear();
+            state.readings = 0;
+        });
+    }
+}
+
+fn owner() -> OwnerMark {
+    OwnerMark::new([1, 2, 3, 4])
+}
+
+fn key(n: u8) -> PublicKey {
+    PublicKey::from_bytes([n; 32])
+}
+
+fn route() -> Route {
+    Route { destination: "10.1.0.0/16".parse().unwrap(), gateway: None, metric: 0 }
+}
+
+fn no_permission() -> KernelError {
+    KernelError::NoPermission { step: "do it".into() }
+}
+
+fn desired(peers: &[u8]) -> Desired {
+    let peer = |n: u8| DesiredPeer {
+        preshared_key: None,
+        endpoint: Endpoint::Keep,
+        keepalive: 0,
+        allowed_ips: [format!("10.1.0.{n}/32").parse().unwrap()].into(),
+    };
+    Desired {
+        interface: "wgmesh0".parse().unwrap(),
+        owner: owner(),
+        private_key: SecretKey::from_random([7; 32]),
+        listen_port: 51820,
+        fwmark: None,
+        mtu: 1420,
+        addresses: ["10.1.2.3/16".parse().unwrap()].into(),
+        peers: peers.iter().map(|&n| (key(n), peer(n))).collect(),
+        routes: [route()].into(),
+    }
+}
+
+/// W-D5: the first goal makes the link and all that hangs on it, and says so at once.
+#[tokio::test(start_paused = true)]
+async fn the_first_goal_is_reported_without_waiting() {
+    let mut bench = start();
+    let begin = Instant::now();
+
+    bench.want(1, Want::Present(Arc::new(desired(&[1]))));
+    let report = bench.report().await;
+
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+    assert_eq!(report.generation, 1);
+    let outcome = report.result.unwrap();
+    assert!(outcome.observed.peers.contains_key(&key(1)));
+    assert_eq!(bench.pulse.writes(), outcome.writes as u64);
+}
+
+/// W-D10: once converged it reads, and writes nothing; its own writes cost one more reading.
+#[tokio::test(start_paused = true)]
+async fn a_converged_node_writes_nothing() {
+    let mut bench = start();
+    bench.want(1, Want::Present(Arc::new(desired(&[1]))));
+    bench.report().await;
+    let readings = bench.net.with(|state| state.readings);
+
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.net.with(|state| state.readings), readings + 1);
+    let writes = bench.pulse.writes();
+
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(bench.pulse.writes(), writes);
+    assert_eq!(bench.net.with(|state| state.readings), readings + 1 + 60 / 5);
+}
+
+/// W-D8: a deleted route is back within 50 ms of the kernel's notice.
+#[tokio::test(start_paused = true)]
+async fn a_deleted_route_is_back_within_50_ms() {
+    let mut bench = start();
+    bench.converge().await;
+    let begin = Instant::now();
+
+    bench.net.change(|observed| observed.routes.clear());
+    bench.report().await;
+
+    assert!(begin.elapsed() <= Duration::from_millis(50), "{:?}", begin.elapsed());
+    assert_eq!(bench.net.with(|state| state.writes.clone()), vec![Write::AddRoute(route())]);
+}
+
+/// W-D8: WireGuard gives no notice of a removed peer; the interval finds it.
+#[tokio::test(start_paused = true)]
+async fn a_peer_removed_without_notice_is_back_within_5_s() {
+    let mut bench = start();
+    bench.converge().await;
+
+    bench.net.with(|state| state.observed.peers.clear());
+    tokio::time::sleep(INTERVAL).await;
+
+    assert!(bench.net.with(|state| state.observed.peers.contains_key(&key(1))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_whole_link_is_made_again_when_it_vanishes() {
+    let mut bench = start();
+    bench.converge().await;
+
+    bench.net.change(|observed| *observed = Observed::default());
+    let report = bench.report().await;
+
+    assert!(report.result.unwrap().observed.peers.contains_key(&key(1)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_goal_is_written_without_reading_first() {
+    let mut bench = start();
+    bench.converge().await;
+
+    bench.want(2, Want::Present(Arc::new(desired(&[1, 2]))));
+    let report = bench.report().await;
+
+    assert_eq!(report.generation, 2);
+    assert_eq!(bench.net.with(|state| state.readings), 0);
+    assert!(report.result.unwrap().observed.peers.contains_key(&key(2)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_the_latest_goal_counts() {
+    let mut bench = start();
+    bench.want(1, Want::Present(Arc::new(desired(&[1, 2, 3]))));
+    bench.want(2, Want::Present(Arc::new(desired(&[4]))));
+
+    let report = bench.report().await;
+
+    assert_eq!(report.generation, 2);
+    bench.settle().await;
+    assert_eq!(bench.net.with(|state| state.observed.peers.keys().copied().collect::<Vec<_>>()), [key(4)]);
+}
+
+/// W-D6: withdrawing leaves nothing of ours.
+#[tokio::test(start_paused = true)]
+async fn withdrawing_leaves_no_link() {
+    let mut bench = start();
+    bench.converge().await;
+
+    bench.want(2, Want::Withdrawn);
+    let report = bench.report().await;
+
+    assert_eq!(report.generation, 2);
+    assert_eq!(bench.net.with(|state| state.observed.link.clone()), Link::Missing);
+}
+
+#[tokio::test(start_paused = true)]
+async fn wanting_nothing_touches_nothing() {
+    let mut bench = start();
+    bench.converge().await;
+
+    bench.want(2, Want::Nothing);
+    bench.net.change(|observed| observed.routes.clear());
+    tokio::time::sleep(Duration::from_secs(20)).await;
+
+    assert_eq!(bench.net.with(|state| (state.readings, state.writes.len())), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_retried_ever_more_slowly() {
+    let mut bench = start();
+    bench.net.with(|state| state.broken = Some(no_permission()));
+    bench.want(1, Want::Present(Arc::new(desired(&[1]))));
+    bench.report().await;
+
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        let begin = Instant::now();
+        assert!(bench.report().await.result.is_err());
+        pauses.push(begin.elapsed().as_millis());
+    }
+    assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);
+
+    bench.net.with(|state| state.broken = None);
+    assert!(bench.report().await.result.is_ok());
+}
+
+/// DESIGN 4: one bad route does not keep the peers from being set.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_fails_alone_is_reported_with_the_rest_done() {
+    let mut bench = start();
+    bench.net.with(|state| state.refused = Some(Write::AddRoute(route())));
+    bench.want(1, Want::Present(Arc::new(desired(&[1]))));
+
+    let outcome = bench.report().await.result.unwrap();
+
+    assert_eq!(outcome.failures, vec![no_permission()]);
+    assert!(outcome.observed.peers.contains_key(&key(1)));
+    assert!(outcome.observed.routes.is_empty());
+
+    bench.net.with(|state| state.refused = None);
+    tokio::time::sleep(INTERVAL).await;
+    assert!(bench.net.with(|state| state.observed.routes.contains(&route())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_foreign_link_is_refused_and_left_alone() {
+    let mut bench = start();
+    let foreign = Observed { link: Link::OtherKind { kind: "veth".into() }, ..Observed::default() };
+    bench.net.with(|state| state.observed = foreign.clone());
+    bench.want(1, Want::Present(Arc::new(desired(&[1]))));
+
+    let report = bench.report().await;
+
+    assert!(matches!(report.result, Err(ApplyFailure::Refused(_))));
+    assert_eq!(bench.net.with(|state| state.observed.clone()), foreign);
+    assert_eq!(bench.pulse.writes(), 0);
+}
+
+/// Another program that undoes every write gets a slow contest, not a busy one.
+#[tokio::test(start_paused = true)]
+async fn a_contest_over_a_route_slows_down() {
+    let mut bench = start();
+    bench.converge().await;
+    let net = bench.net.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            let removed = net.with(|state| state.observed.routes.pop_first().is_some());
+            if removed {
+                net.notices.notify_one();
+            }
+        }
+    });
+
+    tokio::time::sleep(Duration::from_secs(60)).await;
+
+    let writes = bench.net.with(|state| state.writes.len());
+    assert!((10..40).contains(&writes), "{writes}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_pulse_beats_while_nothing_happens() {
+    let mut bench = start();
+    bench.converge().await;
+    let turns = bench.pulse.turns();
+
+    tokio::time::sleep(3 * INTERVAL).await;
+
+    assert!(bench.pulse.turns() >= turns + 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_roamed_endpoint_is_reported_and_left() {
+    let mut bench = start();
+    bench.converge().await;
+    let roamed = Some("203.0.113.9:1".parse().unwrap());
+
+    bench.net.change(|observed| {
+        observed.peers.entry(key(1)).and_modify(|peer: &mut ObservedPeer| peer.endpoint = roamed);
+    });
+    let outcome = bench.report().await.result.unwrap();
+
+    assert_eq!(outcome.observed.peers[&key(1)].endpoint, roamed);
+    assert_eq!(outcome.writes, 0);
+}

@@ -1,0 +1,109 @@
+//! The real kernel: reads it into [`Observed`] and carries out [`Write`]s, all over netlink.
+//!
+//! One thread owns the sockets and does one job after the other. The kernel carries out a netlink request inside
+//! the `sendto` that brings it, and its answer is there when the call returns: a blocking exchange costs two system
+//! calls, where an asynchronous one adds two wake-ups to each and still holds up its thread for as long. The thread
+//! also keeps a long set (a thousand peers) away from the async runtime.
+//!
+//! Links, addresses and routes are written and read with rtnetlink's messages. WireGuard is *written* through
+//! wireguard-uapi, which splits big sets itself, and *read* through netlink-packet-wireguard: wireguard-uapi's own
+//! dump ignores `NLM_F_DUMP_INTR`, panics when peers vanish under it, and loses the scope of link-local endpoints.
+//!
+//! Invariants:
+//! - Success means that the kernel acknowledged; silence is an error.
+//! - A dump that the kernel marks as interrupted is thrown away and read again.
+//! - Writes go to the link that the last [`Kernel::observe`] saw, by index, never to whatever has its name by then.
+//! - Netlink's own types print keys in `Debug`: no message is ever logged.
+
+mod address;
+mod error;
+mod link;
+mod route;
+mod socket;
+mod underlay;
+mod watch;
+mod wireguard;
+mod worker;
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, oneshot};
+use wgmesh_core::kernel::{InterfaceName, Observed, Underlay, Write};
+
+pub use error::{KernelError, Refused};
+pub use watch::{Changes, Watcher};
+use worker::{Job, LinkIndex, Worker};
+
+/// Jobs that may wait for the thread. When there are more, whoever asks waits for a place: only the applier and
+/// the mesh task ask, one question at a time each.
+const JOBS: usize = 4;
+
+/// A handle to the kernel's state of one mesh interface. Cheap to clone; the thread ends with the last handle.
+///
+/// Dropping a future of these methods gives up the answer, not the job: what was started is carried out.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    jobs: mpsc::Sender<Job>,
+    interface: InterfaceName,
+    index: LinkIndex,
+}
+
+impl Kernel {
+    /// Opens the sockets, in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// If the kernel grants no netlink socket, or no thread can be started.
+    pub fn open(interface: InterfaceName) -> Result<Self, KernelError> {
+        let index = LinkIndex::default();
+        let worker = Worker::open(interface.clone(), index.clone())?;
+        let (jobs, queue) = mpsc::channel(JOBS);
+        let thread = std::thread::Builder::new().name("netlink".into());
+        thread
+            .spawn(move || worker.run(queue))
+            .map_err(|error| KernelError::at("start the netlink thread", error.into()))?;
+        Ok(Self { jobs, interface, index })
+    }
+
+    /// Reads everything that the kernel holds of our interface.
+    ///
+    /// # Errors
+    /// [`KernelError`]; a link that is missing or foreign is an answer, not an error.
+    pub async fn observe(&self) -> Result<Observed, KernelError> {
+        self.ask(Job::Observe).await
+    }
+
+    /// Carries out the writes in order. A write that stands alone and fails is reported in the list, and the others
+    /// are done.
+    ///
+    /// # Errors
+    /// The first failure without which the rest makes no sense (no link, no device settings, not up): the writes
+    /// after it were not tried.
+    pub async fn apply(&self, writes: Arc<[Write]>) -> Result<Vec<KernelError>, KernelError> {
+        self.ask(|answer| Job::Apply(writes, answer)).await
+    }
+
+    /// Lists the links that lead out of the host.
+    ///
+    /// # Errors
+    /// [`KernelError`] if the kernel cannot be read.
+    pub async fn underlay(&self) -> Result<Vec<Underlay>, KernelError> {
+        self.ask(Job::Underlay).await
+    }
+
+    /// Subscribes to the kernel's own notices of change, in the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// If the kernel grants no netlink socket.
+    pub fn watch(&self) -> Result<Watcher, KernelError> {
+        Watcher::open(self.interface.clone(), self.index.clone())
+    }
+
+    async fn ask<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<T, KernelError>>) -> Job,
+    ) -> Result<T, KernelError> {
+        let (answer, reply) = oneshot::channel();
+        self.jobs.send(job(answer)).await.map_err(|_| KernelError::ThreadGone)?;
+        reply.await.map_err(|_| KernelError::ThreadGone)?
+    }
+}

@@ -1,0 +1,187 @@
+//! Listens to the kernel's own notices of change and turns them into two wake-ups: something of our mesh's link
+//! changed, or something of the underlay did.
+//!
+//! A wake-up says no more than that: whoever wakes reads the state. So nothing queues up, however much happens,
+//! and an overflow of the socket is just both wake-ups at once. Our own writes wake us too: a link's notice does
+//! not tell who caused it.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use netlink_packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
+use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
+use rtnetlink::MulticastGroup;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use tokio::sync::Notify;
+use tracing::warn;
+use wgmesh_core::kernel::{InterfaceName, ROUTE_PROTOCOL};
+
+use super::error::KernelError;
+use super::underlay::is_underlay;
+use super::worker::LinkIndex;
+
+/// What is listened to.
+const GROUPS: [MulticastGroup; 5] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+];
+
+/// Bytes read at once; a notice is smaller than a dump's message.
+const READ: usize = 32 * 1024;
+
+/// The pause before a socket that failed is opened again.
+const REOPEN: Duration = Duration::from_secs(1);
+
+/// The two wake-ups. Each holds at most one, so a slow listener misses nothing and nothing piles up.
+#[derive(Clone, Debug, Default)]
+pub struct Changes {
+    /// Our link, its addresses or our routes may have changed.
+    pub mesh: Arc<Notify>,
+    /// Another link, its addresses or the default route may have changed.
+    pub underlay: Arc<Notify>,
+}
+
+/// The listening task.
+pub struct Watcher {
+    socket: TokioSocket,
+    interface: InterfaceName,
+    index: LinkIndex,
+    changes: Changes,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Touched {
+    mesh: bool,
+    underlay: bool,
+}
+
+impl Touched {
+    const ALL: Self = Self { mesh: true, underlay: true };
+}
+
+impl Watcher {
+    pub(super) fn open(interface: InterfaceName, index: LinkIndex) -> Result<Self, KernelError> {
+        let socket = subscribe().map_err(|f| KernelError::at("listen to the kernel's changes", f.into()))?;
+        Ok(Self { socket, interface, index, changes: Changes::default() })
+    }
+
+    /// Returns the wake-ups that [`Self::run`] gives.
+    pub fn changes(&self) -> Changes {
+        self.changes.clone()
+    }
+
+    /// Listens for ever. Cancel-safe: it holds nothing that a new watcher would miss after its first reading.
+    pub async fn run(mut self) {
+        let mut buffer = vec![0; READ];
+        loop {
+            match self.receive(&mut buffer).await {
+                Ok(length) => self.wake(touched(&buffer[..length], &self.interface, self.index.current())),
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => self.wake(Touched::ALL),
+                Err(error) => {
+                    warn!(%error, "the kernel's notices of change stopped; listening anew");
+                    self.reopen().await;
+                    self.wake(Touched::ALL);
+                }
+            }
+        }
+    }
+
+    async fn receive(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut free = &mut *buffer;
+        let size = free.len();
+        poll_fn(|context| self.socket.poll_recv(context, &mut free)).await?;
+        Ok(size - free.len())
+    }
+
+    async fn reopen(&mut self) {
+        loop {
+            tokio::time::sleep(REOPEN).await;
+            if let Ok(socket) = subscribe() {
+                self.socket = socket;
+                return;
+            }
+        }
+    }
+
+    fn wake(&self, touched: Touched) {
+        if touched.mesh {
+            self.changes.mesh.notify_one();
+        }
+        if touched.underlay {
+            self.changes.underlay.notify_one();
+        }
+    }
+}
+
+fn subscribe() -> std::io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
+    let groups = GROUPS.iter().fold(0, |bits, group| bits | 1 << (*group as u32 - 1));
+    socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
+    Ok(socket)
+}
+
+/// Says what the notices of one datagram are about. What cannot be read may be about anything.
+fn touched(mut datagram: &[u8], interface: &InterfaceName, ours: Option<u32>) -> Touched {
+    let mut touched = Touched::default();
+    while !datagram.is_empty() {
+        let Ok(notice) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram) else {
+            return Touched::ALL;
+        };
+        let about = about(&notice, interface, ours);
+        touched.mesh |= about.mesh;
+        touched.underlay |= about.underlay;
+        let length = (notice.header.length as usize).next_multiple_of(4).min(datagram.len());
+        datagram = &datagram[length..];
+    }
+    touched
+}
+
+fn about(
+    notice: &NetlinkMessage<RouteNetlinkMessage>,
+    interface: &InterfaceName,
+    ours: Option<u32>,
+) -> Touched {
+    let NetlinkPayload::InnerMessage(message) = &notice.payload else {
+        return Touched::ALL;
+    };
+    match message {
+        RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+            let is_ours = Some(link.header.index) == ours || has_name(link, interface);
+            Touched { mesh: is_ours, underlay: !is_ours && is_underlay(link) }
+        }
+        RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
+            let is_ours = Some(address.header.index) == ours;
+            Touched { mesh: is_ours, underlay: !is_ours }
+        }
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            let replaces = notice.header.flags & NLM_F_REPLACE != 0;
+            let is_default = route.header.destination_prefix_length == 0;
+            Touched { mesh: replaces || is_our_route(route, ours), underlay: is_default }
+        }
+        _ => Touched::default(),
+    }
+}
+
+fn has_name(link: &LinkMessage, interface: &InterfaceName) -> bool {
+    let named = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::IfName(name) => name == interface.as_str(),
+        _ => false,
+    };
+    link.attributes.iter().any(named)
+}
+
+/// A route that replaced one of ours carries its new owner's protocol, which is why replacements count on their own.
+fn is_our_route(route: &RouteMessage, ours: Option<u32>) -> bool {
+    let through_us = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index) == ours,
+        _ => false,
+    };
+    route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) || route.attributes.iter().any(through_us)
+}
