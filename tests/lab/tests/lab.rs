@@ -1,6 +1,9 @@
-//! Tests on a real kernel, run by `cargo xtask lab`.
+//! Tests on a real kernel, run as root by `cargo xtask lab`, which names the daemon's binary in `WGMESH_BIN`.
+//!
+//! Tests run side by side, so each makes its own [`wgmesh_lab::Lab`]. The tests in the module `systemd` need a
+//! booted systemd and are the only ones that may change the machine itself.
 
-#[test]
-fn a_kernel_is_there() {
-    assert!(std::fs::read_to_string("/proc/version").unwrap().starts_with("Linux"));
-}
+#![expect(clippy::unwrap_used, reason = "everything here is a test, helpers included")]
+
+mod harness;
+mod systemd;
