@@ -27,6 +27,7 @@ use wgmesh_core::kernel::{Desired, Observed, OwnerMark, Write};
 use wgmesh_core::reconcile::{Refusal, apply_to, diff, withdraw};
 
 use crate::kernel::{Kernel, KernelError};
+use crate::notify::Progress;
 
 /// The longest time between two readings of the kernel. WireGuard gives no notice of a peer that somebody removed.
 pub const INTERVAL: Duration = Duration::from_secs(5);
@@ -115,7 +116,7 @@ impl Net for Kernel {
 /// Counters that others may read at any time.
 #[derive(Debug, Default)]
 pub struct Pulse {
-    turns: AtomicU64,
+    turns: Progress,
     writes: AtomicU64,
 }
 
@@ -123,7 +124,12 @@ impl Pulse {
     /// Returns the number of turns of the loop. It rises at least every [`INTERVAL`] while the applier lives and
     /// the kernel answers, which is what the watchdog wants to see.
     pub fn turns(&self) -> u64 {
-        self.turns.load(Ordering::Relaxed)
+        self.turns.count()
+    }
+
+    /// Returns the counter of turns, for the watchdog.
+    pub fn progress(&self) -> Progress {
+        self.turns.clone()
     }
 
     /// Returns the number of writes that the kernel took.
@@ -178,7 +184,7 @@ impl<N: Net> Applier<N> {
     pub async fn run(mut self) {
         let mut due = Instant::now() + INTERVAL;
         loop {
-            self.pulse.turns.fetch_add(1, Ordering::Relaxed);
+            self.pulse.turns.step();
             tokio::select! {
                 biased;
                 goal = self.goals.changed() => match goal {

@@ -1,26 +1,399 @@
-//! The task that drives everything.
+//! The task that drives everything: it owns the [`Mesh`], feeds it events and carries out its commands.
+//!
+//! ```text
+//!   LAN sockets ─┐                                  ┌─▶ LAN sockets
+//!   applier ─────┤                                  ├─▶ applier ─▶ kernel
+//!   underlay ────┼──▶ Event ──▶ Mesh ──▶ Command ───┤
+//!   timer ───────┤                                  └─▶ storage
+//!   signals ─────┘
+//! ```
+//!
+//! The order of a start: state from disk, kernel as it was left, sockets, then the first announce; READY once the
+//! kernel holds the first plan. Nothing waits for the network. Every other task lives in one `JoinSet` and is
+//! cancel-safe.
 
+mod clock;
+mod storage;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use wgmesh_core::derive::MeshKeys;
+use wgmesh_core::identity::NodeState;
+use wgmesh_core::kernel::{HandshakeMessage, HandshakeSeen, Link, OwnerMark, Underlay};
+use wgmesh_core::mesh::{Command, Event, KernelReport, KernelTrouble, Mesh, Stop};
 use wgmesh_core::secret::MeshSecret;
+use wgmesh_core::status::Status;
 
-use crate::api;
+use crate::api::{self, ApiRequest};
+use crate::applier::{Applier, ApplyFailure, Goal, Pulse, Report, Want};
 use crate::config::File;
+use crate::ebpf::EbpfSettings;
+use crate::kernel::{Changes, Kernel, KernelError};
+use crate::lan::{Lan, Received};
+use crate::notify::{Notifier, Progress, Watched};
+use crate::traffic::{Change, Traffic};
+use crate::{privileges, state};
+use storage::{Files, Job, Storage};
 
-/// A daemon that could not start, or could not go on.
+/// How long a stop waits for the kernel to be cleared, far below systemd's `TimeoutStopSec=`.
+const WITHDRAW_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Questions from the command line that may wait.
+const WAITING_QUESTIONS: usize = 4;
+
+/// A daemon that could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The local socket cannot be served.
     #[error(transparent)]
     Api(#[from] api::Error),
+    /// The state directory cannot be read.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// The kernel cannot be used at all.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The kernel does not let us have the interface.
+    #[error(transparent)]
+    Refused(#[from] ApplyFailure),
+    /// A capability could not be given away.
+    #[error(transparent)]
+    Privileges(#[from] privileges::Error),
+    /// The system refused something that always works.
+    #[error("cannot {0}: {1}")]
+    System(&'static str, #[source] io::Error),
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::System(what, source)
 }
 
 /// Runs one mesh until a signal ends it.
 ///
 /// # Errors
-/// If it cannot start.
-pub async fn run(config: File, _secret: MeshSecret) -> Result<(), Error> {
+/// If it cannot start: the interface is somebody else's, the kernel has no WireGuard, state cannot be read. What
+/// fails later is retried and shown in `status`.
+pub async fn run(config: File, secret: MeshSecret) -> Result<(), Error> {
+    let notifier = Notifier::from_environment().map_err(system("reach systemd"))?;
     let lock = api::Lock::take(&config.socket_path())?;
     let server = api::Server::bind(config.socket_path(), lock)?;
-    let (mesh, _questions) = tokio::sync::mpsc::channel(1);
-    server.serve(mesh).await;
-    Ok(())
+    let traffic = Traffic::start(EbpfSettings::new(config.interface.clone()));
+    privileges::drop_loading()?;
+    let signals = Signals::listen().map_err(system("listen to signals"))?;
+    let kernel = Kernel::open(config.interface.clone())?;
+    let watcher = kernel.watch()?;
+    let changes = watcher.changes();
+    let (ask, questions) = mpsc::channel(WAITING_QUESTIONS);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(watcher.run());
+    tasks.spawn(server.serve(ask));
+    let keys = MeshKeys::derive(&secret.mesh_key());
+    drop(secret);
+    let (goals, wanted) = watch::channel(Goal { generation: 0, want: Want::Nothing });
+    let owner = OwnerMark::new(keys.owner_tag());
+    let applier = Applier::new(kernel.clone(), owner, wanted, Arc::clone(&changes.mesh));
+    let (reports, pulse) = (applier.reports(), applier.pulse());
+    tasks.spawn(applier.run());
+    let outside = Outside { kernel, changes, goals, reports, pulse, traffic };
+    let mut daemon = Daemon::start(&config, keys, outside).await?;
+    let watched = daemon.watched();
+    tokio::select! {
+        ended = daemon.live(signals, questions, &notifier) => ended,
+        () = starve_if_stalled(&notifier, watched) => unreachable!("it never ends"),
+    }
+}
+
+async fn starve_if_stalled(notifier: &Notifier, watched: Vec<Watched>) {
+    notifier.feed_watchdog(watched).await;
+    // systemd set no watchdog.
+    std::future::pending().await
+}
+
+/// The signals that end a daemon.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    handover: Signal,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            handover: signal(SignalKind::user_defined1())?,
+        })
+    }
+
+    /// Waits for one of them. Cancel-safe.
+    async fn next(&mut self) -> Stop {
+        tokio::select! {
+            _ = self.terminate.recv() => Stop::Withdraw,
+            _ = self.interrupt.recv() => Stop::Withdraw,
+            _ = self.handover.recv() => Stop::Handover,
+        }
+    }
+}
+
+/// What the daemon talks to, besides the network and the disk.
+struct Outside {
+    kernel: Kernel,
+    changes: Changes,
+    goals: watch::Sender<Goal>,
+    reports: watch::Receiver<Report>,
+    pulse: Arc<Pulse>,
+    traffic: Traffic,
+}
+
+struct Daemon {
+    mesh: Mesh,
+    lan: Result<Lan, String>,
+    storage: Storage,
+    outside: Outside,
+    progress: Progress,
+    ready: bool,
+    /// Writes that the kernel refused in the last turn, in words.
+    failures: Option<String>,
+    last_line: String,
+}
+
+impl Daemon {
+    async fn start(config: &File, keys: MeshKeys, outside: Outside) -> Result<Self, Error> {
+        let files = Files {
+            node: state::StateFile::new(config.state_path()),
+            peers: state::StateFile::new(config.peers_path()),
+        };
+        let node = match files.node.load()? {
+            Some(node) => node,
+            None => NodeState::from_random(random()?),
+        };
+        let cache = files.peers.load()?.unwrap_or_default();
+        let hostname = nix::unistd::gethostname().unwrap_or_default();
+        let settings = config.settings(&hostname.to_string_lossy());
+        let lan = match settings.lan {
+            true => Lan::open(&keys, settings.listen_port).map_err(|error| error.to_string()),
+            false => Err("it is not enabled".to_owned()),
+        };
+        let now = clock::now();
+        let mut mesh = Mesh::new(settings, keys, node, random()?, now);
+        let restored = mesh.restore(&cache, now);
+        tracing::info!(key = %mesh.public_key(), restored, "starting");
+        let storage = Storage::start(files).map_err(system("start a thread"))?;
+        let (progress, failures, last_line) = (Progress::default(), None, String::new());
+        let mut daemon = Self { mesh, lan, storage, outside, progress, ready: false, failures, last_line };
+        let observed = Arc::new(daemon.outside.kernel.observe().await?);
+        let underlay = daemon.outside.kernel.underlay().await?;
+        daemon.follow_underlay(&underlay);
+        daemon.feed(Event::Started { observed, underlay });
+        Ok(daemon)
+    }
+
+    fn watched(&self) -> Vec<Watched> {
+        let pulse = Arc::clone(&self.outside.pulse);
+        vec![
+            Watched { name: "mesh", progress: self.progress.clone() },
+            Watched { name: "applier", progress: pulse.progress() },
+        ]
+    }
+
+    /// Goes round until a signal comes. The applier's report every few seconds makes sure that it does.
+    async fn live(
+        &mut self,
+        mut signals: Signals,
+        mut questions: mpsc::Receiver<ApiRequest>,
+        notifier: &Notifier,
+    ) -> Result<(), Error> {
+        let stop = loop {
+            self.progress.step();
+            let timeout = self.mesh.poll_timeout().map(|(at, _)| at.since(clock::now().monotonic));
+            tokio::select! {
+                stop = signals.next() => break stop,
+                Ok(()) = self.outside.reports.changed() => self.on_report(notifier)?,
+                received = receive(&self.lan) => self.on_received(received),
+                () = self.outside.changes.underlay.notified() => self.on_underlay().await,
+                change = self.outside.traffic.changed() => self.on_traffic(change),
+                Some(question) = questions.recv() => self.answer(question).await,
+                () = tokio::time::sleep(timeout.unwrap_or(Duration::MAX)) => self.feed(Event::Timeout),
+            }
+        };
+        notifier.stopping();
+        self.stop(stop).await;
+        Ok(())
+    }
+
+    /// Hands an event to the mesh and carries out what it wants done.
+    fn feed(&mut self, event: Event) {
+        self.mesh.handle(event, clock::now());
+        while let Some(command) = self.mesh.poll_command() {
+            self.carry_out(command);
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::SaveState(node) => self.storage.write(Job::Node(Box::new(node))),
+            Command::SaveCache(peers) => self.storage.write(Job::Peers(peers)),
+            Command::Send(transmit) => {
+                if let Ok(lan) = &self.lan {
+                    lan.send(&transmit);
+                }
+            }
+            Command::Apply { generation, desired } => {
+                let want = match desired {
+                    Some(desired) => {
+                        self.outside.traffic.follow_plan(&desired);
+                        Want::Present(desired)
+                    }
+                    None => Want::Withdrawn,
+                };
+                self.outside.goals.send_replace(Goal { generation, want });
+            }
+        }
+    }
+
+    fn on_report(&mut self, notifier: &Notifier) -> Result<(), Error> {
+        let Report { generation, result } = self.outside.reports.borrow_and_update().clone();
+        let outcome = match result {
+            Ok(outcome) => {
+                if let Link::WireGuard { index, .. } = outcome.observed.link {
+                    self.outside.traffic.follow_link(index);
+                }
+                let taken =
+                    outcome.failures.iter().any(|failure| matches!(failure, KernelError::PortInUse { .. }));
+                self.failures = outcome.failures.first().map(ToString::to_string);
+                if taken { Err(KernelTrouble::PortInUse) } else { Ok(outcome.observed) }
+            }
+            Err(ApplyFailure::Kernel(KernelError::PortInUse { .. })) => Err(KernelTrouble::PortInUse),
+            Err(failure) if !self.ready && is_fatal(&failure) => return Err(failure.into()),
+            Err(failure) => Err(KernelTrouble::Other(failure.to_string())),
+        };
+        let is_up = outcome.is_ok();
+        self.feed(Event::Kernel(KernelReport { generation, outcome }));
+        let (known, direct) = self.mesh.count_peers(clock::now());
+        let line = format!("{direct} of {known} peers reached");
+        if is_up && !self.ready {
+            self.ready = true;
+            notifier.ready(&line);
+            tracing::info!("ready");
+        } else if line != self.last_line {
+            notifier.status(&line);
+        }
+        self.last_line = line;
+        Ok(())
+    }
+
+    fn on_received(&mut self, received: io::Result<Received>) {
+        match received {
+            Ok(Received { interface, from, bytes }) => self.feed(Event::Datagram { interface, from, bytes }),
+            // An error that an earlier send caused; the socket goes on.
+            Err(error) => tracing::debug!(%error, "cannot receive on the LAN"),
+        }
+    }
+
+    async fn on_underlay(&mut self) {
+        match self.outside.kernel.underlay().await {
+            Ok(underlay) => {
+                self.follow_underlay(&underlay);
+                self.feed(Event::Underlay(underlay));
+            }
+            Err(error) => tracing::warn!(%error, "cannot list the host's links"),
+        }
+    }
+
+    fn follow_underlay(&mut self, underlay: &[Underlay]) {
+        if let Ok(lan) = &mut self.lan {
+            lan.follow(underlay);
+        }
+        self.outside.traffic.follow_underlay(underlay);
+    }
+
+    fn on_traffic(&mut self, change: Change) {
+        match change {
+            Change::State => {}
+            // A first handshake is news at once; a renewal can wait for the next reading.
+            Change::Handshakes(seen) if seen.iter().any(is_answer) && self.mesh.awaits_handshake() => {
+                self.outside.changes.mesh.notify_one();
+            }
+            Change::Handshakes(_) => {}
+        }
+    }
+
+    async fn answer(&mut self, question: ApiRequest) {
+        match question {
+            ApiRequest::Status(reply) => {
+                let status = self.status().await;
+                // Whoever asked may be gone.
+                let _ = reply.send(status);
+            }
+        }
+    }
+
+    /// Takes stock, with the kernel's counters of this moment.
+    async fn status(&mut self) -> Status {
+        if let Ok(observed) = self.outside.kernel.observe().await {
+            let generation = self.outside.reports.borrow().generation;
+            self.feed(Event::Kernel(KernelReport { generation, outcome: Ok(Arc::new(observed)) }));
+        }
+        let mut status = self.mesh.status(clock::now());
+        self.outside.traffic.describe(&mut status);
+        status.kernel.release = nix::sys::utsname::uname()
+            .map(|name| name.release().to_string_lossy().into_owned())
+            .unwrap_or_default();
+        status.kernel.readings = self.outside.pulse.turns();
+        status.kernel.writes = self.outside.pulse.writes();
+        status.kernel.error = status.kernel.error.or_else(|| self.failures.clone());
+        status.problems.extend(self.storage.trouble());
+        if let (Err(error), Some(source)) = (&self.lan, status.sources.first_mut()) {
+            source.state = wgmesh_core::status::SourceState::Failing;
+            source.error = Some(error.clone());
+        }
+        status
+    }
+
+    async fn stop(&mut self, stop: Stop) {
+        self.feed(Event::Stop(stop));
+        if stop == Stop::Handover {
+            tracing::info!("leaving the tunnels to whoever comes next");
+            return;
+        }
+        let goal = self.outside.goals.borrow().generation;
+        let done = self.outside.reports.wait_for(|report| report.generation >= goal && report.result.is_ok());
+        match tokio::time::timeout(WITHDRAW_PATIENCE, done).await {
+            Ok(Ok(_)) => tracing::info!("everything of ours is out of the kernel"),
+            Ok(Err(_)) | Err(_) => tracing::warn!("the kernel did not let go of everything in time"),
+        }
+        self.outside.traffic.withdraw();
+    }
+}
+
+async fn receive(lan: &Result<Lan, String>) -> io::Result<Received> {
+    match lan {
+        Ok(lan) => lan.receive().await,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Whether waiting cannot help: a start that fails so must be seen to fail.
+fn is_fatal(failure: &ApplyFailure) -> bool {
+    match failure {
+        ApplyFailure::Refused(_) => true,
+        ApplyFailure::Kernel(error) => {
+            matches!(error, KernelError::NoWireGuard | KernelError::NoPermission { .. })
+        }
+    }
+}
+
+fn is_answer(seen: &HandshakeSeen) -> bool {
+    seen.message == HandshakeMessage::Response
+}
+
+fn random() -> Result<[u8; 32], Error> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| Error::System("get random bytes", error.into()))?;
+    Ok(bytes)
 }

@@ -47,10 +47,27 @@ impl Mesh {
         }
     }
 
+    /// Returns how many peers are known, and how many of them have a live tunnel.
+    pub fn count_peers(&self, now: Now) -> (usize, usize) {
+        let live = |key: PublicKey| self.session_age(key, now).is_some_and(|age| age <= SESSION_LIFETIME);
+        (self.store.len(), self.store.iter().filter(|(key, _)| live(*key)).count())
+    }
+
+    /// Whether some peer that should be reached has never answered a handshake.
+    pub fn awaits_handshake(&self) -> bool {
+        let Some(observed) = &self.observed else { return false };
+        observed.peers.values().any(|peer| peer.last_handshake.is_none())
+    }
+
+    fn session_age(&self, key: PublicKey, now: Now) -> Option<std::time::Duration> {
+        let observed = self.observed.as_ref()?.peers.get(&key)?;
+        observed.last_handshake.map(|at| now.wall.since(at))
+    }
+
     fn peer_status(&self, key: PublicKey, peer: &store::Peer, now: Now) -> Peer {
         let record = peer.record().record();
         let observed = self.observed.as_ref().and_then(|observed| observed.peers.get(&key));
-        let age = observed.and_then(|peer| peer.last_handshake).map(|at| now.wall.since(at));
+        let age = self.session_age(key, now);
         let state = match age {
             Some(age) if age <= SESSION_LIFETIME => PeerState::Direct,
             Some(_) => PeerState::Offline,

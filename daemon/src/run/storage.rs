@@ -1,0 +1,140 @@
+//! Writes state to disk from a thread of its own, so that a slow or full disk never holds up the mesh.
+//!
+//! The newest value of each file replaces one that was not written yet. What could not be written is tried again.
+//! Records may leave before their sequence is durable: a sequence is never below the time of day, so a start
+//! after a power cut goes on above it all the same.
+
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use wgmesh_core::cache::CacheEntry;
+use wgmesh_core::identity::NodeState;
+
+use crate::state::{Error, StateFile};
+
+/// The pause before what could not be written is tried again.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// The files of one mesh.
+pub(super) struct Files {
+    /// The node's own state.
+    pub(super) node: StateFile<NodeState>,
+    /// Its peers.
+    pub(super) peers: StateFile<Vec<CacheEntry>>,
+}
+
+/// Something to write.
+pub(super) enum Job {
+    /// The node's own state.
+    Node(Box<NodeState>),
+    /// Its peers.
+    Peers(Vec<CacheEntry>),
+}
+
+/// The writing thread. Dropping it waits until everything is written, or was tried once more.
+pub(super) struct Storage {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    trouble: watch::Receiver<Option<String>>,
+}
+
+impl Storage {
+    /// Starts the thread.
+    pub(super) fn start(files: Files) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel();
+        let (report, trouble) = watch::channel(None);
+        let builder = std::thread::Builder::new().name("storage".to_owned());
+        let thread = builder.spawn(move || Writer { files, report, node: None, peers: None }.run(&queue))?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread), trouble })
+    }
+
+    /// Queues something to write.
+    pub(super) fn write(&self, job: Job) {
+        let jobs = self.jobs.as_ref().expect("it is only taken when dropped");
+        if jobs.send(job).is_err() {
+            tracing::error!("the thread that writes state is gone; nothing is saved any more");
+        }
+    }
+
+    /// Returns what went wrong with the last write, in words.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().clone()
+    }
+}
+
+impl Drop for Storage {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic in it was printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Writer {
+    files: Files,
+    report: watch::Sender<Option<String>>,
+    node: Option<Box<NodeState>>,
+    peers: Option<Vec<CacheEntry>>,
+}
+
+impl Writer {
+    fn run(mut self, queue: &mpsc::Receiver<Job>) {
+        loop {
+            let waiting = self.node.is_some() || self.peers.is_some();
+            let next = match waiting {
+                true => queue.recv_timeout(RETRY),
+                false => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match next {
+                Ok(job) => {
+                    self.take(job);
+                    queue.try_iter().for_each(|job| self.take(job));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.write();
+                    return;
+                }
+            }
+            self.write();
+        }
+    }
+
+    fn take(&mut self, job: Job) {
+        match job {
+            Job::Node(node) => self.node = Some(node),
+            Job::Peers(peers) => self.peers = Some(peers),
+        }
+    }
+
+    fn write(&mut self) {
+        let node = self
+            .node
+            .take_if(|node| self.files.node.save(node).map_err(|error| self.report.complain(&error)).is_ok());
+        let peers = self.peers.take_if(|peers| {
+            self.files.peers.save(peers).map_err(|error| self.report.complain(&error)).is_ok()
+        });
+        let wrote = node.is_some() || peers.is_some();
+        if wrote && self.node.is_none() && self.peers.is_none() {
+            self.report.send_replace(None);
+        }
+    }
+}
+
+trait Complain {
+    fn complain(&self, error: &Error);
+}
+
+impl Complain for watch::Sender<Option<String>> {
+    fn complain(&self, error: &Error) {
+        let text = error.to_string();
+        if self.borrow().as_ref() != Some(&text) {
+            tracing::error!(error = %text, "state is not saved; it is tried again every half minute");
+        }
+        self.send_replace(Some(text));
+    }
+}

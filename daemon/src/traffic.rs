@@ -1,0 +1,238 @@
+//! The eBPF programs as the daemon uses them: loaded in a thread of their own, kept to the peers and links of the
+//! moment, and missed without harm.
+//!
+//! Loading takes capabilities that nothing else needs, and the verifier's time. So a thread that was started
+//! before those capabilities were given away does it, again and again until it succeeds, and then ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::mpsc as thread_channel;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio::sync::mpsc;
+use wgmesh_core::kernel::{Desired, HandshakeSeen, PeerTraffic, Underlay};
+use wgmesh_core::key::PublicKey;
+use wgmesh_core::status;
+
+use crate::ebpf::{EbpfError, EbpfSettings, EbpfTraffic, Handshakes};
+
+/// The pause before another attempt to load; it doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const MAX_PAUSE: Duration = Duration::from_secs(600);
+
+/// What happened with the programs.
+#[derive(Debug)]
+pub enum Change {
+    /// They count from now on, or why they do not.
+    State,
+    /// Handshake messages crossed the underlay.
+    Handshakes(Vec<HandshakeSeen>),
+}
+
+/// The programs of one mesh, loaded or not.
+pub struct Traffic {
+    state: State,
+    peers: BTreeMap<PublicKey, BTreeSet<IpNet>>,
+    underlay: Vec<Underlay>,
+    listen_port: u16,
+    link: Option<u32>,
+}
+
+enum State {
+    Loading {
+        go: Option<thread_channel::Sender<()>>,
+        outcomes: mpsc::Receiver<Loaded>,
+        error: Option<String>,
+    },
+    Active {
+        ebpf: Box<EbpfTraffic>,
+        handshakes: Option<Handshakes>,
+        error: Option<String>,
+    },
+    Off {
+        error: String,
+    },
+}
+
+type Loaded = Result<Box<EbpfTraffic>, EbpfError>;
+
+impl Traffic {
+    /// Starts the thread that will load the programs, with the capabilities of this one. It waits for
+    /// [`Traffic::follow_link`].
+    pub fn start(settings: EbpfSettings) -> Self {
+        let (go, wait) = thread_channel::channel();
+        let (tell, outcomes) = mpsc::channel(1);
+        let thread = std::thread::Builder::new().name("ebpf-loader".to_owned());
+        let state = match thread.spawn(move || load_until_done(&settings, &wait, &tell)) {
+            Ok(_) => State::Loading { go: Some(go), outcomes, error: None },
+            Err(error) => State::Off { error: format!("cannot start a thread: {error}") },
+        };
+        Self { state, peers: BTreeMap::new(), underlay: Vec::new(), listen_port: 0, link: None }
+    }
+
+    /// Waits for news; forever where there will be none. Cancel-safe.
+    pub async fn changed(&mut self) -> Change {
+        loop {
+            match &mut self.state {
+                State::Loading { outcomes, error, .. } => match outcomes.recv().await {
+                    Some(Ok(ebpf)) => {
+                        self.activate(ebpf);
+                        return Change::State;
+                    }
+                    Some(Err(failure)) => {
+                        let text = failure.to_string();
+                        tracing::warn!(error = %text, "eBPF does not run; traffic is read from WireGuard alone");
+                        *error = Some(text);
+                        return Change::State;
+                    }
+                    None => self.state = State::Off { error: "its loader died".to_owned() },
+                },
+                State::Active { handshakes: Some(handshakes), error, .. } => {
+                    match handshakes.next_batch().await {
+                        Ok(batch) => return Change::Handshakes(batch),
+                        Err(failure) => *error = Some(failure.to_string()),
+                    }
+                    let State::Active { handshakes, .. } = &mut self.state else {
+                        unreachable!("it was active")
+                    };
+                    *handshakes = None;
+                }
+                State::Active { handshakes: None, .. } | State::Off { .. } => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Notes that the mesh link is there; loads, or attaches anew if it is another than before.
+    pub fn follow_link(&mut self, index: u32) {
+        if self.link.replace(index) == Some(index) {
+            return;
+        }
+        match &mut self.state {
+            State::Loading { go, .. } => drop(go.take()),
+            State::Active { .. } => self.with_active(EbpfTraffic::attach_mesh),
+            State::Off { .. } => {}
+        }
+    }
+
+    /// Counts for the peers of this plan.
+    pub fn follow_plan(&mut self, desired: &Desired) {
+        let peers: BTreeMap<_, _> =
+            desired.peers.iter().map(|(&key, peer)| (key, peer.allowed_ips.clone())).collect();
+        if self.peers != peers {
+            self.peers = peers;
+            let peers = std::mem::take(&mut self.peers);
+            self.with_active(|ebpf| ebpf.sync_peers(&peers));
+            self.peers = peers;
+        }
+        if self.listen_port != desired.listen_port {
+            let port = desired.listen_port;
+            self.listen_port = port;
+            self.with_active(|ebpf| ebpf.set_listen_port(port));
+        }
+    }
+
+    /// Watches these links for handshakes, and no others.
+    pub fn follow_underlay(&mut self, underlay: &[Underlay]) {
+        underlay.clone_into(&mut self.underlay);
+        self.with_active(|ebpf| attach_underlay(ebpf, underlay));
+    }
+
+    /// Adds to a status what eBPF knows.
+    pub fn describe(&self, status: &mut status::Status) {
+        let (hook, error) = match &self.state {
+            State::Loading { error, .. } => (None, error.clone()),
+            State::Active { ebpf, error, .. } => (Some(ebpf.hook().to_owned()), error.clone()),
+            State::Off { error } => (None, Some(error.clone())),
+        };
+        status.ebpf = status::Ebpf { active: hook.is_some(), attachment: hook, error };
+        let State::Active { ebpf, .. } = &self.state else { return };
+        match ebpf.traffic() {
+            Ok(traffic) => {
+                for peer in &mut status.peers {
+                    peer.ebpf = traffic.get(&peer.public_key).map(counters);
+                }
+            }
+            Err(error) => status.ebpf.error = Some(error.to_string()),
+        }
+    }
+
+    /// Takes everything of ours out of the kernel.
+    pub fn withdraw(&mut self) {
+        let off = State::Off { error: "it was withdrawn".to_owned() };
+        let State::Active { ebpf, .. } = std::mem::replace(&mut self.state, off) else { return };
+        if let Err(error) = ebpf.withdraw() {
+            tracing::warn!(%error, "something of eBPF is left");
+        }
+    }
+
+    fn activate(&mut self, mut ebpf: Box<EbpfTraffic>) {
+        let caught_up = ebpf
+            .set_listen_port(self.listen_port)
+            .and_then(|()| ebpf.sync_peers(&self.peers))
+            .and_then(|()| attach_underlay(&mut ebpf, &self.underlay))
+            .and_then(|()| ebpf.handshakes());
+        let (handshakes, error) = match caught_up {
+            Ok(handshakes) => (handshakes, None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        tracing::info!(hook = ebpf.hook(), "eBPF counts the traffic of every peer");
+        self.state = State::Active { ebpf, handshakes, error };
+    }
+
+    fn with_active(&mut self, task: impl FnOnce(&mut EbpfTraffic) -> Result<(), EbpfError>) {
+        let State::Active { ebpf, error, .. } = &mut self.state else { return };
+        *error = task(ebpf).err().map(|failure| failure.to_string());
+        if let Some(error) = error {
+            tracing::warn!(%error, "eBPF does not follow");
+        }
+    }
+}
+
+fn attach_underlay(ebpf: &mut EbpfTraffic, underlay: &[Underlay]) -> Result<(), EbpfError> {
+    let gone: Vec<String> = ebpf
+        .underlay()
+        .filter(|watched| underlay.iter().all(|link| link.name != *watched))
+        .map(ToOwned::to_owned)
+        .collect();
+    gone.iter().for_each(|name| ebpf.detach_underlay(name));
+    // One link that cannot be watched must not leave the others unwatched.
+    let failures = underlay.iter().filter_map(|link| ebpf.attach_underlay(&link.name, link.index).err());
+    failures.last().map_or(Ok(()), Err)
+}
+
+fn counters(traffic: &PeerTraffic) -> status::Traffic {
+    status::Traffic {
+        rx_bytes: traffic.rx_bytes,
+        rx_packets: traffic.rx_packets,
+        tx_bytes: traffic.tx_bytes,
+        tx_packets: traffic.tx_packets,
+        last_rx_s: traffic.rx_age.map(|age| age.as_secs()),
+        last_tx_s: traffic.tx_age.map(|age| age.as_secs()),
+        last_handshake_message_s: None,
+    }
+}
+
+fn load_until_done(
+    settings: &EbpfSettings,
+    wait: &thread_channel::Receiver<()>,
+    tell: &mpsc::Sender<Loaded>,
+) {
+    // The sender is dropped when the link is there, and when the daemon ends.
+    let _ = wait.recv();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let outcome = load(settings);
+        let done = outcome.is_ok();
+        if tell.blocking_send(outcome).is_err() || done {
+            return;
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(MAX_PAUSE);
+    }
+}
+
+fn load(settings: &EbpfSettings) -> Loaded {
+    let mut ebpf = EbpfTraffic::load(settings)?;
+    ebpf.attach_mesh()?;
+    Ok(Box::new(ebpf))
+}
