@@ -18,7 +18,7 @@ use wgmesh_core::kernel::InterfaceName;
 
 use crate::api::{self, client};
 use crate::config::{self, File};
-use crate::privileges;
+use crate::{install, privileges};
 
 const EXIT_FAILED: u8 = 1;
 const EXIT_UNAVAILABLE: u8 = 69;
@@ -71,6 +71,12 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Install, enable and start the systemd service of a mesh.
+    ///
+    /// Needs the mesh's secret in place: make one with `wgmesh init`, or copy it from another host.
+    InstallService(Instance),
+    /// Stop the systemd service of a mesh and remove it. Secret, configuration and state stay.
+    UninstallService(Instance),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -88,6 +94,14 @@ enum ConfigCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Which mesh of this host is meant, where only one in /etc/wgmesh can be.
+#[derive(Debug, Args)]
+struct Instance {
+    /// The mesh's interface, configured in /etc/wgmesh/INTERFACE.toml.
+    #[arg(short, long, value_name = "INTERFACE", default_value_t = config::default_interface())]
+    interface: InterfaceName,
 }
 
 /// Which mesh of this host is meant.
@@ -128,6 +142,8 @@ enum Error {
     Client(#[from] client::Error),
     #[error(transparent)]
     Init(#[from] init::Error),
+    #[error(transparent)]
+    Install(#[from] install::Error),
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
     #[error(transparent)]
@@ -142,11 +158,16 @@ impl Error {
             Self::Config(config::Error::Read { source, .. })
             | Self::Secret(config::secret::Error::Read { source, .. })
             | Self::Api(api::Error::File { source, .. })
-                if source.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                EXIT_NO_PERMISSION
+            | Self::Install(
+                install::Error::Secret(config::secret::Error::Read { source, .. })
+                | install::Error::File { source, .. },
+            ) if source.kind() == io::ErrorKind::PermissionDenied => EXIT_NO_PERMISSION,
+            Self::Config(_)
+            | Self::Secret(_)
+            | Self::Checked
+            | Self::Install(install::Error::Secret(_) | install::Error::OtherDirectory { .. }) => {
+                EXIT_CONFIGURATION
             }
-            Self::Config(_) | Self::Secret(_) | Self::Checked => EXIT_CONFIGURATION,
             Self::Privileges(privileges::Error::NoNetAdmin) | Self::Client(client::Error::Permission(_)) => {
                 EXIT_NO_PERMISSION
             }
@@ -155,6 +176,7 @@ impl Error {
             | Self::Api(_)
             | Self::Client(_)
             | Self::Init(_)
+            | Self::Install(_)
             | Self::Runtime(_)
             | Self::Run(_)
             | Self::Output(_) => EXIT_FAILED,
@@ -188,12 +210,29 @@ impl Command {
             Self::Run { mesh } => run::start(&mesh.load()?),
             Self::Status { mesh, json, wide } => status::show(&mesh.load()?, json, wide),
             Self::Config(ConfigCommand::Check { file, json }) => check::report(file, json),
+            Self::InstallService(Instance { interface }) => {
+                let config = File::of_interface(&interface)?;
+                tell(runtime()?.block_on(install::install(&config))?)
+            }
+            Self::UninstallService(Instance { interface }) => {
+                tell(runtime()?.block_on(install::uninstall(&interface))?)
+            }
             Self::Completions { shell } => {
                 clap_complete::generate(shell, &mut command(), "wgmesh", &mut io::stdout());
                 Ok(())
             }
         }
     }
+}
+
+fn tell(lines: Vec<String>) -> Result<(), Error> {
+    let mut out = io::stdout();
+    Ok(lines.iter().try_for_each(|line| writeln!(out, "{line}"))?)
+}
+
+/// Makes a runtime of one thread: what waits here is the kernel, systemd and the network, never the processor.
+fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Runtime)
 }
 
 #[cfg(test)]

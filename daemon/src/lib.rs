@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod ebpf;
 pub mod install;
+pub mod install;
 pub mod journal;
 pub mod kernel;
 pub mod lan;

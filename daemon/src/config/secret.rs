@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use wgmesh_core::kernel::InterfaceName;
 use wgmesh_core::secret::{InvalidSecret, MeshSecret};
 use zeroize::Zeroizing;
 
@@ -77,13 +78,17 @@ pub fn find(config: &File) -> Result<Found, Error> {
     find_in(config, credentials.as_deref(), Path::new(DIRECTORY))
 }
 
-/// Returns where a mesh's secret is looked for first, outside of systemd.
-pub fn default_path(config: &File) -> PathBuf {
-    configured(config, Path::new(DIRECTORY))
+/// Returns the file that the unit `wgmesh@.service` hands over, and the default of `secret_file`.
+pub fn unit_path(interface: &InterfaceName) -> PathBuf {
+    default_path(interface, Path::new(DIRECTORY))
+}
+
+fn default_path(interface: &InterfaceName, directory: &Path) -> PathBuf {
+    directory.join(format!("{interface}.secret"))
 }
 
 fn configured(config: &File, directory: &Path) -> PathBuf {
-    config.secret_file.clone().unwrap_or_else(|| directory.join(format!("{}.secret", config.interface)))
+    config.secret_file.clone().unwrap_or_else(|| default_path(&config.interface, directory))
 }
 
 fn find_in(config: &File, credentials: Option<&Path>, directory: &Path) -> Result<Found, Error> {

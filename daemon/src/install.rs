@@ -1,0 +1,317 @@
+//! `wgmesh install-service` and `uninstall-service`: the unit's files, and the conversation with systemd.
+//!
+//! No process is started by us. Where a program of systemd must run (to make the user and the directories),
+//! systemd is asked to run it as a transient unit. Files that a package installed are used as they are. The
+//! secret, the configuration and the state are never removed.
+
+mod systemd;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use wgmesh_core::kernel::InterfaceName;
+
+use self::systemd::Systemd;
+use crate::config::{File, secret};
+
+/// A text file of the service: where it goes, where a package would have put it, and what is in it.
+struct ServiceFile {
+    path: &'static str,
+    packaged: &'static str,
+    content: &'static str,
+}
+
+const UNIT: ServiceFile = ServiceFile {
+    path: "etc/systemd/system/wgmesh@.service",
+    packaged: "usr/lib/systemd/system/wgmesh@.service",
+    content: include_str!("../../systemd/wgmesh@.service"),
+};
+
+const USERS: ServiceFile = ServiceFile {
+    path: "etc/sysusers.d/wgmesh.conf",
+    packaged: "usr/lib/sysusers.d/wgmesh.conf",
+    content: include_str!("../../systemd/sysusers.d/wgmesh.conf"),
+};
+
+const DIRECTORIES: ServiceFile = ServiceFile {
+    path: "etc/tmpfiles.d/wgmesh.conf",
+    packaged: "usr/lib/tmpfiles.d/wgmesh.conf",
+    content: include_str!("../../systemd/tmpfiles.d/wgmesh.conf"),
+};
+
+/// The binary's path as the unit names it.
+const EXECUTABLE: &str = "/usr/bin/wgmesh";
+
+/// Directories that the unit's sandbox hides, and a binary in them with them.
+const HIDDEN: [&str; 6] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp", "/sys"];
+
+/// A service that could not be installed or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file operation failed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The service would not find this binary.
+    #[error("the service cannot run {}, which its sandbox hides: copy it to /usr/local/bin and run that", .0.display())]
+    HiddenExecutable(PathBuf),
+    /// The unit does not know of this directory.
+    #[error("`{key} = \"{}\"`: the unit lets the daemon write to {allowed} only; leave the key out", set.display())]
+    OtherDirectory {
+        /// The key.
+        key: &'static str,
+        /// What it says.
+        set: PathBuf,
+        /// What the unit allows.
+        allowed: &'static str,
+    },
+    /// The secret cannot be used.
+    #[error(transparent)]
+    Secret(#[from] secret::Error),
+    /// systemd did not do what it was asked.
+    #[error(transparent)]
+    Systemd(#[from] systemd::Error),
+}
+
+/// Installs, enables and starts the service of one mesh. Returns what was done, and what is left to do, as lines
+/// for a human.
+///
+/// # Errors
+/// [`Error`], before anything was changed if the secret or the configuration does not fit the unit.
+pub async fn install(config: &File) -> Result<Vec<String>, Error> {
+    let root = Path::new("/");
+    let executable = std::env::current_exe().map_err(failed("find", Path::new("/proc/self/exe")))?;
+    let secret = secret::find(config)?.path;
+    check_directories(config)?;
+    let mut done = write_files(root, &config.interface, &executable, &secret)?;
+    let unit = instance(&config.interface);
+    if !sd_notify::booted().unwrap_or(false) {
+        done.push(format!("systemd is not running here; on the host run: systemctl enable --now {unit}"));
+        return Ok(done);
+    }
+    let systemd = Systemd::connect().await?;
+    systemd.reload().await?;
+    systemd.run("sysusers", "systemd-sysusers", &installed(root, &USERS)).await?;
+    systemd.run("tmpfiles", "systemd-tmpfiles", &installed(root, &DIRECTORIES)).await?;
+    systemd.enable(&unit).await?;
+    systemd.restart(&unit).await?;
+    done.push(format!("{unit} is enabled and running"));
+    Ok(done)
+}
+
+/// Stops and disables the service of one mesh, and removes the unit's files if no other mesh uses them.
+///
+/// # Errors
+/// [`Error`] if systemd or the file system refuses.
+pub async fn uninstall(interface: &InterfaceName) -> Result<Vec<String>, Error> {
+    let root = Path::new("/");
+    let unit = instance(interface);
+    let systemd = if sd_notify::booted().unwrap_or(false) { Some(Systemd::connect().await?) } else { None };
+    let mut done = Vec::new();
+    if let Some(systemd) = &systemd {
+        systemd.stop(&unit).await?;
+        systemd.disable(&unit).await?;
+        done.push(format!("{unit} is stopped and disabled"));
+    }
+    done.extend(remove_files(root, interface)?);
+    if let Some(systemd) = &systemd {
+        systemd.reload().await?;
+    }
+    done.push(
+        "kept: the secret and configuration in /etc/wgmesh, the node's key in /var/lib/wgmesh".to_owned(),
+    );
+    Ok(done)
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::File { action, path, source }
+}
+
+fn instance(interface: &InterfaceName) -> String {
+    // A name may hold `-`, which systemd takes for a path separator only in names that it escaped itself.
+    format!("wgmesh@{interface}.service")
+}
+
+fn check_directories(config: &File) -> Result<(), Error> {
+    let keys = [
+        ("state_dir", &config.state_dir, "/var/lib/wgmesh"),
+        ("runtime_dir", &config.runtime_dir, "/run/wgmesh"),
+    ];
+    match keys.into_iter().find(|(_, set, allowed)| set.as_path() != Path::new(allowed)) {
+        Some((key, set, allowed)) => Err(Error::OtherDirectory { key, set: set.clone(), allowed }),
+        None => Ok(()),
+    }
+}
+
+fn installed(root: &Path, file: &ServiceFile) -> PathBuf {
+    let packaged = root.join(file.packaged);
+    if packaged.exists() { packaged } else { root.join(file.path) }
+}
+
+fn write_files(
+    root: &Path,
+    interface: &InterfaceName,
+    executable: &Path,
+    secret: &Path,
+) -> Result<Vec<String>, Error> {
+    let mut done = Vec::new();
+    let packaged = root.join(UNIT.packaged).exists();
+    if !packaged {
+        if HIDDEN.iter().any(|hidden| executable.starts_with(hidden)) {
+            return Err(Error::HiddenExecutable(executable.into()));
+        }
+        let unit = UNIT.content.replace(EXECUTABLE, &executable.display().to_string());
+        done.extend(write(&root.join(UNIT.path), &unit)?);
+        for file in [USERS, DIRECTORIES] {
+            done.extend(write(&root.join(file.path), file.content)?);
+        }
+    }
+    // The unit hands over /etc/wgmesh/<interface>.secret; another place needs a word of its own.
+    let drop_in = drop_in(root, interface);
+    if secret == secret::unit_path(interface) {
+        done.extend(remove(&drop_in)?);
+    } else {
+        let text = format!("[Service]\nLoadCredential=\nLoadCredential=secret:{}\n", secret.display());
+        done.extend(write(&drop_in, &text)?);
+    }
+    Ok(done)
+}
+
+fn remove_files(root: &Path, interface: &InterfaceName) -> Result<Vec<String>, Error> {
+    let mut done = Vec::new();
+    let drop_in = drop_in(root, interface);
+    done.extend(remove(&drop_in)?);
+    if let Some(directory) = drop_in.parent() {
+        // Fails if somebody else keeps drop-ins there, which is as it should be.
+        let _ = fs::remove_dir(directory);
+    }
+    let wanted = root.join("etc/systemd/system/multi-user.target.wants");
+    remove(&wanted.join(instance(interface)))?;
+    let others = fs::read_dir(&wanted).into_iter().flatten().flatten();
+    if others.into_iter().all(|entry| !entry.file_name().to_string_lossy().starts_with("wgmesh@")) {
+        for file in [UNIT, DIRECTORIES, USERS] {
+            done.extend(remove(&root.join(file.path))?);
+        }
+    }
+    Ok(done)
+}
+
+fn drop_in(root: &Path, interface: &InterfaceName) -> PathBuf {
+    root.join(format!("etc/systemd/system/{}.d/secret.conf", instance(interface)))
+}
+
+/// Writes a file unless it is as it should be; tells what was done.
+fn write(path: &Path, content: &str) -> Result<Option<String>, Error> {
+    if fs::read(path).is_ok_and(|old| old == content.as_bytes()) {
+        return Ok(None);
+    }
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(failed("create", directory))?;
+    }
+    fs::write(path, content).map_err(failed("write", path))?;
+    Ok(Some(format!("wrote {}", path.display())))
+}
+
+/// Removes a file if there is one; tells what was done.
+fn remove(path: &Path) -> Result<Option<String>, Error> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(Some(format!("removed {}", path.display()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("remove", path)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BINARY: &str = "/usr/local/bin/wgmesh";
+
+    fn name(text: &str) -> InterfaceName {
+        text.parse().unwrap()
+    }
+
+    fn install_files(root: &Path, interface: &str, secret: &str) -> Vec<String> {
+        write_files(root, &name(interface), Path::new(BINARY), Path::new(secret)).unwrap()
+    }
+
+    /// W-D47, X-47: the unit starts the binary itself, with no shell in between.
+    #[test]
+    fn the_written_unit_starts_this_binary_directly() {
+        let root = tempfile::tempdir().unwrap();
+        install_files(root.path(), "wgmesh0", "/etc/wgmesh/wgmesh0.secret");
+        let unit = fs::read_to_string(root.path().join(UNIT.path)).unwrap();
+        assert!(unit.contains("\nExecStart=/usr/local/bin/wgmesh run --interface %i\n"), "{unit}");
+        assert!(!unit.contains(EXECUTABLE), "{unit}");
+        assert!(root.path().join(USERS.path).exists());
+        assert!(root.path().join(DIRECTORIES.path).exists());
+        assert!(!drop_in(root.path(), &name("wgmesh0")).exists());
+    }
+
+    #[test]
+    fn a_second_installation_changes_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(install_files(root.path(), "wgmesh0", "/etc/wgmesh/wgmesh0.secret").len(), 3);
+        assert!(install_files(root.path(), "wgmesh0", "/etc/wgmesh/wgmesh0.secret").is_empty());
+    }
+
+    /// W-D48, X-46: a secret in `secret.env` reaches the service as a credential, without a copy.
+    #[test]
+    fn a_secret_elsewhere_is_handed_over_by_a_drop_in() {
+        let root = tempfile::tempdir().unwrap();
+        install_files(root.path(), "wgmesh0", "/etc/wgmesh/secret.env");
+        let text = fs::read_to_string(drop_in(root.path(), &name("wgmesh0"))).unwrap();
+        assert_eq!(text, "[Service]\nLoadCredential=\nLoadCredential=secret:/etc/wgmesh/secret.env\n");
+
+        install_files(root.path(), "wgmesh0", "/etc/wgmesh/wgmesh0.secret");
+        assert!(!drop_in(root.path(), &name("wgmesh0")).exists());
+    }
+
+    #[test]
+    fn files_of_a_package_are_used_as_they_are() {
+        let root = tempfile::tempdir().unwrap();
+        let packaged = root.path().join(UNIT.packaged);
+        fs::create_dir_all(packaged.parent().unwrap()).unwrap();
+        fs::write(packaged, "the package's").unwrap();
+        assert!(install_files(root.path(), "wgmesh0", "/etc/wgmesh/wgmesh0.secret").is_empty());
+        assert!(!root.path().join(UNIT.path).exists());
+    }
+
+    #[test]
+    fn a_binary_that_the_sandbox_hides_is_refused_before_anything_is_written() {
+        let root = tempfile::tempdir().unwrap();
+        let binary = Path::new("/home/me/target/debug/wgmesh");
+        let error = write_files(root.path(), &name("wgmesh0"), binary, Path::new("/s")).unwrap_err();
+        assert!(matches!(error, Error::HiddenExecutable(_)), "{error}");
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    /// W-D47: the files go with the last mesh that used them.
+    #[test]
+    fn the_last_mesh_takes_the_units_files_along() {
+        let root = tempfile::tempdir().unwrap();
+        let wanted = root.path().join("etc/systemd/system/multi-user.target.wants");
+        fs::create_dir_all(&wanted).unwrap();
+        for interface in ["wgmesh0", "wgmesh1"] {
+            install_files(root.path(), interface, "/etc/wgmesh/secret.env");
+            fs::write(wanted.join(instance(&name(interface))), "").unwrap();
+        }
+
+        remove_files(root.path(), &name("wgmesh0")).unwrap();
+        assert!(root.path().join(UNIT.path).exists());
+        assert!(!drop_in(root.path(), &name("wgmesh0")).parent().unwrap().exists());
+
+        remove_files(root.path(), &name("wgmesh1")).unwrap();
+        for file in [UNIT, USERS, DIRECTORIES] {
+            assert!(!root.path().join(file.path).exists(), "{}", file.path);
+        }
+    }
+}
