@@ -4,7 +4,10 @@ mod ebpf;
 mod lab;
 mod progress;
 mod setup;
+mod sim;
 mod workspace;
+
+use std::process::ExitCode;
 
 use clap::Parser;
 
@@ -18,10 +21,22 @@ enum Task {
     Setup,
     /// Runs the tests of `tests/lab` on a real kernel, or opens a shell there.
     Lab(lab::Arguments),
+    /// Runs a fleet on a virtual network and prints its figures.
+    Sim(sim::Arguments),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Task::parse() {
+fn main() -> ExitCode {
+    match run(Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    match task {
         Task::BuildEbpf => {
             let object = ebpf::build_ebpf()?;
             println!("{}", object.display());
@@ -29,5 +44,6 @@ fn main() -> anyhow::Result<()> {
         }
         Task::Setup => setup::ensure(),
         Task::Lab(arguments) => lab::main(&arguments),
+        Task::Sim(arguments) => sim::main(&arguments),
     }
 }

@@ -1,0 +1,317 @@
+//! One host: its kernel, its disk, its clocks and, while it runs, its daemon around the real [`Mesh`].
+//!
+//! The daemon may crash or restart; kernel and disk stay. A reboot also empties the kernel.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::Ipv4Net;
+use wgmesh_core::cache::CacheEntry;
+use wgmesh_core::config::Settings;
+use wgmesh_core::derive::MeshKeys;
+use wgmesh_core::identity::NodeState;
+use wgmesh_core::kernel::{OwnerMark, Underlay};
+use wgmesh_core::key::PublicKey;
+use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Stop, Transmit};
+use wgmesh_core::time::{Monotonic, Now, WallClock};
+
+use crate::applier::{Applier, Pace};
+use crate::kernel::{Kernel, Sabotage};
+use crate::random::Random;
+
+/// What a socket's default buffer (`net.core.rmem_default`, 212,992 bytes) holds of datagrams like ours, each of
+/// which is accounted with some 1,300 bytes.
+const SOCKET_DATAGRAMS: usize = 160;
+
+/// The wall clock where a world's time is zero: some day in 2027.
+const EPOCH_MILLIS: u64 = 1_800_000_000_000;
+
+/// What a host is like.
+#[derive(Clone, Debug)]
+pub struct HostPlan {
+    /// Its mesh's secret: hosts with the same number form a mesh.
+    pub secret: u8,
+    /// The mesh's IPv4 subnet, if it is not the derived one.
+    pub subnet: Option<Ipv4Net>,
+    /// Whether it looks for peers on its links.
+    pub lan: bool,
+    /// The most peers that it holds.
+    pub max_peers: usize,
+    /// By how many milliseconds its wall clock is ahead of the world's.
+    pub skew_millis: i64,
+    /// What its daemon spends on each datagram; others wait in the socket meanwhile.
+    pub cost: Duration,
+    /// How long its kernel takes.
+    pub pace: Pace,
+    /// Whether its daemon notices handshakes at once (eBPF), not only at the next reading.
+    pub sees_handshakes: bool,
+}
+
+impl Default for HostPlan {
+    fn default() -> Self {
+        Self {
+            secret: 1,
+            subnet: None,
+            lan: true,
+            max_peers: 1000,
+            skew_millis: 0,
+            cost: Duration::from_micros(100),
+            pace: Pace::USUAL,
+            sees_handshakes: true,
+        }
+    }
+}
+
+/// What the daemon keeps in files.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    /// The node's own state.
+    pub state: NodeState,
+    /// The peer cache.
+    pub cache: Vec<CacheEntry>,
+}
+
+/// What a host has sent and done since its world began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// The daemon's datagrams to groups.
+    pub announces: u64,
+    /// The daemon's datagrams to single nodes.
+    pub hellos: u64,
+    /// The bytes of both, with IP and UDP headers.
+    pub bytes: u64,
+    /// Datagrams that came while the daemon's socket was full.
+    pub overflows: u64,
+}
+
+struct Process {
+    mesh: Mesh,
+    applier: Applier,
+    inbox: VecDeque<Event>,
+    free_at: Monotonic,
+}
+
+/// One host.
+pub struct Host {
+    /// What it is like.
+    pub plan: HostPlan,
+    /// Its kernel.
+    pub kernel: Kernel,
+    /// Its files.
+    pub disk: Disk,
+    /// What it did.
+    pub totals: Totals,
+    keys: MeshKeys,
+    boot_offset: Duration,
+    process: Option<Process>,
+    sends: VecDeque<Transmit>,
+    sabotaged_at: Option<Monotonic>,
+    wants_at_once: u32,
+}
+
+impl Host {
+    /// Installs a host that has never run.
+    pub fn new(plan: HostPlan, keys: MeshKeys, random: &mut Random) -> Self {
+        Self {
+            plan,
+            kernel: Kernel::new(Random::new(random.below(u64::MAX))),
+            disk: Disk { state: NodeState::from_random(random.bytes()), cache: Vec::new() },
+            totals: Totals::default(),
+            keys,
+            boot_offset: random.up_to(Duration::from_secs(86_400)),
+            process: None,
+            sends: VecDeque::new(),
+            sabotaged_at: None,
+            wants_at_once: 0,
+        }
+    }
+
+    /// Reads the host's clocks.
+    pub fn now(&self, world: Monotonic) -> Now {
+        let millis = EPOCH_MILLIS + world.as_nanos() / 1_000_000;
+        Now {
+            monotonic: world + self.boot_offset,
+            wall: WallClock::from_millis(millis.saturating_add_signed(self.plan.skew_millis)),
+        }
+    }
+
+    /// Returns the node's key.
+    pub const fn public_key(&self) -> PublicKey {
+        self.disk.state.wg_pubkey
+    }
+
+    /// Returns the keys of its mesh.
+    pub const fn keys(&self) -> &MeshKeys {
+        &self.keys
+    }
+
+    /// Returns the running node.
+    pub fn mesh(&self) -> Option<&Mesh> {
+        self.process.as_ref().map(|process| &process.mesh)
+    }
+
+    /// Returns how often the daemon of now has read the kernel.
+    pub fn readings(&self) -> u64 {
+        self.process.as_ref().map_or(0, |process| process.applier.readings())
+    }
+
+    /// Whether somebody changed its kernel within the last `span`.
+    pub fn was_sabotaged_within(&self, span: Duration, world: Monotonic) -> bool {
+        self.sabotaged_at.is_some_and(|at| world.since(at) <= span)
+    }
+
+    /// Starts the daemon, if it does not run.
+    pub fn start(&mut self, underlay: Vec<Underlay>, number: usize, seed: [u8; 32], world: Monotonic) {
+        if self.process.is_some() {
+            return;
+        }
+        let now = self.now(world);
+        let settings = self.settings(number);
+        let mut mesh = Mesh::new(settings, self.keys.clone(), self.disk.state.clone(), seed, now);
+        mesh.restore(&self.disk.cache, now);
+        let owner = OwnerMark::new(self.keys.owner_tag());
+        let applier = Applier::new(self.plan.pace, owner, now.monotonic);
+        self.process = Some(Process { mesh, applier, inbox: VecDeque::new(), free_at: now.monotonic });
+        let observed = Arc::new(self.kernel.observe());
+        self.handle(Event::Started { observed, underlay }, now);
+    }
+
+    /// Ends the daemon without a word; what it left in the kernel stays.
+    pub fn crash(&mut self) {
+        self.process = None;
+        self.sends.clear();
+    }
+
+    /// Ends the daemon as asked.
+    pub fn stop(&mut self, stop: Stop, world: Monotonic) {
+        let now = self.now(world);
+        self.handle(Event::Stop(stop), now);
+        if let (Some(process), Stop::Withdraw) = (&self.process, stop) {
+            process.applier.withdraw(&mut self.kernel, now);
+        }
+        self.process = None;
+    }
+
+    /// Ends everything and comes up again with an empty kernel.
+    pub fn reboot(&mut self, random: &mut Random) {
+        self.crash();
+        self.kernel = Kernel::new(Random::new(random.below(u64::MAX)));
+    }
+
+    /// Tells the daemon of its links.
+    pub fn set_underlay(&mut self, underlay: Vec<Underlay>, world: Monotonic) {
+        self.handle(Event::Underlay(underlay), self.now(world));
+    }
+
+    /// Puts a datagram into the daemon's socket.
+    pub fn receive(&mut self, interface: u32, from: SocketAddr, bytes: &[u8]) {
+        let Some(process) = &mut self.process else { return };
+        if process.inbox.len() >= SOCKET_DATAGRAMS {
+            self.totals.overflows += 1;
+            return;
+        }
+        process.inbox.push_back(Event::Datagram { interface, from, bytes: bytes.to_vec() });
+    }
+
+    /// Has somebody else change the kernel.
+    pub fn sabotage(&mut self, sabotage: &Sabotage, world: Monotonic) {
+        self.sabotaged_at = Some(world);
+        self.kernel.sabotage(sabotage);
+    }
+
+    /// Does whatever is due.
+    pub fn handle_timeout(&mut self, world: Monotonic) {
+        let now = self.now(world);
+        self.kernel.handle_timeout(now);
+        self.pass_on_kernel_events(now);
+        let Some(process) = &mut self.process else { return };
+        if let Some(report) = process.applier.handle_timeout(&mut self.kernel, now) {
+            self.on_report(report, now);
+        }
+        self.read_socket(now);
+        let due = |process: &Process| process.mesh.poll_timeout().is_some_and(|(at, _)| at <= now.monotonic);
+        if self.process.as_ref().is_some_and(due) {
+            self.wants_at_once += 1;
+            self.handle(Event::Timeout, now);
+        } else {
+            self.wants_at_once = 0;
+        }
+        self.pass_on_kernel_events(now);
+    }
+
+    /// Whether the node asks to be called again at once, again and again: a busy loop.
+    pub const fn spins(&self) -> bool {
+        self.wants_at_once > 10
+    }
+
+    /// Returns when [`Host::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Monotonic> {
+        let process = self.process.as_ref();
+        let daemon = process.into_iter().flat_map(|process| {
+            let inbox = process.inbox.front().map(|_| process.free_at);
+            let mesh = process.mesh.poll_timeout().map(|(at, _)| at);
+            [Some(process.applier.poll_timeout()), inbox, mesh]
+        });
+        let next = daemon.chain([self.kernel.poll_timeout()]).flatten().min()?;
+        Some(next - self.boot_offset)
+    }
+
+    /// Returns the daemon's next datagram to send.
+    pub fn poll_send(&mut self) -> Option<Transmit> {
+        self.sends.pop_front()
+    }
+
+    fn settings(&self, number: usize) -> Settings {
+        Settings {
+            interface: "wg0".parse().expect("a name that Linux takes"),
+            hostname: format!("node-{number}").parse().expect("a host name"),
+            listen_port: 51820,
+            subnet: self.plan.subnet,
+            advertise_routes: [].into(),
+            accept_routes: [].into(),
+            lan: self.plan.lan,
+            max_peers: self.plan.max_peers,
+        }
+    }
+
+    /// Takes one datagram from the socket if the daemon is free to.
+    fn read_socket(&mut self, now: Now) {
+        let Some(process) = &mut self.process else { return };
+        if process.free_at > now.monotonic {
+            return;
+        }
+        if let Some(event) = process.inbox.pop_front() {
+            process.free_at = now.monotonic + self.plan.cost;
+            self.handle(event, now);
+        }
+    }
+
+    fn on_report(&mut self, report: KernelReport, now: Now) {
+        self.handle(Event::Kernel(report), now);
+    }
+
+    fn pass_on_kernel_events(&mut self, now: Now) {
+        let changed = self.kernel.take_change();
+        let handshake = self.kernel.take_handshake() && self.plan.sees_handshakes;
+        if let Some(process) = self.process.as_mut().filter(|_| changed || handshake) {
+            process.applier.wake(now.monotonic);
+        }
+    }
+
+    fn handle(&mut self, event: Event, now: Now) {
+        let Some(process) = &mut self.process else { return };
+        process.mesh.handle(event, now);
+        while let Some(command) = process.mesh.poll_command() {
+            match command {
+                Command::SaveState(state) => self.disk.state = state,
+                Command::SaveCache(cache) => self.disk.cache = cache,
+                Command::Apply { generation, desired } => {
+                    process.applier.set_goal(generation, desired, now.monotonic);
+                }
+                Command::Send(transmit) => self.sends.push_back(transmit),
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What must hold at every moment of every run, checked on each datagram that a node sends and on each kernel.
+
+use std::collections::BTreeMap;
+
+use wgmesh_core::derive::PairKeys;
+use wgmesh_core::identity::Sequence;
+use wgmesh_core::key::PublicKey;
+use wgmesh_core::message::{Announce, Hello, Phase, Stamp, UnprovedHello};
+use wgmesh_core::seal::{Kind, Opener};
+use wgmesh_core::time::Monotonic;
+
+use crate::applier::SAFETY_INTERVAL;
+use crate::host::Host;
+
+/// What was seen of the nodes so far.
+#[derive(Default)]
+pub struct Watch {
+    sequences: BTreeMap<PublicKey, Sequence>,
+    stamps: BTreeMap<PublicKey, Stamp>,
+    pairs: BTreeMap<(PublicKey, PublicKey), PairKeys>,
+}
+
+impl Watch {
+    /// Checks a datagram that `host` sends; `receivers` are the keys that a hello may be meant for.
+    ///
+    /// # Errors
+    /// Says what does not hold.
+    pub fn check_sent(
+        &mut self,
+        host: &Host,
+        bytes: &[u8],
+        receivers: &[PublicKey],
+        world: Monotonic,
+    ) -> Result<(), String> {
+        let now = host.now(world);
+        let (kind, content) = Opener::new(now)
+            .open(host.keys(), bytes, now)
+            .map_err(|error| format!("it sent what no member can open: {error}"))?;
+        match kind {
+            Kind::Announce => {
+                let announce = Announce::decode(&content).ok_or("it sent a malformed announce")?;
+                self.check_sequence(announce.key, announce.sequence)
+            }
+            Kind::Hello => {
+                let hello = receivers.iter().find_map(|receiver| {
+                    let pair = self.pair(host, *receiver);
+                    let hello = UnprovedHello::decode(&content)?.prove(*receiver, pair)?;
+                    Some((*receiver, hello))
+                });
+                let Some((receiver, hello)) = hello else {
+                    return Err("it sent a hello that nobody at its address can prove".to_owned());
+                };
+                self.check_hello(host, receiver, &hello, world)
+            }
+        }
+    }
+
+    /// Checks what a host holds.
+    ///
+    /// # Errors
+    /// Says what does not hold.
+    pub fn check_host(host: &Host) -> Result<(), String> {
+        if host.spins() {
+            return Err("it wants to be called again at once, again and again".to_owned());
+        }
+        let Some(mesh) = host.mesh() else { return Ok(()) };
+        if mesh.store().len() > host.plan.max_peers {
+            return Err(format!("it holds {} peers", mesh.store().len()));
+        }
+        Ok(())
+    }
+
+    fn check_hello(
+        &mut self,
+        host: &Host,
+        receiver: PublicKey,
+        hello: &Hello,
+        world: Monotonic,
+    ) -> Result<(), String> {
+        self.check_sequence(hello.key, hello.stamp.sequence)?;
+        let last = self.stamps.insert(hello.key, hello.stamp);
+        if last.is_some_and(|last| hello.stamp <= last) {
+            return Err(format!("its stamp went from {last:?} to {:?}", hello.stamp));
+        }
+        let excused = host.was_sabotaged_within(2 * SAFETY_INTERVAL, world);
+        if hello.phase >= Phase::Installed && host.kernel.peer(receiver).is_none() && !excused {
+            return Err(format!("it says {:?} of a peer that its kernel does not hold", hello.phase));
+        }
+        Ok(())
+    }
+
+    fn check_sequence(&mut self, key: PublicKey, sequence: Sequence) -> Result<(), String> {
+        let last = self.sequences.insert(key, sequence);
+        match last.filter(|last| sequence < *last) {
+            Some(last) => Err(format!("its sequence went back from {} to {}", last.0, sequence.0)),
+            None => Ok(()),
+        }
+    }
+
+    fn pair(&mut self, host: &Host, receiver: PublicKey) -> &PairKeys {
+        let (own, secret) = (host.public_key(), &host.disk.state.wg_private_key);
+        let ends = (own.min(receiver), own.max(receiver));
+        self.pairs.entry(ends).or_insert_with(|| host.keys().pair(secret, own, receiver))
+    }
+}

@@ -1,0 +1,393 @@
+//! Hosts, wires and time together.
+//!
+//! Everything that a test does to a world goes through [`World`]; everything that happens in it is checked
+//! ([`crate::watch`]) and traced.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use tracing::Dispatch;
+use wgmesh_core::derive::MeshKeys;
+use wgmesh_core::key::PublicKey;
+use wgmesh_core::mesh::{Recipient, Stop, Transmit};
+use wgmesh_core::secret::MeshSecret;
+use wgmesh_core::time::Monotonic;
+
+use crate::host::{Host, HostPlan};
+use crate::kernel::Sabotage;
+use crate::log::Log;
+use crate::network::{
+    Arrival, Conditions, Datagram, Family, HEADER_BYTES, HostId, Network, Payload, SegmentId,
+};
+use crate::random::Random;
+use crate::schedule::{Schedule, Slot};
+use crate::trace::Trace;
+use crate::watch::Watch;
+
+mod convergence;
+
+/// The UDP port of the mesh's groups and hellos (seed 000, W-X2).
+pub const LAN_PORT: u16 = 51830;
+
+/// A world.
+pub struct World {
+    seed: u64,
+    now: Monotonic,
+    schedule: Schedule<Happening>,
+    wakes: BTreeMap<HostId, Slot>,
+    network: Network,
+    hosts: Vec<Host>,
+    random: Random,
+    trace: Trace,
+    watch: Watch,
+    log: Log,
+    dispatch: Dispatch,
+    recording: Option<Vec<Datagram>>,
+    unmeshed: Option<(HostId, HostId)>,
+}
+
+enum Happening {
+    Arrival(Arrival),
+    Wake(HostId),
+}
+
+/// Something that must never happen has happened.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[error("with seed {seed}, at {at:?}, node-{host}: {what}\n{log}")]
+pub struct Violation {
+    seed: u64,
+    at: Duration,
+    host: usize,
+    what: String,
+    log: String,
+}
+
+impl fmt::Debug for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl World {
+    /// Makes an empty world.
+    pub fn new(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let log = Log::default();
+        Self {
+            seed,
+            now: Monotonic::default(),
+            schedule: Schedule::default(),
+            wakes: BTreeMap::new(),
+            network: Network::new(Random::new(random.below(u64::MAX))),
+            hosts: Vec::new(),
+            random,
+            trace: Trace::default(),
+            watch: Watch::default(),
+            dispatch: log.dispatch(),
+            log,
+            recording: None,
+            unmeshed: None,
+        }
+    }
+
+    /// Adds an IPv4 segment.
+    pub fn add_segment(&mut self, conditions: Conditions) -> SegmentId {
+        self.network.add_segment(conditions, Family::V4)
+    }
+
+    /// Adds a segment whose hosts have IPv6 link-local addresses only.
+    pub fn add_segment_v6(&mut self, conditions: Conditions) -> SegmentId {
+        self.network.add_segment(conditions, Family::V6)
+    }
+
+    /// Adds a host on these segments; its daemon does not run yet.
+    pub fn add_host(&mut self, plan: HostPlan, segments: &[SegmentId]) -> HostId {
+        let id = HostId(self.hosts.len());
+        let keys = MeshKeys::derive(&MeshSecret::from_random([plan.secret; 32]).mesh_key());
+        self.hosts.push(Host::new(plan, keys, &mut self.random));
+        for &segment in segments {
+            self.network.attach(segment, id);
+        }
+        id
+    }
+
+    /// Adds so many hosts of one kind.
+    pub fn add_hosts(&mut self, count: usize, plan: &HostPlan, segment: SegmentId) -> Vec<HostId> {
+        (0..count).map(|_| self.add_host(plan.clone(), &[segment])).collect()
+    }
+
+    /// Returns how long the world has existed.
+    pub const fn elapsed(&self) -> Duration {
+        self.now.since(Monotonic::from_nanos(0))
+    }
+
+    /// Returns a host.
+    pub fn host(&self, id: HostId) -> &Host {
+        &self.hosts[id.0]
+    }
+
+    /// Goes through all hosts.
+    pub fn hosts(&self) -> impl Iterator<Item = (HostId, &Host)> {
+        self.hosts.iter().enumerate().map(|(number, host)| (HostId(number), host))
+    }
+
+    /// Returns the trace of everything so far.
+    pub const fn trace(&self) -> Trace {
+        self.trace
+    }
+
+    /// Returns the world's own chance, for tests that decide at random.
+    pub const fn random(&mut self) -> &mut Random {
+        &mut self.random
+    }
+
+    /// Starts a daemon, if it does not run.
+    ///
+    /// # Errors
+    /// [`Violation`], as of everything that makes a node act.
+    pub fn start(&mut self, id: HostId) -> Result<(), Violation> {
+        let (underlay, seed) = (self.network.underlay(id), self.random.bytes());
+        self.act(id, |host, now| host.start(underlay, id.0, seed, now))
+    }
+
+    /// Ends a daemon without a word.
+    pub fn crash(&mut self, id: HostId) {
+        self.hosts[id.0].crash();
+        self.reschedule(id);
+    }
+
+    /// Ends a daemon as asked.
+    ///
+    /// # Errors
+    /// [`Violation`].
+    pub fn stop(&mut self, id: HostId, stop: Stop) -> Result<(), Violation> {
+        self.act(id, |host, now| host.stop(stop, now))
+    }
+
+    /// Ends everything on a host and empties its kernel; the daemon waits for [`World::start`].
+    pub fn reboot(&mut self, id: HostId) {
+        self.hosts[id.0].reboot(&mut self.random);
+        self.reschedule(id);
+    }
+
+    /// Changes what is not the daemon's: files, clock, plan.
+    pub fn change(&mut self, id: HostId, change: impl FnOnce(&mut Host)) {
+        change(&mut self.hosts[id.0]);
+        self.reschedule(id);
+    }
+
+    /// Has somebody else change a host's kernel.
+    ///
+    /// # Errors
+    /// [`Violation`].
+    pub fn sabotage(&mut self, id: HostId, sabotage: &Sabotage) -> Result<(), Violation> {
+        self.act(id, |host, now| {
+            host.sabotage(sabotage, now);
+            host.handle_timeout(now);
+        })
+    }
+
+    /// Changes how well a segment carries.
+    pub fn set_conditions(&mut self, segment: SegmentId, conditions: Conditions) {
+        self.network.set_conditions(segment, conditions);
+    }
+
+    /// Cuts a segment into islands; the same island everywhere heals it.
+    pub fn partition(&mut self, segment: SegmentId, island: impl Fn(HostId) -> u32) {
+        self.network.partition(segment, island);
+    }
+
+    /// Pulls a host's cable, or puts it back.
+    ///
+    /// # Errors
+    /// [`Violation`].
+    pub fn set_link(&mut self, segment: SegmentId, id: HostId, up: bool) -> Result<(), Violation> {
+        self.network.set_up(segment, id, up);
+        let underlay = self.network.underlay(id);
+        self.act(id, |host, now| host.set_underlay(underlay, now))
+    }
+
+    /// Keeps every datagram that any host sends from now on, for [`World::take_recording`].
+    pub fn record(&mut self) {
+        self.recording = Some(Vec::new());
+    }
+
+    /// Returns what was sent since [`World::record`], and stops recording.
+    pub fn take_recording(&mut self) -> Vec<Datagram> {
+        self.recording.take().unwrap_or_default()
+    }
+
+    /// Sends whatever one likes from a host's first link.
+    pub fn inject(&mut self, from: HostId, port: u16, to: SocketAddr, payload: &Payload) {
+        let arrivals = self.network.send_on(from, 2, port, to, payload);
+        self.schedule_all(arrivals);
+    }
+
+    /// Returns the address of a host on its first link.
+    pub fn address(&self, id: HostId) -> IpAddr {
+        let underlay = self.network.underlay(id);
+        underlay[0].addresses.first().expect("every link has an address").addr()
+    }
+
+    /// Lets time pass.
+    ///
+    /// # Errors
+    /// [`Violation`].
+    pub fn run_for(&mut self, span: Duration) -> Result<(), Violation> {
+        let end = self.now + span;
+        while self.schedule.next_at().is_some_and(|at| at <= end) {
+            self.step()?;
+        }
+        self.now = end;
+        Ok(())
+    }
+
+    /// Lets time pass until `condition` holds, for at most `limit`. Returns how long it took.
+    ///
+    /// # Errors
+    /// [`Violation`].
+    pub fn run_until(
+        &mut self,
+        limit: Duration,
+        mut condition: impl FnMut(&mut Self) -> bool,
+    ) -> Result<Option<Duration>, Violation> {
+        let (begin, end) = (self.now, self.now + limit);
+        while !condition(self) {
+            if self.schedule.next_at().is_none_or(|at| at > end) {
+                self.now = end;
+                return Ok(None);
+            }
+            self.step()?;
+        }
+        Ok(Some(self.now.since(begin)))
+    }
+
+    fn step(&mut self) -> Result<(), Violation> {
+        let Some((at, happening)) = self.schedule.pop() else { return Ok(()) };
+        self.now = at;
+        self.trace.number(at.as_nanos());
+        match happening {
+            Happening::Wake(id) => {
+                self.wakes.remove(&id);
+                self.trace.number(id.0 as u64);
+                self.act(id, Host::handle_timeout)
+            }
+            Happening::Arrival(arrival) => self.on_arrival(&arrival),
+        }
+    }
+
+    fn on_arrival(&mut self, arrival: &Arrival) -> Result<(), Violation> {
+        let Arrival { host, interface, datagram, .. } = arrival;
+        self.trace.number(host.0 as u64);
+        match &datagram.payload {
+            Payload::Lan(bytes) => {
+                self.trace.bytes(bytes);
+                self.act(*host, |host, now| {
+                    host.receive(*interface, datagram.from, bytes);
+                    host.handle_timeout(now);
+                })
+            }
+            Payload::WireGuard(message) => {
+                self.trace.number(message.body.bytes());
+                if self.hosts[host.0].kernel.open_port() != Some(datagram.to.port()) {
+                    return Ok(());
+                }
+                self.act(*host, |host, now| {
+                    let clocks = host.now(now);
+                    host.kernel.receive(datagram.from, message, clocks);
+                    host.handle_timeout(now);
+                })
+            }
+        }
+    }
+
+    /// Lets one host do something, then sends what it wants sent and sees to its next wake.
+    fn act(&mut self, id: HostId, act: impl FnOnce(&mut Host, Monotonic)) -> Result<(), Violation> {
+        let now = self.now;
+        self.log.set_place(format!("{:?} node-{}", self.elapsed(), id.0));
+        let host = &mut self.hosts[id.0];
+        tracing::dispatcher::with_default(&self.dispatch, || act(host, now));
+        while let Some(transmit) = self.hosts[id.0].poll_send() {
+            self.send(id, transmit)?;
+        }
+        while let Some(transmit) = self.hosts[id.0].kernel.poll_transmit() {
+            let payload = Payload::WireGuard(transmit.message);
+            self.keep(SocketAddr::new(self.address_or_any(id), transmit.port), transmit.to, &payload);
+            let arrivals = self.network.send(id, transmit.port, transmit.to, &payload);
+            self.schedule_all(arrivals);
+        }
+        self.reschedule(id);
+        let error = self.log.error().map(|error| format!("it logged an ERROR: {error}"));
+        error
+            .map_or_else(|| Watch::check_host(&self.hosts[id.0]), Err)
+            .map_err(|what| self.violation(id, what))
+    }
+
+    fn send(&mut self, id: HostId, transmit: Transmit) -> Result<(), Violation> {
+        let receivers = self.receivers(&transmit);
+        let host = &self.hosts[id.0];
+        self.watch
+            .check_sent(host, &transmit.bytes, &receivers, self.now)
+            .map_err(|what| self.violation(id, what))?;
+        let host = &mut self.hosts[id.0];
+        let keys = host.keys();
+        let (counted, to) = match transmit.to {
+            Recipient::GroupV4 => (1, SocketAddr::from((keys.multicast_v4(), LAN_PORT))),
+            Recipient::GroupV6 => (1, SocketAddr::from((keys.multicast_v6(), LAN_PORT))),
+            Recipient::Node(address) => (0, address),
+        };
+        host.totals.announces += counted;
+        host.totals.hellos += 1 - counted;
+        host.totals.bytes += HEADER_BYTES + transmit.bytes.len() as u64;
+        let payload = Payload::Lan(transmit.bytes.into());
+        self.keep(SocketAddr::new(self.address_or_any(id), LAN_PORT), to, &payload);
+        let arrivals = self.network.send_on(id, transmit.interface, LAN_PORT, to, &payload);
+        self.schedule_all(arrivals);
+        Ok(())
+    }
+
+    /// Returns the keys of the hosts that a datagram goes to.
+    fn receivers(&self, transmit: &Transmit) -> Vec<PublicKey> {
+        let Recipient::Node(address) = transmit.to else { return Vec::new() };
+        let meant = self.hosts().filter(|(id, _)| self.network.is_address_of(address.ip(), *id));
+        meant.map(|(_, host)| host.public_key()).collect()
+    }
+
+    fn keep(&mut self, from: SocketAddr, to: SocketAddr, payload: &Payload) {
+        if let Some(recording) = &mut self.recording {
+            recording.push(Datagram { from, to, payload: payload.clone() });
+        }
+    }
+
+    fn address_or_any(&self, id: HostId) -> IpAddr {
+        let underlay = self.network.underlay(id);
+        let first = underlay.first().and_then(|link| link.addresses.first());
+        first.map_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), |net| net.addr())
+    }
+
+    fn schedule_all(&mut self, arrivals: Vec<Arrival>) {
+        for arrival in arrivals {
+            self.schedule.push(self.now + arrival.after, Happening::Arrival(arrival));
+        }
+    }
+
+    fn reschedule(&mut self, id: HostId) {
+        let wanted = self.hosts[id.0].poll_timeout().map(|at| at.max(self.now));
+        let scheduled = self.wakes.get(&id).copied();
+        if scheduled.map(Slot::at) == wanted {
+            return;
+        }
+        if let Some(slot) = self.wakes.remove(&id) {
+            self.schedule.cancel(slot);
+        }
+        if let Some(at) = wanted {
+            self.wakes.insert(id, self.schedule.push(at, Happening::Wake(id)));
+        }
+    }
+
+    fn violation(&self, id: HostId, what: String) -> Violation {
+        Violation { seed: self.seed, at: self.elapsed(), host: id.0, what, log: self.log.latest().join("\n") }
+    }
+}

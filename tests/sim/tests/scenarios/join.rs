@@ -1,0 +1,61 @@
+//! Nodes that start: how soon they are meshed, and that they rest then.
+
+use std::time::Duration;
+
+use wgmesh_sim::host::HostPlan;
+use wgmesh_sim::network::Conditions;
+use wgmesh_sim::world::{Violation, World};
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+#[test]
+fn a_second_node_has_its_tunnel_within_tens_of_milliseconds() -> Result<(), Violation> {
+    for seed in 0..50 {
+        let mut world = World::new(seed);
+        let lan = world.add_segment(Conditions::CLEAN);
+        let nodes = world.add_hosts(2, &HostPlan::default(), lan);
+        world.start(nodes[0])?;
+        world.run_for(millis(10_000 + seed * 37))?;
+        world.start(nodes[1])?;
+        let span = world.run_until_meshed(millis(10_000))?;
+        assert!(span < millis(50), "{span:?} with seed {seed}");
+        world.run_for(millis(10_000))?;
+        world.check_quiet(millis(60_000))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn two_nodes_that_start_at_once_have_their_tunnel_within_tens_of_milliseconds() -> Result<(), Violation> {
+    for seed in 0..50 {
+        let mut world = World::new(seed);
+        let lan = world.add_segment(Conditions::CLEAN);
+        let nodes = world.add_hosts(2, &HostPlan::default(), lan);
+        world.start(nodes[0])?;
+        world.run_for(Duration::from_micros(seed * 300))?;
+        world.start(nodes[1])?;
+        let span = world.run_until_meshed(millis(10_000))?;
+        assert!(span < millis(50), "{span:?} with seed {seed}");
+        world.run_for(millis(10_000))?;
+        world.check_quiet(millis(60_000))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn twenty_nodes_that_start_at_once_are_meshed_within_a_second() -> Result<(), Violation> {
+    for seed in 0..3 {
+        let mut world = World::new(seed);
+        let lan = world.add_segment(Conditions::CLEAN);
+        for node in world.add_hosts(20, &HostPlan::default(), lan) {
+            world.start(node)?;
+        }
+        let span = world.run_until_meshed(millis(30_000))?;
+        assert!(span < millis(1_000), "{span:?} with seed {seed}");
+        world.run_for(millis(20_000))?;
+        world.check_quiet(millis(60_000))?;
+    }
+    Ok(())
+}

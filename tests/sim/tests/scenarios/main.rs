@@ -1,0 +1,3 @@
+//! What a mesh must live through, on virtual time.
+
+mod join;
