@@ -9,7 +9,7 @@ pub(crate) mod image;
 pub(crate) mod payload;
 pub(crate) mod vm;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -39,6 +39,9 @@ pub(crate) struct Arguments {
     /// Run on this host's own kernel, without the VM and without the tests of systemd.
     #[arg(long)]
     host: bool,
+    /// Test this static binary of the daemon instead of building one.
+    #[arg(long, value_name = "FILE")]
+    daemon: Option<PathBuf>,
     /// How many tests run at once.
     #[arg(long, default_value_t = 4)]
     threads: usize,
@@ -71,8 +74,8 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         Some(Action::Shell { suite, systemd }) => {
             shell(suite, if systemd { Boot::Systemd } else { Boot::Direct })
         }
-        None if arguments.host => run_on_host(&Binaries::build()?, arguments),
-        None => run_in_vm(&Binaries::build()?, arguments),
+        None if arguments.host => run_on_host(&Binaries::build(arguments.daemon.as_deref())?, arguments),
+        None => run_in_vm(&Binaries::build(arguments.daemon.as_deref())?, arguments),
     }
 }
 
@@ -82,7 +85,10 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
 /// As [`main`].
 pub(crate) fn test(suite: Suite, filter: &[&str]) -> Result<()> {
     let filter = filter.iter().map(|&word| word.to_owned()).collect();
-    run_in_vm(&Binaries::build()?, &Arguments { suite, host: false, threads: 4, filter, action: None })
+    run_in_vm(
+        &Binaries::build(None)?,
+        &Arguments { suite, host: false, daemon: None, threads: 4, filter, action: None },
+    )
 }
 
 fn run_in_vm(binaries: &Binaries, arguments: &Arguments) -> Result<()> {
@@ -139,7 +145,7 @@ fn environment(folder: &Path) -> Vec<(&'static str, String)> {
 }
 
 fn shell(suite: Suite, boot: Boot) -> Result<()> {
-    let binaries = Binaries::build()?;
+    let binaries = Binaries::build(None)?;
     let image = Image::ensure(suite)?;
     let mut payload = Payload::new()?;
     binaries.add_to(&mut payload)?;

@@ -5,5 +5,8 @@
 
 #![expect(clippy::unwrap_used, reason = "everything here is a test, helpers included")]
 
+mod ebpf;
 mod harness;
+mod kernel;
+mod mesh;
 mod systemd;

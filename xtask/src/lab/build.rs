@@ -23,14 +23,19 @@ pub(crate) struct Binaries {
 }
 
 impl Binaries {
-    /// Builds what changed.
+    /// Builds what changed; the daemon only where none is given.
     ///
     /// # Errors
     /// The compiler's errors are printed; the error only says that it failed.
-    pub(crate) fn build() -> Result<Self> {
+    pub(crate) fn build(daemon: Option<&Path>) -> Result<Self> {
         let step = Step::start("building the daemon and the lab's tests");
-        ebpf::build_ebpf()?;
-        let daemon = cargo(&["build", "--package", "wgmesh", "--bin", "wgmesh"])?;
+        let daemon = match daemon {
+            Some(given) => given.to_owned(),
+            None => {
+                ebpf::build_ebpf()?;
+                cargo(&["build", "--package", "wgmesh", "--bin", "wgmesh"])?
+            }
+        };
         let tests = cargo(&["test", "--no-run", "--package", "wgmesh-lab", "--test", "lab"])?;
         step.finish();
         Ok(Self { daemon, tests })

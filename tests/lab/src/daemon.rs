@@ -1,0 +1,230 @@
+//! The daemon under test.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::host::Host;
+use crate::namespace::Namespace;
+use crate::poll::wait_for;
+
+/// The name of the file in a host's folder that takes what its daemons print.
+pub(crate) const LOG: &str = "daemon.log";
+
+/// How long a daemon may take to tell what it is expected to: one that works is ready in a fraction of a second.
+const NOTIFICATION: Duration = Duration::from_secs(10);
+
+/// How long a daemon may take to withdraw everything and end.
+const STOP: Duration = Duration::from_secs(10);
+
+/// What a daemon is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The mesh's secret.
+    pub secret: String,
+    /// More of the configuration, in TOML: first keys of the top level, then tables.
+    pub more: String,
+}
+
+impl Settings {
+    /// Settings with nothing but a secret.
+    pub fn new(secret: &str) -> Self {
+        Self { secret: secret.to_owned(), more: String::new() }
+    }
+
+    /// Adds lines of TOML.
+    pub fn with(mut self, lines: &str) -> Self {
+        self.more += lines;
+        self.more.push('\n');
+        self
+    }
+}
+
+/// A running daemon; dropped, it is killed.
+pub struct Daemon {
+    child: Child,
+    config: PathBuf,
+    started: Instant,
+    notifications: Receiver<(Instant, String)>,
+    namespace: Arc<Namespace>,
+}
+
+impl Daemon {
+    #[track_caller]
+    pub(crate) fn start(host: &Host, namespace: Arc<Namespace>, settings: &Settings) -> Self {
+        let config = write_config(host, settings);
+        let log = File::options().create(true).append(true).open(host.folder().join(LOG));
+        let log = log.unwrap_or_else(|error| panic!("cannot open the log: {error}"));
+        let (socket, notifications) = notify_socket(host);
+        let mut command = Command::new(binary());
+        command.args(["run", "--config"]).arg(&config).env("NOTIFY_SOCKET", &socket);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file can be shared")).stderr(log);
+        let started = Instant::now();
+        let child =
+            namespace.spawn(command).unwrap_or_else(|error| panic!("cannot start the daemon: {error}"));
+        Self { child, config, started, notifications, namespace }
+    }
+
+    /// Waits until the daemon tells its service manager that it is ready, and returns how long that took from its
+    /// start.
+    ///
+    /// # Panics
+    /// Where it does not, or ends.
+    #[track_caller]
+    pub fn wait_ready(&self) -> Duration {
+        self.wait_notification("READY=1")
+    }
+
+    /// Waits for a line in what the daemon tells its service manager, such as `STOPPING=1`, passing over what comes
+    /// before; returns when it came, counted from the daemon's start.
+    ///
+    /// # Panics
+    /// Where it does not come in time.
+    #[track_caller]
+    pub fn wait_notification(&self, line: &str) -> Duration {
+        let end = Instant::now() + NOTIFICATION;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let Ok((at, message)) = self.notifications.recv_timeout(left) else {
+                panic!("the daemon did not say {line} within {} s", NOTIFICATION.as_secs());
+            };
+            if message.lines().any(|found| found == line) {
+                return at - self.started;
+            }
+        }
+    }
+
+    /// Returns what `wgmesh status --json` prints.
+    ///
+    /// # Panics
+    /// Where it fails or prints anything but JSON.
+    #[track_caller]
+    pub fn status_json(&self) -> Value {
+        let mut command = Command::new(binary());
+        command.args(["status", "--json", "--config"]).arg(&self.config);
+        let text = crate::host::feed(&self.namespace, command, "");
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+    }
+
+    /// Returns the process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Returns when the process was started.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// Returns the configuration's path.
+    pub fn config(&self) -> &std::path::Path {
+        &self.config
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        self::signal(&self.child, signal);
+    }
+
+    /// Asks the daemon by SIGTERM to end.
+    ///
+    /// # Panics
+    /// Where it does not end in time, or not with success.
+    #[track_caller]
+    pub fn stop(mut self) {
+        self.signal(Signal::SIGTERM);
+        let status = self.wait_exit();
+        assert!(status.success(), "the daemon ended with {status}");
+    }
+
+    /// Kills the daemon by SIGKILL, which it cannot notice.
+    pub fn kill(mut self) {
+        self.signal(Signal::SIGKILL);
+        self.wait_exit();
+    }
+
+    /// Waits until the daemon ends by itself.
+    ///
+    /// # Panics
+    /// Where it does not.
+    #[track_caller]
+    pub fn wait_exit(&mut self) -> ExitStatus {
+        wait_for(STOP, || self.child.try_wait().expect("a child of ours can be waited for"))
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Returns the product's binary, which the lab's runner names.
+pub(crate) fn binary() -> PathBuf {
+    std::env::var_os("WGMESH_BIN").expect("WGMESH_BIN names the wgmesh binary: run `cargo xtask lab`").into()
+}
+
+/// Signals a child that was not waited for yet.
+pub(crate) fn signal(child: &Child, signal: Signal) {
+    let id = i32::try_from(child.id()).expect("Linux process ids fit");
+    kill(Pid::from_raw(id), signal).unwrap_or_else(|error| panic!("cannot send {signal}: {error}"));
+}
+
+fn write_config(host: &Host, settings: &Settings) -> PathBuf {
+    let folder = host.folder();
+    let (secret, config) = (folder.join("secret"), folder.join("wgmesh0.toml"));
+    let (state, runtime) = (folder.join("state"), folder.join("run"));
+    for folder in [&state, &runtime] {
+        fs::create_dir_all(folder)
+            .unwrap_or_else(|error| panic!("cannot make {}: {error}", folder.display()));
+    }
+    write(&secret, &settings.secret);
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("the file is ours");
+    let paths = [("secret_file", &secret), ("state_dir", &state), ("runtime_dir", &runtime)];
+    let paths: String = paths.iter().map(|(key, path)| format!("{key} = {path:?}\n")).collect();
+    let more = &settings.more;
+    write(&config, &format!("interface = \"wgmesh0\"\nlog_level = \"debug\"\n{paths}{more}"));
+    config
+}
+
+fn write(path: &std::path::Path, text: &str) {
+    fs::write(path, text).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+}
+
+/// Plays the service manager: reads what the daemon tells it, so that the daemon never waits for a full queue. The
+/// thread ends some time after its receiver.
+fn notify_socket(host: &Host) -> (PathBuf, Receiver<(Instant, String)>) {
+    let path = host.folder().join("notify");
+    fs::remove_file(&path).ok();
+    let socket =
+        UnixDatagram::bind(&path).unwrap_or_else(|error| panic!("cannot bind {}: {error}", path.display()));
+    socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a second is a valid timeout");
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        loop {
+            let message = match socket.recv(&mut buffer) {
+                Ok(length) => String::from_utf8_lossy(&buffer[..length]).into_owned(),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    String::new()
+                }
+                Err(_) => return,
+            };
+            if sender.send((Instant::now(), message)).is_err() {
+                return;
+            }
+        }
+    });
+    (path, receiver)
+}

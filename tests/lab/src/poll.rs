@@ -1,0 +1,35 @@
+//! Waiting for what must become true.
+
+use std::time::{Duration, Instant};
+
+/// How long to wait between two looks: short beside what is measured, long beside what a look costs.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Waits until the condition holds, and returns how long that took.
+///
+/// # Panics
+/// Where it does not hold in time.
+#[track_caller]
+pub fn eventually(timeout: Duration, mut condition: impl FnMut() -> bool) -> Duration {
+    let started = Instant::now();
+    wait_for(timeout, || condition().then_some(()));
+    started.elapsed()
+}
+
+/// Waits until there is a value, and returns it.
+///
+/// # Panics
+/// Where there is none in time.
+#[track_caller]
+pub fn wait_for<T>(timeout: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        // The last look begins after the time is over, so that a slow one cannot be the only one.
+        let over = started.elapsed() >= timeout;
+        match look() {
+            Some(value) => return value,
+            None if over => panic!("still not so after {:.1} s", timeout.as_secs_f64()),
+            None => std::thread::sleep(PAUSE),
+        }
+    }
+}
