@@ -5,6 +5,7 @@ mod lab;
 mod progress;
 mod setup;
 mod sim;
+mod test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ enum Task {
     Setup,
     /// Runs the tests of `tests/lab` on a real kernel, or opens a shell there.
     Lab(lab::Arguments),
+    /// Passes every check: format, lints, unit and simulation tests, then the lab.
+    Test,
     /// Runs a fleet on a virtual network and prints its figures.
     Sim(sim::Arguments),
 }
@@ -44,6 +47,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::Setup => setup::ensure(),
         Task::Lab(arguments) => lab::main(&arguments),
+        Task::Test => test::main(),
         Task::Sim(arguments) => sim::main(&arguments),
     }
 }

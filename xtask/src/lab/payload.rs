@@ -12,6 +12,9 @@ use crate::workspace;
 const GUEST: &str = include_str!("guest.sh");
 const SHELL: &str = include_str!("shell.sh");
 
+/// How the folders of runs begin; the process id follows.
+const RUN: &str = "run-";
+
 /// The files of one run, in a folder of its own that goes with it. The guest sees them read-only under `/lab`.
 pub(crate) struct Payload {
     folder: PathBuf,
@@ -23,9 +26,9 @@ impl Payload {
     /// # Errors
     /// Says which file could not be written.
     pub(crate) fn new() -> Result<Self> {
-        let folder = workspace::target().join("lab").join(format!("run-{}", std::process::id()));
-        fs::remove_dir_all(&folder).ok();
-        let payload = Self { folder };
+        let lab = workspace::target().join("lab");
+        remove_leftovers(&lab);
+        let payload = Self { folder: lab.join(format!("{RUN}{}", std::process::id())) };
         payload.add_script("guest.sh", GUEST)?;
         payload.add_script("shell.sh", SHELL)?;
         Ok(payload)
@@ -98,6 +101,17 @@ impl Payload {
 impl Drop for Payload {
     fn drop(&mut self) {
         fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+/// Removes what runs left behind that were killed; their process ids tell.
+fn remove_leftovers(lab: &Path) {
+    for entry in fs::read_dir(lab).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(process) = name.to_str().and_then(|name| name.strip_prefix(RUN)) else { continue };
+        if !Path::new("/proc").join(process).exists() {
+            fs::remove_dir_all(entry.path()).ok();
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The guest's output arrives on a virtio port, line by line, as QEMU's own standard output; the exit code on a
 //! second port, in a file; the kernel's console in another file, whose end is shown where a boot or a run fails.
-//! Only one VM runs at a time on a machine: two would make each other slow and every measurement false.
+//! Only one VM runs commands at a time: two would make each other slow and every measurement false.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -84,7 +84,6 @@ impl Guest {
     /// # Errors
     /// Where QEMU could not be started or failed.
     pub(crate) fn shell(&self) -> Result<()> {
-        let _lock = lock()?;
         let mut command = self.qemu()?;
         command.args(["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]);
         command.args(["-chardev", "null,id=output", "-chardev", "null,id=result"]);

@@ -1,0 +1,85 @@
+//! `xtask test`: every check that a change must pass, in the order of what they cost.
+//!
+//! Nothing is skipped: a stage that cannot run has failed, and the first that fails ends the run. Each stage's own
+//! output is shown as it comes; at the end stands where the time went.
+
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow};
+
+use crate::lab::image::{Image, Suite};
+use crate::{ebpf, lab, setup, workspace};
+
+/// What is built for another target, and what only the lab can run.
+const NOT_HERE: [&str; 4] = ["--exclude", "wgmesh-ebpf", "--exclude", "wgmesh-lab"];
+
+/// The tests that older kernels and older systemds can decide differently.
+const OLDER_SUITES_FILTER: &[&str] = &["ebpf::", "harness::", "kernel::", "mesh::", "systemd::"];
+
+/// Runs every check.
+///
+/// # Errors
+/// Names the stage that failed.
+pub(crate) fn main() -> Result<()> {
+    setup::ensure()?;
+    let mut stages = Stages::default();
+    let outcome = run(&mut stages);
+    stages.print();
+    outcome
+}
+
+fn run(stages: &mut Stages) -> Result<()> {
+    stages.run("format", || workspace::run(&mut workspace::cargo(&["fmt", "--all", "--check"])))?;
+    // Fetching Debian packages takes the network, compiling takes the processor.
+    let images = build_images();
+    stages.run("eBPF object", || ebpf::build_ebpf().map(drop))?;
+    stages.run("clippy", clippy)?;
+    stages.run("unit and simulation tests", || {
+        workspace::run(workspace::cargo(&["test", "--workspace"]).args(NOT_HERE))
+    })?;
+    stages.run("the VM's images", || images.join().map_err(|_| anyhow!("the image builder panicked"))?)?;
+    stages.run("lab tests on trixie", || lab::test(Suite::Trixie, &[]))?;
+    stages.run("lab tests on bookworm", || lab::test(Suite::Bookworm, OLDER_SUITES_FILTER))?;
+    stages.run("lab tests on bullseye", || lab::test(Suite::Bullseye, OLDER_SUITES_FILTER))
+}
+
+fn clippy() -> Result<()> {
+    let mut command =
+        workspace::cargo(&["clippy", "--workspace", "--exclude", "wgmesh-ebpf", "--all-targets"]);
+    workspace::run(command.args(["--", "--deny", "warnings"]))
+}
+
+fn build_images() -> JoinHandle<Result<()>> {
+    std::thread::spawn(|| {
+        [Suite::Trixie, Suite::Bookworm, Suite::Bullseye]
+            .into_iter()
+            .try_for_each(|suite| Image::ensure(suite).map(drop))
+    })
+}
+
+/// The stages so far and what each took.
+#[derive(Default)]
+struct Stages(Vec<(&'static str, Duration, bool)>);
+
+impl Stages {
+    fn run(&mut self, name: &'static str, stage: impl FnOnce() -> Result<()>) -> Result<()> {
+        eprintln!("[xtask] == {name} ==");
+        let started = Instant::now();
+        let outcome = stage();
+        self.0.push((name, started.elapsed(), outcome.is_ok()));
+        outcome.map_err(|error| error.context(format!("{name} failed")))
+    }
+
+    fn print(&self) {
+        let total: Duration = self.0.iter().map(|(_, time, _)| *time).sum();
+        for (name, time, passed) in &self.0 {
+            println!(
+                "{name:<26} {:>7.1} s  {}",
+                time.as_secs_f64(),
+                if *passed { "passed" } else { "FAILED" }
+            );
+        }
+        println!("{:<26} {:>7.1} s", "together", total.as_secs_f64());
+    }
+}
