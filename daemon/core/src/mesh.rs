@@ -182,6 +182,9 @@ pub struct Mesh {
     orphans: BTreeMap<PublicKey, ObservedPeer>,
     proved: BTreeMap<PublicKey, SocketAddr>,
     generation: u64,
+    /// The newest generation that the applier has reported on, well or badly.
+    answered: u64,
+    /// The newest generation that the kernel was seen to hold.
     applied: u64,
     desired: Option<Arc<Desired>>,
     trouble: Option<KernelTrouble>,
@@ -234,6 +237,7 @@ impl Mesh {
             orphans: BTreeMap::new(),
             proved: BTreeMap::new(),
             generation: 0,
+            answered: 0,
             applied: 0,
             desired: None,
             trouble: None,
@@ -377,8 +381,12 @@ impl Mesh {
     }
 
     /// Recomputes the plan if anything it depends on has changed, and hands it to the applier if it differs.
+    ///
+    /// Waits until the applier has reported on the last one: a plan costs time with every peer, and the applier could
+    /// not take up another sooner. So a fleet that starts at once costs a plan per round of the applier, not one per
+    /// hello.
     fn replan(&mut self, now: Now) {
-        if !std::mem::take(&mut self.dirty) || self.observed.is_none() {
+        if self.answered < self.generation || self.observed.is_none() || !std::mem::take(&mut self.dirty) {
             return;
         }
         while plan::has_lost_address(&self.plan_inputs(now)) {

@@ -1,8 +1,8 @@
 //! Keeps one kernel as its node wants it: a model of the daemon's applier, around the core's own `reconcile`.
 //!
-//! It reads, compares, writes and reports. The newest goal wins: one that arrives during a round makes another round
-//! follow. Between rounds it wakes for changes that Linux tells of, for handshakes that eBPF sees, and every
-//! [`SAFETY_INTERVAL`].
+//! Like the real one it knows the kernel from its last reading and its own writes since (the mirror), compares a new
+//! goal with that, and reports. The newest goal wins. It reads again some milliseconds after Linux gave notice of a
+//! change, and at the latest after [`INTERVAL`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +14,14 @@ use wgmesh_core::time::{Monotonic, Now};
 
 use crate::kernel::Kernel;
 
-/// The kernel is read this often whatever happens (seed 003, W-D8).
-pub const SAFETY_INTERVAL: Duration = Duration::from_secs(5);
+/// The longest time between two readings (seed 003, W-D8).
+pub const INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long notices are gathered before the kernel is read; doubled with each reading in a row that had to write.
+const SETTLE: Duration = Duration::from_millis(10);
+
+/// The pause after a failure; doubled each time.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// How long a real kernel takes.
 #[derive(Clone, Copy, Debug)]
@@ -38,17 +44,22 @@ pub struct Applier {
     owner: OwnerMark,
     generation: u64,
     goal: Option<Option<Arc<Desired>>>,
-    round: Round,
-    is_wanted: bool,
-    safety_at: Monotonic,
+    has_new_goal: bool,
+    has_notice: bool,
+    mirror: Option<Arc<Observed>>,
+    due: Monotonic,
+    contested: u32,
+    failed: u32,
+    turn: Turn,
     readings: u64,
+    overtaken: u64,
 }
 
 #[derive(Debug)]
-enum Round {
+enum Turn {
     Resting,
     Reading { until: Monotonic },
-    Writing { until: Monotonic, generation: u64, writes: Vec<Write>, observed: Box<Observed> },
+    Writing { until: Monotonic, generation: u64, writes: Vec<Write>, was_read: bool },
 }
 
 impl Applier {
@@ -59,25 +70,35 @@ impl Applier {
             owner,
             generation: 0,
             goal: None,
-            round: Round::Resting,
-            is_wanted: false,
-            safety_at: now + SAFETY_INTERVAL,
+            has_new_goal: false,
+            has_notice: false,
+            mirror: None,
+            due: now + INTERVAL,
+            contested: 0,
+            failed: 0,
+            turn: Turn::Resting,
             readings: 0,
+            overtaken: 0,
         }
     }
 
     /// Takes a new goal in place of the old.
-    pub fn set_goal(&mut self, generation: u64, desired: Option<Arc<Desired>>, now: Monotonic) {
+    pub fn set_goal(&mut self, generation: u64, desired: Option<Arc<Desired>>) {
+        self.overtaken += u64::from(self.has_new_goal);
         self.generation = generation;
         self.goal = Some(desired);
-        self.wake(now);
+        self.has_new_goal = true;
     }
 
-    /// Has the kernel read soon.
-    pub fn wake(&mut self, now: Monotonic) {
-        match self.round {
-            Round::Resting => self.round = Round::Reading { until: now + self.pace.read },
-            Round::Reading { .. } | Round::Writing { .. } => self.is_wanted = true,
+    /// Hears that the kernel has changed.
+    pub fn notice(&mut self, now: Monotonic) {
+        match self.turn {
+            Turn::Resting if self.mirror.is_some() => {
+                let settle = SETTLE.saturating_mul(1 << self.contested.min(16)).min(INTERVAL);
+                self.due = self.due.min(now + settle);
+            }
+            Turn::Resting => {}
+            Turn::Reading { .. } | Turn::Writing { .. } => self.has_notice = true,
         }
     }
 
@@ -86,11 +107,17 @@ impl Applier {
         self.readings
     }
 
+    /// Returns how many goals gave way to the next before they were ever looked at: plans made in vain.
+    pub const fn overtaken(&self) -> u64 {
+        self.overtaken
+    }
+
     /// Returns when [`Applier::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Monotonic {
-        match self.round {
-            Round::Resting => self.safety_at,
-            Round::Reading { until } | Round::Writing { until, .. } => until,
+        match self.turn {
+            Turn::Resting if self.has_new_goal => Monotonic::default(),
+            Turn::Resting => self.due,
+            Turn::Reading { until } | Turn::Writing { until, .. } => until,
         }
     }
 
@@ -99,15 +126,22 @@ impl Applier {
         if self.poll_timeout() > now.monotonic {
             return None;
         }
-        match std::mem::replace(&mut self.round, Round::Resting) {
-            Round::Resting => {
-                self.wake(now.monotonic);
-                None
+        match std::mem::replace(&mut self.turn, Turn::Resting) {
+            Turn::Resting => {
+                if !self.has_new_goal {
+                    self.mirror = None;
+                }
+                self.begin_turn(now)
             }
-            Round::Reading { .. } => self.on_read(kernel, now.monotonic),
-            Round::Writing { generation, writes, observed, .. } => {
-                let outcome = write_all(&writes, *observed, kernel, now);
-                Some(self.finish(generation, outcome, now.monotonic))
+            Turn::Reading { .. } => {
+                self.readings += 1;
+                self.mirror = Some(Arc::new(kernel.observe()));
+                self.compare(true, now)
+            }
+            Turn::Writing { generation, writes, was_read, .. } => {
+                let outcome = self.write(&writes, kernel, now);
+                self.contested = if was_read { self.contested + 1 } else { self.contested };
+                Some(self.finish(generation, outcome, was_read, now.monotonic))
             }
         }
     }
@@ -119,51 +153,77 @@ impl Applier {
         }
     }
 
-    fn on_read(&mut self, kernel: &Kernel, now: Monotonic) -> Option<KernelReport> {
-        self.readings += 1;
-        let observed = kernel.observe();
-        let generation = self.generation;
-        let writes = match &self.goal {
-            None => Vec::new(),
-            Some(None) => reconcile::withdraw(&observed, &self.owner),
-            Some(Some(desired)) => match reconcile::diff(desired, &observed) {
-                Ok(writes) => writes,
-                Err(refusal) => {
-                    let trouble = KernelTrouble::Other(refusal.to_string());
-                    return Some(self.finish(generation, Err(trouble), now));
-                }
-            },
-        };
-        if writes.is_empty() {
-            return Some(self.finish(generation, Ok(Arc::new(observed)), now));
+    fn begin_turn(&mut self, now: Now) -> Option<KernelReport> {
+        if self.mirror.is_some() {
+            return self.compare(false, now);
         }
-        let until = now + self.pace.write;
-        self.round = Round::Writing { until, generation, writes, observed: Box::new(observed) };
+        self.turn = Turn::Reading { until: now.monotonic + self.pace.read };
         None
+    }
+
+    /// Compares the goal with the mirror, then writes or is done.
+    fn compare(&mut self, was_read: bool, now: Now) -> Option<KernelReport> {
+        let mirror = Arc::clone(self.mirror.as_ref().expect("it was read"));
+        let generation = self.generation;
+        self.has_new_goal = false;
+        let writes = match &self.goal {
+            None => Ok(Vec::new()),
+            Some(None) => Ok(reconcile::withdraw(&mirror, &self.owner)),
+            Some(Some(desired)) => reconcile::diff(desired, &mirror),
+        };
+        match writes {
+            Ok(writes) if writes.is_empty() => {
+                self.contested = 0;
+                Some(self.finish(generation, Ok(mirror), was_read, now.monotonic))
+            }
+            Ok(writes) => {
+                let until = now.monotonic + self.pace.write;
+                self.turn = Turn::Writing { until, generation, writes, was_read };
+                None
+            }
+            Err(refusal) => {
+                let trouble = KernelTrouble::Other(refusal.to_string());
+                Some(self.finish(generation, Err(trouble), was_read, now.monotonic))
+            }
+        }
+    }
+
+    /// Writes, and says what that left behind as the daemon reckons it, without reading it back.
+    fn write(
+        &mut self,
+        writes: &[Write],
+        kernel: &mut Kernel,
+        now: Now,
+    ) -> Result<Arc<Observed>, KernelTrouble> {
+        writes.iter().try_for_each(|write| kernel.apply(write, now))?;
+        let mirror = self.mirror.as_mut().expect("it was read before it was written");
+        match writes {
+            [Write::CreateLink { .. }, ..] => *mirror = Arc::new(kernel.observe()),
+            _ => reconcile::apply_to(Arc::make_mut(mirror), writes),
+        }
+        Ok(Arc::clone(mirror))
     }
 
     fn finish(
         &mut self,
         generation: u64,
         outcome: Result<Arc<Observed>, KernelTrouble>,
+        was_read: bool,
         now: Monotonic,
     ) -> KernelReport {
-        self.safety_at = now + SAFETY_INTERVAL;
-        if std::mem::take(&mut self.is_wanted) {
-            self.wake(now);
+        if outcome.is_err() {
+            self.mirror = None;
+            self.due = now + RETRY.saturating_mul(1 << self.failed.min(16)).min(INTERVAL);
+            self.failed += 1;
+        } else {
+            self.failed = 0;
+            if was_read {
+                self.due = now + INTERVAL;
+            }
+        }
+        if std::mem::take(&mut self.has_notice) {
+            self.notice(now);
         }
         KernelReport { generation, outcome }
     }
-}
-
-/// Writes, and says what that left behind as the daemon reckons it, without reading it back.
-fn write_all(
-    writes: &[Write],
-    mut observed: Observed,
-    kernel: &mut Kernel,
-    now: Now,
-) -> Result<Arc<Observed>, KernelTrouble> {
-    writes.iter().try_for_each(|write| kernel.apply(write, now))?;
-    reconcile::apply_to(&mut observed, writes);
-    Ok(Arc::new(observed))
 }

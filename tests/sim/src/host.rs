@@ -157,6 +157,11 @@ impl Host {
         self.process.as_ref().map_or(0, |process| process.applier.readings())
     }
 
+    /// Returns how many plans of the daemon of now were made in vain.
+    pub fn overtaken_plans(&self) -> u64 {
+        self.process.as_ref().map_or(0, |process| process.applier.overtaken())
+    }
+
     /// Whether somebody changed its kernel within the last `span`.
     pub fn was_sabotaged_within(&self, span: Duration, world: Monotonic) -> bool {
         self.sabotaged_at.is_some_and(|at| world.since(at) <= span)
@@ -294,9 +299,10 @@ impl Host {
 
     fn pass_on_kernel_events(&mut self, now: Now) {
         let changed = self.kernel.take_change();
-        let handshake = self.kernel.take_handshake() && self.plan.sees_handshakes;
-        if let Some(process) = self.process.as_mut().filter(|_| changed || handshake) {
-            process.applier.wake(now.monotonic);
+        let answered = self.kernel.take_handshake() && self.plan.sees_handshakes;
+        let Some(process) = &mut self.process else { return };
+        if changed || (answered && process.mesh.awaits_handshake()) {
+            process.applier.notice(now.monotonic);
         }
     }
 
@@ -308,7 +314,7 @@ impl Host {
                 Command::SaveState(state) => self.disk.state = state,
                 Command::SaveCache(cache) => self.disk.cache = cache,
                 Command::Apply { generation, desired } => {
-                    process.applier.set_goal(generation, desired, now.monotonic);
+                    process.applier.set_goal(generation, desired);
                 }
                 Command::Send(transmit) => self.sends.push_back(transmit),
             }

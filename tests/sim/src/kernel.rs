@@ -42,7 +42,7 @@ pub struct Kernel {
     transmits: VecDeque<Transmit>,
     writes: u64,
     is_changed: bool,
-    has_new_handshake: bool,
+    has_answered_handshake: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -71,7 +71,7 @@ impl Kernel {
             transmits: VecDeque::new(),
             writes: 0,
             is_changed: false,
-            has_new_handshake: false,
+            has_answered_handshake: false,
         }
     }
 
@@ -138,9 +138,10 @@ impl Kernel {
         std::mem::replace(&mut self.is_changed, false)
     }
 
-    /// Returns whether a handshake was completed since the last call, as the daemon's eBPF program would notice.
+    /// Returns whether a handshake was answered, by either end, since the last call; the daemon's eBPF program sees
+    /// such messages.
     pub const fn take_handshake(&mut self) -> bool {
-        std::mem::replace(&mut self.has_new_handshake, false)
+        std::mem::replace(&mut self.has_answered_handshake, false)
     }
 
     /// Carries out one write of the daemon.
@@ -177,8 +178,8 @@ impl Kernel {
             return;
         }
         let key = message.from;
-        let completed = self.step(key, now, |peer, context| peer.receive(from, &message.body, context));
-        self.has_new_handshake |= completed.unwrap_or(false);
+        self.has_answered_handshake |= message.body.is_response();
+        self.step(key, now, |peer, context| peer.receive(from, &message.body, context));
     }
 
     /// Does what WireGuard's timers ask for.
@@ -321,6 +322,7 @@ impl Kernel {
         let mut outbox: Vec<(SocketAddr, Body)> = Vec::new();
         let outcome = step(peer, &mut Context { now, random: &mut self.random, outbox: &mut outbox });
         let port = link.listen_port;
+        self.has_answered_handshake |= outbox.iter().any(|(_, body)| body.is_response());
         self.transmits.extend(outbox.into_iter().map(|(to, body)| Transmit {
             port,
             to,

@@ -9,7 +9,7 @@ use wgmesh_core::message::{Announce, Hello, Phase, Stamp, UnprovedHello};
 use wgmesh_core::seal::{Kind, Opener};
 use wgmesh_core::time::Monotonic;
 
-use crate::applier::SAFETY_INTERVAL;
+use crate::applier::INTERVAL;
 use crate::host::Host;
 
 /// What was seen of the nodes so far.
@@ -82,7 +82,7 @@ impl Watch {
         if last.is_some_and(|last| hello.stamp <= last) {
             return Err(format!("its stamp went from {last:?} to {:?}", hello.stamp));
         }
-        let excused = host.was_sabotaged_within(2 * SAFETY_INTERVAL, world);
+        let excused = host.was_sabotaged_within(2 * INTERVAL, world);
         if hello.phase >= Phase::Installed && host.kernel.peer(receiver).is_none() && !excused {
             return Err(format!("it says {:?} of a peer that its kernel does not hold", hello.phase));
         }

@@ -49,6 +49,7 @@ impl Mesh {
     }
 
     pub(super) fn on_kernel(&mut self, report: KernelReport, now: Now) {
+        self.answered = self.answered.max(report.generation);
         match report.outcome {
             Ok(observed) => {
                 self.trouble = None;

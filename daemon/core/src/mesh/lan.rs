@@ -206,14 +206,16 @@ impl Mesh {
         let record = peer.record().clone();
         let lower = self.state.wg_pubkey < key;
         let contact = self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, now.monotonic));
+        let reach = |contact: &Contact| (contact.is_active(), contact.proved_place());
+        let before = reach(contact);
         if self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key)) {
             contact.handle_installed(true, now.monotonic);
         }
         match contact.handle_hello(hello, place, self.token, now.monotonic) {
             Ok(()) => {
+                self.dirty |= reach(contact) != before;
                 let endpoint = Some(record.record().endpoint_at(from));
                 self.claim(Claim { record, source: Source::Lan, endpoint, fresh: true }, place, now);
-                self.dirty = true;
             }
             Err(Ignored::Replayed) => self.drop_input("replayed", from),
             Err(Ignored::NotFresh) => {}

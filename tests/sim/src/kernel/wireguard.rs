@@ -86,6 +86,11 @@ impl Body {
             Self::Keepalive { .. } => KEEPALIVE_BYTES,
         }
     }
+
+    /// Whether it answers an initiation.
+    pub const fn is_response(&self) -> bool {
+        matches!(self, Self::Response { .. })
+    }
 }
 
 /// Names one handshake, and the session that it made.
@@ -198,12 +203,11 @@ impl Peer {
         self.send_staged(context);
     }
 
-    /// Takes in a message of this peer; says whether it completed a handshake.
-    pub fn receive(&mut self, from: SocketAddr, body: &Body, context: &mut Context<'_>) -> bool {
+    /// Takes in a message of this peer.
+    pub fn receive(&mut self, from: SocketAddr, body: &Body, context: &mut Context<'_>) {
         match body {
             Body::Initiation { handshake, stamp } => {
                 self.on_initiation(from, *handshake, *stamp, context);
-                false
             }
             Body::Response { handshake, preshared_key } => {
                 self.on_response(from, *handshake, preshared_key.as_ref(), context)
@@ -291,9 +295,9 @@ impl Peer {
         handshake: Handshake,
         preshared_key: Option<&PresharedKey>,
         context: &mut Context<'_>,
-    ) -> bool {
+    ) {
         if self.initiated != Some(handshake) || preshared_key != self.preshared_key.as_ref() {
-            return false;
+            return;
         }
         let now = context.now.monotonic;
         self.initiated = None;
@@ -302,17 +306,15 @@ impl Peer {
         self.current = Some(Keypair { handshake, is_initiator: true, born: now });
         self.complete_handshake(context.now);
         self.send_keepalive(context);
-        true
     }
 
-    fn on_keepalive(&mut self, from: SocketAddr, session: Handshake, context: &mut Context<'_>) -> bool {
+    fn on_keepalive(&mut self, from: SocketAddr, session: Handshake, context: &mut Context<'_>) {
         let now = context.now.monotonic;
         if !self.takes_session(session, now) {
-            return false;
+            return;
         }
         self.on_authenticated(from, KEEPALIVE_BYTES, now);
-        let completed = self.next.is_some_and(|next| next.handshake == session);
-        if completed {
+        if self.next.is_some_and(|next| next.handshake == session) {
             self.previous = self.current;
             self.current = self.next.take();
             self.complete_handshake(context.now);
@@ -323,7 +325,6 @@ impl Peer {
             self.attempts = 0;
             self.initiate(context);
         }
-        completed
     }
 
     fn complete_handshake(&mut self, now: Now) {

@@ -54,6 +54,11 @@ fn twenty_nodes_that_start_at_once_are_meshed_within_a_second() -> Result<(), Vi
         }
         let span = world.run_until_meshed(millis(30_000))?;
         assert!(span < millis(1_000), "{span:?} with seed {seed}");
+        let vain: u64 = world.hosts().map(|(_, host)| host.overtaken_plans()).sum();
+        assert_eq!(
+            vain, 0,
+            "a plan costs time with every peer, so none is made that the applier cannot take up"
+        );
         world.run_for(millis(20_000))?;
         world.check_quiet(millis(60_000))?;
     }
