@@ -54,6 +54,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     println!("full mesh after              {:.1} ms", meshed.as_secs_f64() * 1e3);
     println!("until then, per node         {}", at_mesh.per_node(1.0, ""));
     println!("  lost to full sockets       {}", at_mesh.totals.overflows);
+    println!("20 s after that, per node    {}", at_rest.since(&at_mesh).per_node(1.0, ""));
     println!("at rest, per node            {}", at_end.since(&at_rest).per_node(seconds, "/s"));
     println!("kernel writes at rest        {}", at_end.writes - at_rest.writes);
     println!(
