@@ -16,6 +16,10 @@ use wgmesh_core::status;
 
 use crate::ebpf::{EbpfError, EbpfSettings, EbpfTraffic, Handshakes};
 
+/// How long the loading waits after the link is there. The verifier takes a good part of a second on a slow
+/// machine, and a mesh that is forming has better use for it.
+const AFTER_LINK: Duration = Duration::from_secs(2);
+
 /// The pause before another attempt to load; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const MAX_PAUSE: Duration = Duration::from_secs(600);
@@ -219,6 +223,7 @@ fn load_until_done(
 ) {
     // The sender is dropped when the link is there, and when the daemon ends.
     let _ = wait.recv();
+    std::thread::sleep(AFTER_LINK);
     let mut pause = FIRST_PAUSE;
     loop {
         let outcome = load(settings);

@@ -15,8 +15,9 @@
 //!             |=========================================>|
 //! ```
 //!
-//! Where both announce at once both would initiate, so the lower key does and the higher waits for
-//! [`INITIATIVE_GRACE`]. Each side repeats its hello until the other has confirmed its phase.
+//! Where both announce at once both would initiate, and undo each other. So the lower key does, and the higher one
+//! waits: for [`INITIATIVE_GRACE`] until it is told so, then for [`HANDSHAKE_GRACE`]. Each side repeats its hello
+//! until the other has confirmed its phase.
 //!
 //! Only a hello that echoes our token of this run moves anything. Invariant: our phase is at least `Installed`
 //! only while the kernel holds the peer.
@@ -35,8 +36,12 @@ pub const FIRST_RETRY: Duration = Duration::from_millis(150);
 /// announce interval.
 pub const MAX_ATTEMPTS: u32 = 6;
 
-/// How long the side that does not initiate waits for the other's handshake before it initiates itself.
+/// How long the side that should not begin waits for the other to say that it does, before it begins itself.
 pub const INITIATIVE_GRACE: Duration = Duration::from_secs(1);
+
+/// How long a side that was told that the other begins waits for the handshake. Two initiations that cross undo
+/// each other, and WireGuard repeats a lost one after 5 s and 10 s (`REKEY_TIMEOUT`): this lies between.
+pub const HANDSHAKE_GRACE: Duration = Duration::from_millis(7500);
 
 /// An address from which nothing came for this long gives way to another of the same peer: three announce
 /// intervals, so that two common links do not make a path flap.
@@ -173,10 +178,10 @@ impl Contact {
             self.forget_run(hello.token);
         }
         self.on_heard_at(place, now);
-        self.theirs = Some(hello.phase);
+        let before = self.theirs.replace(hello.phase);
         self.seen = hello.seen;
         self.known = hello.known;
-        self.decide_initiative(now);
+        self.decide_initiative(before, now);
         if hello.ask || self.sent != Some(self.phase) {
             self.attempts = 0;
             self.due = Some(now);
@@ -191,7 +196,7 @@ impl Contact {
         match (installed, self.phase) {
             (true, Phase::Heard) => {
                 self.phase = Phase::Installed;
-                self.decide_initiative(now);
+                self.decide_initiative(None, now);
                 self.attempts = 0;
                 self.due = Some(now);
             }
@@ -274,19 +279,17 @@ impl Contact {
         }
     }
 
-    fn decide_initiative(&mut self, now: Monotonic) {
-        let theirs = match self.theirs {
-            Some(theirs @ (Phase::Installed | Phase::Active)) => theirs,
-            Some(Phase::Heard) | None => return,
-        };
-        if self.phase != Phase::Installed {
+    /// Begins, or waits for the other to; `before` is the other's phase as it was known until now.
+    fn decide_initiative(&mut self, before: Option<Phase>, now: Monotonic) {
+        if self.phase != Phase::Installed || self.theirs == before {
             return;
         }
         let crossed = self.sent >= Some(Phase::Installed);
-        if theirs == Phase::Installed && (self.lower || !crossed) {
-            self.become_active(now);
-        } else if self.initiate_at.is_none() {
-            self.initiate_at = Some(now + INITIATIVE_GRACE);
+        match self.theirs {
+            Some(Phase::Installed) if self.lower || !crossed => self.become_active(now),
+            Some(Phase::Installed) => self.initiate_at = Some(now + INITIATIVE_GRACE),
+            Some(Phase::Active) => self.initiate_at = Some(now + HANDSHAKE_GRACE),
+            Some(Phase::Heard) | None => {}
         }
     }
 

@@ -22,7 +22,7 @@ use crate::poll::wait_for;
 pub(crate) const LOG: &str = "daemon.log";
 
 /// How long a daemon may take to tell what it is expected to: one that works is ready in a fraction of a second.
-const NOTIFICATION: Duration = Duration::from_secs(10);
+const NOTIFICATION: Duration = Duration::from_secs(30);
 
 /// How long a daemon may take to withdraw everything and end.
 const STOP: Duration = Duration::from_secs(10);

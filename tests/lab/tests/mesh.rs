@@ -1,0 +1,187 @@
+//! The main job: hosts that share a secret become a mesh, whatever happens to them.
+
+mod hostile;
+mod lasting;
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use serde_json::Value;
+use wgmesh_lab::{Daemon, Host, Lab, Link, Settings, Switch, eventually};
+
+pub(crate) const SECRET: &str = "wgmesh://v1/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+const OTHER_SECRET: &str = "wgmesh://v1/HxAREhMUFRYXGBkaGxwdHh8AAQIDBAUGBwgJCgsMDQ4";
+
+/// Longer than anything takes that works, on a machine that is busy with other tests.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Hosts on one switch, `192.0.2.1` and up.
+pub(crate) struct Lan {
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) links: Vec<Link>,
+    _switch: Switch,
+    /// Dropped last, so that a failed test prints every log.
+    _lab: Lab,
+}
+
+impl Lan {
+    pub(crate) fn new(name: &str, hosts: u8) -> Self {
+        let lab = Lab::new(name);
+        let switch = lab.switch("lan");
+        let (mut all, mut links) = (Vec::new(), Vec::new());
+        for number in 1..=hosts {
+            let host = lab.host(&format!("h{number}"));
+            links.push(lab.link(&host, &switch, &[&format!("192.0.2.{number}/24")]));
+            all.push(host);
+        }
+        Self { hosts: all, links, _switch: switch, _lab: lab }
+    }
+
+    /// Starts a daemon on every host and waits until all are meshed.
+    pub(crate) fn mesh(&self, settings: &Settings) -> Vec<Daemon> {
+        let daemons: Vec<_> = self.hosts.iter().map(|host| host.daemon(settings)).collect();
+        for daemon in &daemons {
+            daemon.wait_ready();
+        }
+        wait_meshed(&daemons);
+        daemons
+    }
+}
+
+pub(crate) fn node(daemon: &Daemon, field: &str) -> String {
+    daemon.status_json()["node"][field].as_str().unwrap().to_owned()
+}
+
+pub(crate) fn mesh_ipv4(daemon: &Daemon) -> Ipv4Addr {
+    node(daemon, "mesh_ipv4").parse().unwrap()
+}
+
+pub(crate) fn peers(daemon: &Daemon) -> Vec<Value> {
+    daemon.status_json()["peers"].as_array().unwrap().clone()
+}
+
+pub(crate) fn direct_peers(daemon: &Daemon) -> usize {
+    peers(daemon).iter().filter(|peer| peer["state"] == "direct").count()
+}
+
+/// Waits until every daemon reaches all the others directly.
+pub(crate) fn wait_meshed(daemons: &[Daemon]) {
+    for daemon in daemons {
+        eventually(PATIENCE, || direct_peers(daemon) == daemons.len() - 1);
+    }
+}
+
+/// W-D1, W-X2, W-X3, W-X5, W-D5, W-D9, C-4: knowing only the secret.
+#[test]
+fn three_hosts_that_share_a_secret_become_a_full_mesh() {
+    let lan = Lan::new("three", 3);
+    let daemons = lan.mesh(&Settings::new(SECRET));
+    for host in &lan.hosts {
+        for daemon in &daemons {
+            for family in ["mesh_ipv4", "mesh_ipv6"] {
+                assert!(host.pings(node(daemon, family).parse::<IpAddr>().unwrap()));
+            }
+        }
+    }
+    let table = lan.hosts[0].wgmesh(["status", "--config", daemons[0].config().to_str().unwrap()]);
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(daemons[1..].iter().all(|daemon| table.contains(&mesh_ipv4(daemon).to_string())), "{table}");
+}
+
+/// Issue "the main job", 4: no tunnel, and not a useful byte on the wire.
+#[test]
+fn a_host_with_another_secret_gets_no_tunnel_and_learns_nothing_from_the_wire() {
+    let lan = Lan::new("secrets", 3);
+    let capture = lan.hosts[2].capture(lan.links[2].interface(), "udp");
+    let outsider = lan.hosts[2].daemon(&Settings::new(OTHER_SECRET));
+    outsider.wait_ready();
+    let members: Vec<_> = lan.hosts[..2].iter().map(|host| host.daemon(&Settings::new(SECRET))).collect();
+    for member in &members {
+        member.wait_ready();
+    }
+    wait_meshed(&members);
+    std::thread::sleep(Duration::from_secs(6));
+    assert!(peers(&outsider).is_empty());
+    assert!(members.iter().all(|member| peers(member).len() == 1));
+    let wire = capture.finish();
+    let shows = |needle: &[u8]| wire.windows(needle.len()).any(|window| window == needle);
+    assert!(shows(&51830_u16.to_be_bytes()), "the capture saw the announces");
+    for member in &members {
+        let key = node(member, "public_key");
+        let raw = base64(&key);
+        assert!(!shows(key.as_bytes()) && !shows(&raw), "a public key is on the wire");
+        assert!(!shows(&mesh_ipv4(member).octets()), "a mesh address is on the wire");
+        assert!(!shows(node(member, "hostname").as_bytes()), "a name is on the wire");
+    }
+}
+
+/// W-D28, W-D30: in six addresses somebody collides, and everybody ends with one of its own.
+#[test]
+fn colliding_addresses_are_resolved() {
+    let lan = Lan::new("collide", 5);
+    let daemons = lan.mesh(&Settings::new(SECRET).with("subnet = \"10.99.0.0/29\""));
+    eventually(PATIENCE, || {
+        let mut addresses: Vec<_> = daemons.iter().map(mesh_ipv4).collect();
+        addresses.sort_unstable();
+        addresses.dedup();
+        addresses.len() == daemons.len()
+    });
+    for daemon in &daemons {
+        let address = mesh_ipv4(daemon);
+        eventually(PATIENCE, || lan.hosts.iter().all(|host| host.pings(address)));
+    }
+}
+
+/// Issue "the main job", 3, and W-D10: nothing is written once everything is as it should be.
+#[test]
+fn a_converged_node_writes_nothing_to_the_kernel() {
+    let lan = Lan::new("quiet", 3);
+    let daemons = lan.mesh(&Settings::new(SECRET));
+    std::thread::sleep(Duration::from_secs(6));
+    let monitor = lan.hosts[0].spawn(["ip", "monitor", "link", "address", "route"]);
+    let writes = |daemon: &Daemon| daemon.status_json()["kernel"]["writes"].as_u64().unwrap();
+    let before: Vec<_> = daemons.iter().map(writes).collect();
+    std::thread::sleep(Duration::from_secs(12));
+    assert_eq!(daemons.iter().map(writes).collect::<Vec<_>>(), before);
+    let seen = String::from_utf8(monitor.interrupt().stdout).unwrap();
+    assert!(!seen.contains("wgmesh0"), "{seen}");
+}
+
+/// C-3: a start, a mesh, a status and a stop, and not one process made.
+#[test]
+fn the_daemon_never_starts_a_process() {
+    let lan = Lan::new("forks", 2);
+    let first = lan.hosts[0].daemon(&Settings::new(SECRET));
+    first.wait_ready();
+    let config = lan.hosts[1].daemon(&Settings::new(SECRET)).config().to_owned();
+    let trace = lan.hosts[1].folder().join("trace");
+    let binary = std::env::var("WGMESH_BIN").unwrap();
+    let words = ["strace", "-f", "-e", "trace=execve,execveat,fork,vfork", "-o", trace.to_str().unwrap()];
+    let run = [binary.as_str(), "run", "--config", config.to_str().unwrap()];
+    let traced = lan.hosts[1].spawn(words.iter().chain(&run));
+    eventually(PATIENCE, || direct_peers(&first) == 1);
+    std::thread::sleep(Duration::from_secs(6));
+    lan.hosts[1].run(["pkill", "-TERM", "-f", "^[^ ]*wgmesh run --config .*forks"]);
+    traced.wait();
+    let text = std::fs::read_to_string(trace).unwrap();
+    let starts = text.lines().filter(|line| line.contains("exec") || line.contains("fork(")).count();
+    assert_eq!(starts, 1, "the one that strace itself made: {text}");
+}
+
+fn base64(text: &str) -> Vec<u8> {
+    let value = |byte: u8| match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' => 62,
+        _ => 63,
+    };
+    let bits: Vec<u8> = text.trim_end_matches('=').bytes().map(value).collect();
+    bits.chunks(4)
+        .flat_map(|group| {
+            let joined =
+                group.iter().fold(0_u32, |sum, &bits| sum << 6 | u32::from(bits)) << (6 * (4 - group.len()));
+            joined.to_be_bytes()[1..group.len()].to_vec()
+        })
+        .collect()
+}
