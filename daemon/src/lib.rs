@@ -10,7 +10,6 @@ pub mod cli;
 pub mod config;
 pub mod ebpf;
 pub mod install;
-pub mod install;
 pub mod journal;
 pub mod kernel;
 pub mod lan;
