@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use nix::errno::Errno;
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -29,7 +30,11 @@ fn read_family(socket: &mut Socket, link: u32, family: AddressFamily) -> Result<
     request.header.table = RouteHeader::RT_TABLE_MAIN;
     request.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
     request.attributes.push(RouteAttribute::Oif(link));
-    let found = socket.dump(&RouteNetlinkMessage::GetRoute(request))?;
+    let found = match socket.dump(&RouteNetlinkMessage::GetRoute(request)) {
+        // The main table is made with the first address or route of a network namespace.
+        Err(failure) if failure.is(Errno::ENOENT) => Vec::new(),
+        outcome => outcome?,
+    };
     Ok(found
         .iter()
         .filter_map(|message| match message {
