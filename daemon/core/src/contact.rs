@@ -72,6 +72,8 @@ pub struct Contact {
     lower: bool,
     place: Place,
     heard_at_place: Monotonic,
+    /// Where a run was announced that is still to prove itself.
+    lead: Place,
     phase: Phase,
     /// What to echo, as last heard, proved or not.
     echo: Option<Token>,
@@ -115,6 +117,7 @@ impl Contact {
             lower,
             place,
             heard_at_place: now,
+            lead: place,
             phase: Phase::Heard,
             echo: None,
             token: None,
@@ -141,6 +144,7 @@ impl Contact {
         self.echo = Some(token);
         let unanswered = self.due.is_none() && !self.is_settled();
         if new_run {
+            self.lead = place;
             self.sent = None;
         }
         if new_run || unanswered {
@@ -168,16 +172,19 @@ impl Contact {
         self.last_stamp = Some(hello.stamp);
         let greeted_this_run = self.echo.replace(hello.token) == Some(hello.token);
         if !greeted_this_run {
+            self.lead = place;
             self.sent = None;
         }
         if hello.echo != Some(own_token) {
             self.due = Some(now);
             return Err(Ignored::NotFresh);
         }
-        if self.token != Some(hello.token) {
+        if self.token == Some(hello.token) {
+            self.on_heard_at(place, now);
+        } else {
             self.forget_run(hello.token);
+            (self.place, self.heard_at_place) = (place, now);
         }
-        self.on_heard_at(place, now);
         let before = self.theirs.replace(hello.phase);
         self.seen = hello.seen;
         self.known = hello.known;
@@ -224,19 +231,23 @@ impl Contact {
     /// Returns the hello that is due, if one is; `sequence` is that of our record.
     pub fn poll_hello(&mut self, sequence: Sequence, now: Monotonic) -> Option<HelloPlan> {
         self.due.filter(|&due| due <= now)?;
-        let ask = self.seen != Some(self.phase);
+        // What was said, seen and known belongs to one run of the peer. To one that is still to prove itself it would
+        // be a lie: our kernel began with an earlier one and will not begin again by itself, and our record may be
+        // lost there.
+        let proved = self.token.is_some() && self.token == self.echo;
+        let phase = if proved { self.phase } else { self.phase.min(Phase::Installed) };
+        let ask = !proved || self.seen != Some(phase);
         self.attempts += 1;
         self.due = (ask && self.attempts < MAX_ATTEMPTS)
             .then(|| now + FIRST_RETRY * 2_u32.saturating_pow(self.attempts - 1));
-        self.sent = Some(self.phase);
+        self.sent = Some(phase);
         Some(HelloPlan {
-            place: self.place,
+            place: if proved { self.place } else { self.lead },
             echo: self.echo,
-            phase: self.phase,
-            // What was seen belongs to one run of the peer; to another it would be a lie.
-            seen: self.theirs.filter(|_| self.token == self.echo),
+            phase,
+            seen: self.theirs.filter(|_| proved),
             ask,
-            with_record: self.known.is_none_or(|known| known < sequence),
+            with_record: !proved || self.known.is_none_or(|known| known < sequence),
         })
     }
 

@@ -436,19 +436,20 @@ impl Mesh {
         self.underlay.iter().flat_map(|link| link.addresses.iter().map(IpNet::trunc)).collect()
     }
 
-    /// Says how a peer should be reached, by these criteria in order: proved on a common link and ours to begin;
-    /// already talking to our kernel; about to be met on a link; remembered.
+    /// Says how a peer should be reached, by these criteria in order: proved on a common link, and ours to begin or
+    /// begun before; already talking to our kernel; about to be met on a link; remembered.
     fn reach(&self, key: PublicKey, peer: &crate::store::Peer, now: Monotonic) -> Reach {
         let contact = self.contacts.get(&key);
-        if let Some(place) = contact.filter(|contact| contact.is_active()).and_then(Contact::proved_place) {
+        let observed = self.observed.as_ref().and_then(|observed| observed.peers.get(&key));
+        let talking = observed.filter(|observed| observed.last_handshake.is_some());
+        let begun = contact.filter(|contact| contact.is_active() || talking.is_some());
+        if let Some(place) = begun.and_then(Contact::proved_place) {
             let endpoint = peer.record().record().endpoint_at(place.address);
             return match self.proved.get(&key) {
                 Some(&applied) if applied == endpoint => Reach::Known(endpoint),
                 Some(_) | None => Reach::Proved(endpoint),
             };
         }
-        let observed = self.observed.as_ref().and_then(|observed| observed.peers.get(&key));
-        let talking = observed.filter(|observed| observed.last_handshake.is_some());
         if let Some(endpoint) = talking.and_then(|observed| observed.endpoint) {
             return Reach::Known(endpoint);
         }

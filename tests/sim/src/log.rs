@@ -10,7 +10,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 
 /// So many of the latest lines are kept.
-const KEPT_LINES: usize = 60;
+const KEPT_LINES: usize = 30;
 
 /// The log of one world.
 #[derive(Clone, Debug, Default)]

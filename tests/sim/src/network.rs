@@ -174,9 +174,9 @@ impl Network {
         })
     }
 
-    /// Whether `address` is one of `host`, seen from a host that can reach it.
-    pub fn is_address_of(&self, address: IpAddr, host: HostId) -> bool {
-        let plugged = |segment: &Segment| segment.plug(host).is_some_and(|plug| plug.up);
+    /// Whether `address` is one of `host`, on a link that is up or, with `or_down`, on any.
+    pub fn is_address_of(&self, address: IpAddr, host: HostId, or_down: bool) -> bool {
+        let plugged = |segment: &Segment| segment.plug(host).is_some_and(|plug| plug.up || or_down);
         let mut segments = self.segments.iter().enumerate().filter(|(_, segment)| plugged(segment));
         segments.any(|(number, segment)| segment.address(number, host).addr() == address)
     }

@@ -123,6 +123,11 @@ impl World {
         self.now.since(Monotonic::from_nanos(0))
     }
 
+    /// Returns the world's time, which [`Host::now`] turns into a host's own.
+    pub const fn now(&self) -> Monotonic {
+        self.now
+    }
+
     /// Returns a host.
     pub fn host(&self, id: HostId) -> &Host {
         &self.hosts[id.0]
@@ -351,7 +356,7 @@ impl World {
     /// Returns the keys of the hosts that a datagram goes to.
     fn receivers(&self, transmit: &Transmit) -> Vec<PublicKey> {
         let Recipient::Node(address) = transmit.to else { return Vec::new() };
-        let meant = self.hosts().filter(|(id, _)| self.network.is_address_of(address.ip(), *id));
+        let meant = self.hosts().filter(|(id, _)| self.network.is_address_of(address.ip(), *id, true));
         meant.map(|(_, host)| host.public_key()).collect()
     }
 

@@ -29,9 +29,12 @@ pub(super) fn random_port(rng: &mut ChaCha8Rng) -> u16 {
 
 impl Mesh {
     /// Adopts what an earlier run of the same mesh left: its peers work, so they stay until somebody tells more
-    /// of them or WireGuard has been silent for long.
+    /// of them or WireGuard has been silent for long. With another private key none of them works: they leave, and
+    /// come anew when they are met, because only a new peer makes WireGuard begin at once.
     pub(super) fn on_started(&mut self, observed: Arc<Observed>, now: Now) {
-        if is_ours(&observed.link, &OwnerMark::new(self.keys.owner_tag())) {
+        let has_our_key =
+            observed.device.as_ref().is_some_and(|device| device.public_key == Some(self.state.wg_pubkey));
+        if has_our_key && is_ours(&observed.link, &OwnerMark::new(self.keys.owner_tag())) {
             let unknown = |key: &PublicKey| self.store.get(*key).is_none();
             self.orphans = observed
                 .peers

@@ -49,8 +49,13 @@ impl Mesh {
         }
         self.underlay = underlay;
         let links: Vec<u32> = self.underlay.iter().map(|link| link.index).collect();
+        let contacts = self.contacts.len();
         self.contacts
             .retain(|_, contact| contact.proved_place().is_none_or(|place| links.contains(&place.interface)));
+        if self.contacts.len() < contacts {
+            // Peers that still look for us on the link that went must begin anew where they hear us now.
+            self.token = Token(self.rng.next_u64());
+        }
         self.dirty = true;
         self.announce_soon(now);
     }

@@ -118,7 +118,7 @@ impl World {
             return Some("no route");
         }
         let Some(endpoint) = peer.endpoint else { return Some("no endpoint") };
-        let reaches = self.network.is_address_of(endpoint.ip(), other);
+        let reaches = self.network.is_address_of(endpoint.ip(), other, false);
         if !reaches || to.kernel.open_port() != Some(endpoint.port()) {
             return Some("its endpoint is not where the peer listens");
         }

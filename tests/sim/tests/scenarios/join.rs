@@ -6,9 +6,7 @@ use wgmesh_sim::host::HostPlan;
 use wgmesh_sim::network::Conditions;
 use wgmesh_sim::world::{Violation, World};
 
-const fn millis(millis: u64) -> Duration {
-    Duration::from_millis(millis)
-}
+use crate::fleet::millis;
 
 #[test]
 fn a_second_node_has_its_tunnel_within_tens_of_milliseconds() -> Result<(), Violation> {

@@ -1,3 +1,6 @@
 //! What a mesh must live through, on virtual time.
 
+mod faults;
+mod fleet;
 mod join;
+mod restart;
