@@ -16,7 +16,7 @@ const KEYS: [(&str, &str); 14] = [
     ("interface", "the name of the WireGuard link, such as \"wgmesh0\""),
     ("secret_file", "the path of a file with the secret, such as \"/etc/wgmesh/wgmesh0.secret\""),
     ("listen_port", "a UDP port from 0 to 65535, 0 for any that is free"),
-    ("subnet", "an IPv4 network from /8 to /24, such as \"10.42.0.0/16\""),
+    ("subnet", "an IPv4 network from /8 to /29, such as \"10.42.0.0/16\""),
     ("hostname", "a name, such as \"db1\""),
     ("state_dir", "the path of a directory, such as \"/var/lib/wgmesh\""),
     ("runtime_dir", "the path of a directory, such as \"/run/wgmesh\""),
@@ -133,11 +133,11 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
     (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
-/// Reads a mesh subnet. Smaller than /24 and derived addresses would collide all the time; larger than /8 and
+/// Reads a mesh subnet. Smaller than /29 and there would be nothing to derive addresses from; larger than /8 and
 /// it would swallow other people's networks.
 pub(super) fn subnet<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Ipv4Net>, D::Error> {
     let net = Ipv4Net::deserialize(from)?;
-    if !(8..=24).contains(&net.prefix_len()) {
+    if !(8..=29).contains(&net.prefix_len()) {
         return Err(D::Error::custom(format!("/{} is no size for a mesh", net.prefix_len())));
     }
     if net.addr() != net.network() {

@@ -95,7 +95,8 @@ fn a_host_with_another_secret_gets_no_tunnel_and_learns_nothing_from_the_wire() 
     let capture = lan.hosts[2].capture(lan.links[2].interface(), "udp");
     let outsider = lan.hosts[2].daemon(&Settings::new(OTHER_SECRET));
     outsider.wait_ready();
-    let members: Vec<_> = lan.hosts[..2].iter().map(|host| host.daemon(&Settings::new(SECRET))).collect();
+    let member = Settings::new(SECRET).with("hostname = \"nobody-else-may-know\"");
+    let members: Vec<_> = lan.hosts[..2].iter().map(|host| host.daemon(&member)).collect();
     for member in &members {
         member.wait_ready();
     }
