@@ -189,7 +189,9 @@ impl Daemon {
         let observed = Arc::new(daemon.outside.kernel.observe().await?);
         let underlay = daemon.outside.kernel.underlay().await?;
         daemon.follow_underlay(&underlay);
+        let links = underlay.len();
         daemon.feed(Event::Started { observed, underlay });
+        tracing::debug!(links, "announced");
         Ok(daemon)
     }
 

@@ -6,8 +6,9 @@
 mod accelerator;
 mod build;
 pub(crate) mod image;
-pub(crate) mod payload;
-pub(crate) mod vm;
+mod payload;
+pub(crate) mod program;
+mod vm;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

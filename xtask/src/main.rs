@@ -1,5 +1,7 @@
 //! `cargo xtask`: builds, demonstrates, tests and measures wgmesh.
 
+mod bench;
+mod demo;
 mod ebpf;
 mod lab;
 mod progress;
@@ -22,6 +24,10 @@ enum Task {
     Setup,
     /// Runs the tests of `tests/lab` on a real kernel, or opens a shell there.
     Lab(lab::Arguments),
+    /// Shows the main job in the lab: three hosts with one secret become a mesh.
+    Demo,
+    /// Measures the product in the lab, beside WireGuard made by hand.
+    Bench(bench::Arguments),
     /// Passes every check: format, lints, unit and simulation tests, then the lab.
     Test,
     /// Runs a fleet on a virtual network and prints its figures.
@@ -47,6 +53,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         }
         Task::Setup => setup::ensure(),
         Task::Lab(arguments) => lab::main(&arguments),
+        Task::Demo => demo::main(),
+        Task::Bench(arguments) => bench::main(&arguments),
         Task::Test => test::main(),
         Task::Sim(arguments) => sim::main(&arguments),
     }

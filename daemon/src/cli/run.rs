@@ -10,6 +10,7 @@ use crate::{journal, privileges, run};
 /// runtime starts, because threads inherit them.
 pub(super) fn start(config: &File) -> Result<(), Error> {
     journal::start(&config.interface, config.log_level);
+    tracing::debug!(version = env!("CARGO_PKG_VERSION"), "configuration read");
     let found = secret::find(config)?;
     if found.secret.is_weak() {
         tracing::warn!(file = %found.path.display(), "this secret can be guessed; `wgmesh init` makes a strong one");

@@ -107,6 +107,11 @@ impl Host {
         Daemon::start(self, Arc::clone(&self.namespace), settings)
     }
 
+    /// Returns what the host's daemons have logged so far.
+    pub fn daemon_log(&self) -> String {
+        fs::read_to_string(self.folder.join(crate::daemon::LOG)).unwrap_or_default()
+    }
+
     /// Records what passes the interface and fits the filter, in tcpdump's words; an empty one fits everything.
     #[track_caller]
     pub fn capture(&self, interface: &str, filter: &str) -> Capture {

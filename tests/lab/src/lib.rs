@@ -12,9 +12,12 @@
 mod capture;
 mod daemon;
 mod host;
+mod lan;
 mod link;
 mod namespace;
 mod poll;
+mod probe;
+mod usage;
 mod wireguard;
 
 use std::fs;
@@ -24,10 +27,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub use capture::Capture;
 pub use daemon::{Daemon, Settings};
 pub use host::{Host, Process};
+pub use lan::Lan;
 pub use link::{Link, Switch};
 pub use namespace::Namespace;
 pub use poll::{eventually, wait_for};
-pub use wireguard::{Manual, wire_by_hand};
+pub use probe::Probe;
+pub use usage::{Memory, Sent, Usage};
+pub use wireguard::{Manual, Recipe, wire_by_hand};
 
 /// Counts the labs of this process, so that those of tests which run at once differ.
 static LABS: AtomicUsize = AtomicUsize::new(0);

@@ -21,25 +21,47 @@ pub struct Manual<'a> {
     pub inner: IpAddr,
 }
 
-/// Connects every host with every other.
-#[track_caller]
-pub fn wire_by_hand(nodes: &[Manual<'_>]) {
-    let keys: Vec<String> = nodes.iter().map(|node| node.host.run(["wg", "genkey"])).collect();
-    let public = |index: usize| nodes[index].host.feed(["wg", "pubkey"], &keys[index]).trim().to_owned();
-    let public: Vec<String> = (0..nodes.len()).map(public).collect();
-    for (index, node) in nodes.iter().enumerate() {
-        let mut config = format!("[Interface]\nListenPort = {PORT}\nPrivateKey = {}\n", keys[index]);
+/// What one host needs to become part of a mesh: everything but the doing, so that the doing can be timed.
+pub struct Recipe {
+    config: String,
+    up: String,
+}
+
+impl Recipe {
+    /// Makes the keys of all hosts and writes down what each must do.
+    #[track_caller]
+    pub fn write(nodes: &[Manual<'_>]) -> Vec<Self> {
+        let keys: Vec<String> = nodes.iter().map(|node| node.host.run(["wg", "genkey"])).collect();
+        let public = |index: usize| nodes[index].host.feed(["wg", "pubkey"], &keys[index]).trim().to_owned();
+        let public: Vec<String> = (0..nodes.len()).map(public).collect();
+        (0..nodes.len()).map(|index| Self::of(nodes, index, &keys[index], &public)).collect()
+    }
+
+    fn of(nodes: &[Manual<'_>], index: usize, key: &str, public: &[String]) -> Self {
+        let mut config = format!("[Interface]\nListenPort = {PORT}\nPrivateKey = {key}\n");
+        let mut up = format!("address add {} dev {INTERFACE}\nlink set {INTERFACE} up\n", nodes[index].inner);
         for (other, peer) in nodes.iter().enumerate().filter(|(other, _)| *other != index) {
             let (key, endpoint, inner) = (&public[other], SocketAddr::new(peer.outer, PORT), peer.inner);
             let section = format!("[Peer]\nPublicKey = {key}\nEndpoint = {endpoint}\nAllowedIPs = {inner}\n");
             config.write_str(&section).expect("a string takes all");
+            writeln!(up, "route add {inner} dev {INTERFACE}").expect("a string takes all");
         }
-        node.host.feed(["ip", "-batch", "-"], &format!("link add {INTERFACE} type wireguard\n"));
-        node.host.feed(["wg", "setconf", INTERFACE, "/dev/stdin"], &config);
-        let mut up = format!("address add {} dev {INTERFACE}\nlink set {INTERFACE} up\n", node.inner);
-        for peer in nodes.iter().filter(|peer| peer.inner != node.inner) {
-            writeln!(up, "route add {} dev {INTERFACE}", peer.inner).expect("a string takes all");
-        }
-        node.host.feed(["ip", "-batch", "-"], &up);
+        Self { config, up }
+    }
+
+    /// Does it, in three processes.
+    #[track_caller]
+    pub fn carry_out(&self, host: &Host) {
+        host.feed(["ip", "-batch", "-"], &format!("link add {INTERFACE} type wireguard\n"));
+        host.feed(["wg", "setconf", INTERFACE, "/dev/stdin"], &self.config);
+        host.feed(["ip", "-batch", "-"], &self.up);
+    }
+}
+
+/// Connects every host with every other.
+#[track_caller]
+pub fn wire_by_hand(nodes: &[Manual<'_>]) {
+    for (node, recipe) in nodes.iter().zip(Recipe::write(nodes)) {
+        recipe.carry_out(node.host);
     }
 }

@@ -29,14 +29,8 @@ impl Binaries {
     /// The compiler's errors are printed; the error only says that it failed.
     pub(crate) fn build(daemon: Option<&Path>) -> Result<Self> {
         let step = Step::start("building the daemon and the lab's tests");
-        let daemon = match daemon {
-            Some(given) => given.to_owned(),
-            None => {
-                ebpf::build_ebpf()?;
-                cargo(&["build", "--package", "wgmesh", "--bin", "wgmesh"])?
-            }
-        };
-        let tests = cargo(&["test", "--no-run", "--package", "wgmesh-lab", "--test", "lab"])?;
+        let daemon = daemon.map_or_else(build_daemon, |given| Ok(given.to_owned()))?;
+        let tests = cargo(&["test", "--no-run", "--package", "wgmesh-lab", "--test"], "lab")?;
         step.finish();
         Ok(Self { daemon, tests })
     }
@@ -53,10 +47,27 @@ impl Binaries {
     }
 }
 
-/// Runs cargo in the lab's own target folder and returns the path of the executable that it made.
-fn cargo(arguments: &[&str]) -> Result<PathBuf> {
+/// Builds what changed of the daemon, only where none is given, and of one of the lab's programs; returns both paths.
+///
+/// # Errors
+/// As [`Binaries::build`].
+pub(super) fn program(name: &str, daemon: Option<&Path>) -> Result<(PathBuf, PathBuf)> {
+    let step = Step::start(format!("building the daemon and the lab's {name}"));
+    let daemon = daemon.map_or_else(build_daemon, |given| Ok(given.to_owned()))?;
+    let program = cargo(&["build", "--package", "wgmesh-lab", "--bin"], name)?;
+    step.finish();
+    Ok((daemon, program))
+}
+
+fn build_daemon() -> Result<PathBuf> {
+    ebpf::build_ebpf()?;
+    cargo(&["build", "--package", "wgmesh", "--bin"], "wgmesh")
+}
+
+/// Runs cargo in the lab's own target folder for one target, and returns the path of its executable.
+fn cargo(arguments: &[&str], target: &str) -> Result<PathBuf> {
     let mut command = workspace::cargo(arguments);
-    command.args([
+    command.arg(target).args([
         "--quiet",
         "--profile",
         PROFILE,
@@ -68,13 +79,15 @@ fn cargo(arguments: &[&str]) -> Result<PathBuf> {
     command.arg("--target-dir").arg(workspace::target().join("lab/build"));
     command.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static").stderr(Stdio::inherit());
     let output = command.output().context("cannot start cargo")?;
-    ensure!(output.status.success(), "cargo {} failed", arguments.join(" "));
+    ensure!(output.status.success(), "cargo {} {target} failed", arguments.join(" "));
     let messages = String::from_utf8(output.stdout).context("cargo's messages are not text")?;
-    let executable = messages.lines().filter_map(executable_of).next_back();
-    executable.with_context(|| format!("cargo {} made no executable", arguments.join(" ")))
+    // A test is built together with its package's programs.
+    let executable = messages.lines().find_map(|message| executable_of(message, target));
+    executable.with_context(|| format!("cargo {} {target} made no executable", arguments.join(" ")))
 }
 
-fn executable_of(message: &str) -> Option<PathBuf> {
+fn executable_of(message: &str, target: &str) -> Option<PathBuf> {
     let message: serde_json::Value = serde_json::from_str(message).ok()?;
-    Some(Path::new(message.get("executable")?.as_str()?).to_owned())
+    let path = message.get("executable")?.as_str()?;
+    (message.get("target")?.get("name")? == target).then(|| Path::new(path).to_owned())
 }

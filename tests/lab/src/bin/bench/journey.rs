@@ -1,0 +1,76 @@
+//! Where a start spends its time, by the daemons' own logs.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use wgmesh_lab::{Daemon, Host};
+
+use super::sample::Sample;
+
+/// What the newcomer logs on its way, and what that means.
+const NEWCOMER: &[(&str, &str)] = &[
+    ("configuration read", "the process runs"),
+    ("starting", "keys derived, record signed, sockets open"),
+    ("announced", "kernel read, first announce sent"),
+    ("wrote to the kernel generation=1", "link, addresses and routes made"),
+    ("ready", "ready"),
+    ("found a peer", "the neighbour's hello came"),
+    ("wrote to the kernel generation=2", "the neighbour's peer set"),
+];
+
+/// What the neighbour logs meanwhile.
+const NEIGHBOUR: &[(&str, &str)] = &[
+    ("found a peer", "  neighbour: announce came"),
+    ("wrote to the kernel", "  neighbour: newcomer's peer set"),
+];
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// When a newcomer passed which milestone, counted from its start.
+pub(super) type Milestones = Vec<(&'static str, Duration)>;
+
+/// Reads the milestones of a newcomer on `host` and of its only neighbour.
+pub(super) fn milestones(newcomer: &Daemon, host: &Host, neighbour: &Host) -> Milestones {
+    let start = SystemTime::now() - newcomer.started().elapsed();
+    let start = start.duration_since(UNIX_EPOCH).expect("it is after 1970");
+    let mut found = find(&host.daemon_log(), start, NEWCOMER);
+    found.extend(find(&neighbour.daemon_log(), start, NEIGHBOUR));
+    found
+}
+
+/// Prints the median of each milestone, in the order of time.
+pub(super) fn print(runs: &[Milestones]) {
+    println!("\nwhere the time goes (median of each, ms after the start of the process):");
+    let names = NEWCOMER.iter().chain(NEIGHBOUR).map(|(_, name)| *name).chain([super::join::ANSWERED]);
+    let median = |name: &'static str| {
+        let times = runs.iter().flatten().filter(|(other, _)| *other == name).map(|(_, at)| *at);
+        let times: Vec<_> = times.collect();
+        (!times.is_empty()).then(|| (Sample::new(times).median(), name))
+    };
+    let mut medians: Vec<_> = names.filter_map(median).collect();
+    medians.sort_unstable();
+    for (at, name) in medians {
+        println!("  {:>7.1}  {name}", at.as_secs_f64() * 1e3);
+    }
+}
+
+fn find(log: &str, start: Duration, wanted: &[(&str, &'static str)]) -> Milestones {
+    let since_start = |line: &str| {
+        let at = time_of_day(line)?;
+        let start = Duration::from_nanos((start.as_nanos() % DAY.as_nanos()).try_into().ok()?);
+        at.checked_sub(start)
+    };
+    let first = |needle: &str| {
+        let lines = log.lines().filter(|line| line.contains(needle));
+        lines.filter_map(since_start).next()
+    };
+    wanted.iter().filter_map(|(needle, name)| Some((*name, first(needle)?))).collect()
+}
+
+/// Reads `2026-01-31T12:34:56.789012Z` at a line's start.
+fn time_of_day(line: &str) -> Option<Duration> {
+    let (_, rest) = line.split_once('T')?;
+    let mut parts = rest.split_once('Z')?.0.split(':');
+    let (hours, minutes) = (parts.next()?.parse::<u64>().ok()?, parts.next()?.parse::<u64>().ok()?);
+    let seconds = parts.next()?.parse::<f64>().ok()?;
+    Some(Duration::from_secs(hours * 3600 + minutes * 60) + Duration::from_secs_f64(seconds))
+}

@@ -1,0 +1,58 @@
+//! Measures the product beside kernel WireGuard made by hand; started in the lab's VM by `cargo xtask bench`.
+//!
+//! Figures of an emulated machine can only be compared with others of the same boot, so every run of the product
+//! stands beside one of `wg` and `ip`. Goals that are missed are shown and fail nothing; a mesh that does not come
+//! about does.
+
+mod fleet;
+mod join;
+mod journey;
+mod quiet;
+mod sample;
+
+use std::time::Duration;
+
+use clap::Parser;
+
+/// The secret of every mesh here; a strong one, which is not stretched.
+const SECRET: &str = "wgmesh://v1/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+
+/// Longer than anything takes that works.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Measures wgmesh on a real kernel.
+#[derive(Parser)]
+enum Bench {
+    /// From a daemon's start to its first ping through the mesh.
+    Join {
+        /// How many joins are measured.
+        #[arg(long, default_value_t = 12)]
+        runs: usize,
+    },
+    /// From the start of many daemons at once until every pair pings; then what they cost at rest.
+    Fleet {
+        /// How many nodes start at once; one measurement for each number.
+        #[arg(long, value_delimiter = ',', default_value = "10,20")]
+        nodes: Vec<u8>,
+        /// How often each fleet is started.
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+        /// For how many seconds the first fleet is watched at rest; zero leaves that out.
+        #[arg(long, default_value_t = 60)]
+        quiet: u64,
+    },
+}
+
+fn main() {
+    match Bench::parse() {
+        Bench::Join { runs } => join::measure(runs),
+        Bench::Fleet { nodes, runs, quiet } => {
+            for &count in &nodes {
+                fleet::measure(count, runs);
+            }
+            if let (Some(&count), 1..) = (nodes.first(), quiet) {
+                quiet::measure(count, Duration::from_secs(quiet));
+            }
+        }
+    }
+}

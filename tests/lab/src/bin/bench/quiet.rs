@@ -1,0 +1,79 @@
+//! What a mesh costs when nothing happens.
+
+use std::fs;
+use std::time::Duration;
+
+use wgmesh_lab::{Daemon, Memory, Usage};
+
+use super::fleet::Fleet;
+
+/// How long a new mesh is left alone: what its nodes still do right after they met is not rest.
+const SETTLING: Duration = Duration::from_secs(20);
+
+const MINUTE: f64 = 60.0;
+
+/// Goals for each of ten nodes (DESIGN 14).
+const MEMORY_GOAL_KIB: f64 = 6.0 * 1024.0;
+const PROCESSOR_GOAL: f64 = 0.05;
+
+/// Watches a fleet at rest and prints what each node cost.
+pub(super) fn measure(nodes: u8, time: Duration) {
+    let fleet = Fleet::start(nodes);
+    std::thread::sleep(SETTLING);
+    let writes_before = writes(&fleet.daemons);
+    let (usage_before, processes_before) = (usage(&fleet.daemons), processes_made());
+    std::thread::sleep(time);
+    let (usage_after, processes_after) = (usage(&fleet.daemons), processes_made());
+    let memory: Vec<_> = fleet.daemons.iter().map(|daemon| Memory::of(daemon.id())).collect();
+    let writes = writes(&fleet.daemons) - writes_before;
+
+    let spent: Vec<Usage> =
+        usage_after.iter().zip(usage_before).map(|(after, before)| *after - before).collect();
+    let minutes = time.as_secs_f64() / MINUTE;
+    let per_second =
+        |figure: fn(&Usage) -> u64| move |usage: &Usage| figure(usage) as f64 / (minutes * MINUTE);
+    println!("a quiet time of {} s at {nodes} nodes, per node", time.as_secs());
+    println!("{:<40} {:>8} {:>8} {:>8}", "", "mean", "max", "goal");
+    print("memory, KiB PSS", &memory, |memory| memory.proportional as f64, Some(MEMORY_GOAL_KIB));
+    print("  of that not in files", &memory, |memory| memory.anonymous as f64, None);
+    print("  of that in files", &memory, |memory| memory.files as f64, None);
+    let processor = |usage: &Usage| usage.processor.as_secs_f64() / minutes;
+    print("processor seconds a minute", &spent, processor, Some(PROCESSOR_GOAL));
+    print("bytes sent on the link, per second", &spent, per_second(|usage| usage.sent.bytes), None);
+    print("packets sent on the link, per second", &spent, per_second(|usage| usage.sent.packets), None);
+    println!("kernel writes of all nodes: {writes} (goal 0)");
+    let processes = processes_after - processes_before;
+    println!("processes and threads that the whole machine made: {processes} (goal 0)");
+}
+
+fn print<T>(name: &str, nodes: &[T], figure: impl Fn(&T) -> f64, goal: Option<f64>) {
+    let figures: Vec<f64> = nodes.iter().map(figure).collect();
+    let mean = figures.iter().sum::<f64>() / figures.len() as f64;
+    let max = figures.iter().copied().fold(0.0, f64::max);
+    let [mean_text, max_text] = [mean, max].map(rounded);
+    let goal = goal.map_or_else(String::new, |goal| {
+        format!("{:>8} {}", rounded(goal), if mean <= goal { "met" } else { "MISSED" })
+    });
+    println!("{name:<40} {mean_text:>8} {max_text:>8} {goal}");
+}
+
+/// Returns about three digits.
+fn rounded(figure: f64) -> String {
+    if figure < 10.0 { format!("{figure:.3}") } else { format!("{figure:.0}") }
+}
+
+fn usage(daemons: &[Daemon]) -> Vec<Usage> {
+    daemons.iter().map(|daemon| Usage::of(daemon.id())).collect()
+}
+
+fn writes(daemons: &[Daemon]) -> u64 {
+    let writes = |daemon: &Daemon| daemon.status_json()["kernel"]["writes"].as_u64();
+    daemons.iter().filter_map(writes).sum()
+}
+
+/// Returns how many processes and threads this machine has made, those of the kernel included.
+fn processes_made() -> u64 {
+    let text = fs::read_to_string("/proc/stat").expect("every Linux has it");
+    let line = text.lines().find_map(|line| line.strip_prefix("processes "));
+    line.and_then(|number| number.parse().ok()).expect("every Linux counts them")
+}

@@ -1,0 +1,82 @@
+//! `xtask bench`: how fast the product is, beside kernel WireGuard made by hand in the same boot.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+
+use crate::lab::image::Suite;
+use crate::lab::program::Program;
+use crate::setup;
+
+/// How long one bench may take altogether.
+const DEADLINE: Duration = Duration::from_secs(60 * 60);
+
+/// What is measured, and where.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// The Debian release whose kernel is measured on.
+    #[arg(long, value_enum, default_value_t = Suite::Trixie, global = true)]
+    suite: Suite,
+    /// Measure this static binary of the daemon instead of building one.
+    #[arg(long, value_name = "FILE", global = true)]
+    daemon: Option<PathBuf>,
+    #[command(subcommand)]
+    measure: Measure,
+}
+
+#[derive(Subcommand)]
+enum Measure {
+    /// The time from a daemon's start to its first ping through the mesh, and where it goes.
+    Join {
+        /// How many joins are measured.
+        #[arg(long, default_value_t = 12)]
+        runs: usize,
+    },
+    /// The time until daemons that start at once all reach each other, and what they cost at rest.
+    Fleet {
+        /// How many nodes start at once; one measurement for each number.
+        #[arg(long, value_delimiter = ',', default_value = "10,20")]
+        nodes: Vec<u8>,
+        /// How often each fleet is started.
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+        /// For how many seconds the first fleet is watched at rest; zero leaves that out.
+        #[arg(long, default_value_t = 60)]
+        quiet: u64,
+    },
+}
+
+/// Measures and prints. A goal that is missed is shown and is no failure.
+///
+/// # Errors
+/// Fails where a mesh did not come about, and where the VM could not be built or died.
+pub(crate) fn main(arguments: &Arguments) -> Result<()> {
+    setup::ensure()?;
+    let words = match &arguments.measure {
+        Measure::Join { runs } => vec!["join".to_owned(), format!("--runs={runs}")],
+        Measure::Fleet { nodes, runs, quiet } => {
+            let nodes = nodes.iter().map(u8::to_string).collect::<Vec<_>>().join(",");
+            vec![
+                "fleet".to_owned(),
+                format!("--nodes={nodes}"),
+                format!("--runs={runs}"),
+                format!("--quiet={quiet}"),
+            ]
+        }
+    };
+    println!("load of this host before: {}", load()?);
+    let daemon = arguments.daemon.as_deref();
+    Program { suite: arguments.suite, name: "bench", arguments: &words, daemon, deadline: DEADLINE }.run()?;
+    println!("load of this host after: {}", load()?);
+    Ok(())
+}
+
+/// Returns the average number of busy processes over the last one, five and fifteen minutes: figures that were taken
+/// on a busy host say little.
+fn load() -> Result<String> {
+    let text = fs::read_to_string("/proc/loadavg").context("cannot read the load")?;
+    Ok(text.split_whitespace().take(3).collect::<Vec<_>>().join(" "))
+}
