@@ -109,6 +109,7 @@ pub struct Host {
     sends: VecDeque<Transmit>,
     sabotaged_at: Option<Monotonic>,
     wants_at_once: u32,
+    has_run: bool,
 }
 
 impl Host {
@@ -125,6 +126,7 @@ impl Host {
             sends: VecDeque::new(),
             sabotaged_at: None,
             wants_at_once: 0,
+            has_run: false,
         }
     }
 
@@ -140,6 +142,11 @@ impl Host {
     /// Returns the node's key.
     pub const fn public_key(&self) -> PublicKey {
         self.disk.state.wg_pubkey
+    }
+
+    /// Whether a daemon ever ran here; otherwise it is an outsider's host.
+    pub const fn has_run(&self) -> bool {
+        self.has_run
     }
 
     /// Returns the keys of its mesh.
@@ -172,6 +179,7 @@ impl Host {
         if self.process.is_some() {
             return;
         }
+        self.has_run = true;
         let now = self.now(world);
         let settings = self.settings(number);
         let mut mesh = Mesh::new(settings, self.keys.clone(), self.disk.state.clone(), seed, now);

@@ -363,3 +363,6 @@ pub enum Sabotage {
     /// `ip link delete`.
     DeleteLink,
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ pub mod host;
 pub mod kernel;
 pub mod log;
 pub mod network;
+pub mod outsider;
 pub mod random;
 pub mod schedule;
 pub mod trace;

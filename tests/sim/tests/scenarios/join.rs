@@ -6,7 +6,7 @@ use wgmesh_sim::host::HostPlan;
 use wgmesh_sim::network::Conditions;
 use wgmesh_sim::world::{Violation, World};
 
-use crate::fleet::millis;
+use crate::fleet::{Fleet, millis, secs};
 
 #[test]
 fn a_second_node_has_its_tunnel_within_tens_of_milliseconds() -> Result<(), Violation> {
@@ -60,5 +60,26 @@ fn twenty_nodes_that_start_at_once_are_meshed_within_a_second() -> Result<(), Vi
         world.run_for(millis(20_000))?;
         world.check_quiet(millis(60_000))?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_hundred_nodes_that_start_at_once_are_meshed_within_a_second() -> Result<(), Violation> {
+    let mut fleet = Fleet::starting(1, 100, &HostPlan::default(), Conditions::CLEAN)?;
+    let span = fleet.world.run_until_meshed(secs(30))?;
+    assert!(span < secs(1), "{span:?}");
+    Ok(())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() -> Result<(), Violation> {
+    let trace = |seed| {
+        let lossy = Conditions { loss: 0.2, duplication: 0.2, jitter: millis(5), ..Conditions::CLEAN };
+        let mut fleet = Fleet::starting(seed, 5, &HostPlan::default(), lossy)?;
+        fleet.world.run_for(secs(30))?;
+        Ok(fleet.world.trace())
+    };
+    assert_eq!(trace(1)?, trace(1)?);
+    assert_ne!(trace(1)?, trace(2)?);
     Ok(())
 }

@@ -2,5 +2,7 @@
 
 mod faults;
 mod fleet;
+mod hostile;
 mod join;
+mod random;
 mod restart;

@@ -1,0 +1,136 @@
+//! Outsiders that record and replay, and members that make things up.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use wgmesh_core::key::PublicKey;
+use wgmesh_sim::host::HostPlan;
+use wgmesh_sim::network::{Conditions, HostId, Payload};
+use wgmesh_sim::outsider::invented_announce;
+use wgmesh_sim::world::{LAN_PORT, Violation, World};
+
+use crate::fleet::{Fleet, millis, mins, secs};
+
+#[test]
+fn nodes_with_another_secret_stay_apart() -> Result<(), Violation> {
+    let mut world = World::new(1);
+    let lan = world.add_segment(Conditions::CLEAN);
+    let mut nodes = world.add_hosts(3, &HostPlan::default(), lan);
+    nodes.extend(world.add_hosts(3, &HostPlan { secret: 2, ..HostPlan::default() }, lan));
+    for &node in &nodes {
+        world.start(node)?;
+    }
+    world.run_until_meshed(secs(2))?;
+    world.run_for(mins(5))?;
+    for &node in &nodes {
+        assert_eq!(world.host(node).kernel.peers().count(), 2, "node-{}", node.0);
+    }
+    world.check_quiet(mins(1))
+}
+
+/// Every datagram of a fleet's start is sent again, at once and much later, from an address that is nobody's.
+#[test]
+fn whoever_replays_everything_from_another_address_moves_no_endpoint() -> Result<(), Violation> {
+    let mut world = World::new(2);
+    let lan = world.add_segment(Conditions::CLEAN);
+    let nodes = world.add_hosts(6, &HostPlan::default(), lan);
+    let outsider = world.add_host(HostPlan::default(), &[lan]);
+    world.record();
+    for &node in &nodes {
+        world.start(node)?;
+    }
+    world.run_until_meshed(secs(2))?;
+    world.run_for(secs(20))?;
+    let recording = world.take_recording();
+    let endpoints = all_endpoints(&world, &nodes);
+    for pause in [millis(1), mins(10), mins(200)] {
+        world.run_for(pause)?;
+        for datagram in &recording {
+            if let Payload::Lan(_) = datagram.payload {
+                for &node in &nodes {
+                    let to = SocketAddr::new(world.address(node), LAN_PORT);
+                    world.inject(outsider, LAN_PORT, to, &datagram.payload);
+                }
+                world.run_for(millis(2))?;
+            }
+        }
+        assert!(world.is_meshed(), "{:?}", world.why_unmeshed());
+        assert_eq!(all_endpoints(&world, &nodes), endpoints, "after {pause:?}");
+    }
+    world.run_for(secs(20))?;
+    world.check_quiet(mins(1))
+}
+
+#[test]
+fn replayed_wireguard_messages_end_no_session() -> Result<(), Violation> {
+    let mut fleet = Fleet::resting(3, 4)?;
+    let outsider = fleet.world.add_host(HostPlan::default(), &[fleet.lan]);
+    fleet.world.record();
+    fleet.world.run_for(mins(5))?;
+    let recording = fleet.world.take_recording();
+    for datagram in &recording {
+        if let Payload::WireGuard(message) = &datagram.payload
+            && !matches!(message.body, wgmesh_sim::kernel::wireguard::Body::Keepalive { .. })
+        {
+            fleet.world.inject(outsider, 51820, datagram.to, &datagram.payload);
+            fleet.world.run_for(millis(5))?;
+            assert!(fleet.world.is_meshed(), "{:?}", fleet.world.why_unmeshed());
+        }
+    }
+    fleet.world.check_quiet(mins(1))
+}
+
+/// W-D19: a member that invents thousands of nodes fills the store to its cap, and harms no tunnel.
+#[test]
+fn thousands_of_invented_nodes_hit_the_cap_and_no_honest_pair() -> Result<(), Violation> {
+    let mut world = World::new(4);
+    let lan = world.add_segment(Conditions::CLEAN);
+    let plan = HostPlan { max_peers: 100, ..HostPlan::default() };
+    let nodes = world.add_hosts(4, &plan, lan);
+    let hostile = world.add_host(HostPlan::default(), &[lan]);
+    for &node in &nodes {
+        world.start(node)?;
+    }
+    world.run_until_meshed(secs(2))?;
+    world.run_for(secs(20))?;
+    let endpoints = all_endpoints(&world, &nodes);
+    invent(&mut world, hostile, 5_000)?;
+    assert!(world.is_meshed(), "{:?}", world.why_unmeshed());
+    for (key, endpoint) in endpoints {
+        assert_eq!(all_endpoints(&world, &nodes)[&key], endpoint);
+    }
+    for &node in &nodes {
+        assert!(world.host(node).kernel.peers().count() <= 100, "node-{}", node.0);
+    }
+    world.run_for(mins(11))?;
+    assert!(world.is_meshed(), "{:?}", world.why_unmeshed());
+    for &node in &nodes {
+        assert_eq!(world.host(node).kernel.peers().count(), 3, "node-{}: the invented are forgotten", node.0);
+    }
+    world.check_quiet(mins(1))
+}
+
+fn invent(world: &mut World, hostile: HostId, count: usize) -> Result<(), Violation> {
+    let host = world.host(hostile);
+    let (keys, now) = (host.keys().clone(), host.now(world.now()));
+    let group = SocketAddr::from((keys.multicast_v4(), LAN_PORT));
+    for _ in 0..count {
+        let bytes = invented_announce(&keys, now, world.random());
+        world.inject(hostile, LAN_PORT, group, &Payload::Lan(bytes.into()));
+        world.run_for(millis(1))?;
+    }
+    Ok(())
+}
+
+type Endpoints = BTreeMap<(PublicKey, PublicKey), Option<SocketAddr>>;
+
+/// Returns where each node's kernel sends to each other node.
+fn all_endpoints(world: &World, nodes: &[HostId]) -> Endpoints {
+    let mut endpoints = Endpoints::new();
+    for &node in nodes {
+        let host = world.host(node);
+        let peers = host.kernel.peers().map(|(key, peer)| ((host.public_key(), key), peer.endpoint));
+        endpoints.extend(peers);
+    }
+    endpoints
+}
