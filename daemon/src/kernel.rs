@@ -5,9 +5,8 @@
 //! calls, where an asynchronous one adds two wake-ups to each and still holds up its thread for as long. The thread
 //! also keeps a long set (a thousand peers) away from the async runtime.
 //!
-//! Links, addresses and routes are written and read with rtnetlink's messages. WireGuard is *written* through
-//! wireguard-uapi, which splits big sets itself, and *read* through netlink-packet-wireguard: wireguard-uapi's own
-//! dump ignores `NLM_F_DUMP_INTR`, panics when peers vanish under it, and loses the scope of link-local endpoints.
+//! Links, addresses and routes are written and read with rtnetlink's messages, WireGuard with
+//! netlink-packet-wireguard's; the module `wireguard` says why not with wireguard-uapi's.
 //!
 //! Invariants:
 //! - Success means that the kernel acknowledged; silence is an error.

@@ -11,7 +11,7 @@ use wgmesh_core::kernel::{InterfaceName, Link, Observed, Route, Underlay, Write}
 
 use super::error::{Failure, KernelError, Refused};
 use super::socket::{Request, Socket};
-use super::wireguard::{Reader, Reading, Writer};
+use super::wireguard::WireGuard;
 use super::{address, link, route, underlay};
 
 /// Addresses and routes sent as one datagram. Their acknowledgements must fit the socket's receive buffer (208 KiB
@@ -47,15 +47,14 @@ pub(super) struct Worker {
     interface: InterfaceName,
     index: LinkIndex,
     route: Socket,
-    /// Both are opened when first needed: a kernel may load its WireGuard module only for the first link.
-    reader: Option<Reader>,
-    writer: Option<Writer>,
+    /// Opened when first needed: a kernel may load its WireGuard module only for the first link.
+    wireguard: Option<WireGuard>,
 }
 
 impl Worker {
     pub(super) fn open(interface: InterfaceName, index: LinkIndex) -> Result<Self, KernelError> {
         let route = Socket::open(NETLINK_ROUTE).map_err(|f| KernelError::at("open a netlink socket", f))?;
-        Ok(Self { interface, index, route, reader: None, writer: None })
+        Ok(Self { interface, index, route, wireguard: None })
     }
 
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
@@ -81,25 +80,25 @@ impl Worker {
     }
 
     fn try_observe(&mut self) -> Result<Observed, Failure> {
-        self.index.set(None);
         let link = link::read(&mut self.route, &self.interface)?;
         let Link::WireGuard { index, ipv6, .. } = link else {
+            self.index.set(None);
             return Ok(Observed { link, ..Observed::default() });
         };
-        let (device, peers) = self.read_device(index)?;
+        // Before the rest is read: a change from here on must count as one of our link.
+        self.index.set(Some(index));
+        let (device, peers) = self.wireguard()?.read(index)?;
         let addresses = address::read(&mut self.route, Some(index))?.into_iter().map(|(_, address)| address);
         let addresses = addresses.filter(|address| !address::is_link_local(address)).collect();
         let routes = route::read(&mut self.route, index, ipv6)?;
-        self.index.set(Some(index));
         Ok(Observed { link, device: Some(device), peers, addresses, routes })
     }
 
-    fn read_device(&mut self, index: u32) -> Result<Reading, Failure> {
-        let reader = match &mut self.reader {
-            Some(reader) => reader,
-            none => none.insert(Reader::open()?),
-        };
-        reader.read(index)
+    fn wireguard(&mut self) -> Result<&mut WireGuard, Failure> {
+        match &mut self.wireguard {
+            Some(wireguard) => Ok(wireguard),
+            none => Ok(none.insert(WireGuard::open()?)),
+        }
     }
 
     fn underlay(&mut self) -> Result<Vec<Underlay>, KernelError> {
@@ -121,7 +120,7 @@ impl Worker {
                 continue;
             }
             failures.append(&mut self.flush(&mut batch)?);
-            match self.write_device(index, write) {
+            match self.wireguard().and_then(|wireguard| wireguard.write(index, write)) {
                 Err(failure) if is_essential(write) => return Err(self.error(write, failure)),
                 outcome => failures.extend(outcome.err().map(|failure| self.error(write, failure))),
             }
@@ -142,18 +141,6 @@ impl Worker {
     fn link(&self, write: &Write) -> Result<u32, KernelError> {
         let no_link = || Failure::Refused(Refused { errno: Errno::ENODEV, message: None });
         self.index.current().ok_or_else(|| self.error(write, no_link()))
-    }
-
-    fn write_device(&mut self, index: u32, write: &Write) -> Result<(), Failure> {
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            none => none.insert(Writer::open()?),
-        };
-        let outcome = writer.write(index, write);
-        if let Err(Failure::Socket(_) | Failure::Malformed(_)) = outcome {
-            self.writer = None;
-        }
-        outcome
     }
 
     /// Sends what has been gathered, and empties it.

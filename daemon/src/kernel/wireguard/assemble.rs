@@ -1,4 +1,4 @@
-//! Reads a device with all its peers.
+//! Puts a device with all its peers together from the messages of a dump.
 //!
 //! The kernel spreads a device over as many messages as it takes, and a peer with many inner addresses over several
 //! of them: the later parts carry only the peer's key and further addresses.
@@ -6,69 +6,24 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use netlink_packet_generic::GenlMessage;
-use netlink_packet_generic::ctrl::nlas::GenlCtrlAttrs;
-use netlink_packet_generic::ctrl::{GenlCtrl, GenlCtrlCmd};
 use netlink_packet_wireguard::{
-    WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardCmd, WireguardMessage,
-    WireguardPeer, WireguardPeerAttribute, WireguardTimeSpec,
+    WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardMessage, WireguardPeer,
+    WireguardPeerAttribute, WireguardTimeSpec,
 };
-use netlink_sys::protocols::NETLINK_GENERIC;
 use wgmesh_core::kernel::{Device, ObservedPeer};
 use wgmesh_core::key::{PresharedKey, PublicKey};
 use wgmesh_core::time::WallClock;
 
-use crate::kernel::error::Failure;
-use crate::kernel::socket::{Socket, malformed};
-
-/// The kernel's name for the family.
-const FAMILY: &str = "wireguard";
-
-/// A generic netlink socket that knows WireGuard's family number.
-pub(in crate::kernel) struct Reader {
-    socket: Socket,
-    family: u16,
-}
-
 /// What a device holds.
-pub(in crate::kernel) type Reading = (Device, BTreeMap<PublicKey, ObservedPeer>);
-
-impl Reader {
-    /// Opens the socket. The kernel loads the module if it must.
-    pub(in crate::kernel) fn open() -> Result<Self, Failure> {
-        let mut socket = Socket::open(NETLINK_GENERIC)?;
-        let request = GenlCtrl {
-            cmd: GenlCtrlCmd::GetFamily,
-            nlas: vec![GenlCtrlAttrs::FamilyName(FAMILY.to_owned())],
-        };
-        let answer = socket.get(GenlMessage::from_payload(request))?;
-        let family = answer.payload.nlas.iter().find_map(|attribute| match attribute {
-            GenlCtrlAttrs::FamilyId(number) => Some(*number),
-            _ => None,
-        });
-        Ok(Self { socket, family: family.ok_or_else(|| malformed("no family number"))? })
-    }
-
-    /// Reads the device on this link.
-    pub(in crate::kernel) fn read(&mut self, link: u32) -> Result<Reading, Failure> {
-        let request = WireguardMessage {
-            cmd: WireguardCmd::GetDevice,
-            attributes: vec![WireguardAttribute::IfIndex(link)],
-        };
-        let mut request = GenlMessage::from_payload(request);
-        request.set_resolved_family_id(self.family);
-        let parts = self.socket.dump(&request)?;
-        assemble(parts.into_iter().map(|part| part.payload)).map_err(malformed)
-    }
-}
+pub(super) type Reading = (Device, BTreeMap<PublicKey, ObservedPeer>);
 
 /// A peer's part that does not say whose it is, or an address that is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a peer's part has no key, or an inner address no length")]
-struct Incomplete;
+pub(super) struct Incomplete;
 
 /// Puts a device together from the messages that the kernel spread it over.
-fn assemble(parts: impl IntoIterator<Item = WireguardMessage>) -> Result<Reading, Incomplete> {
+pub(super) fn assemble(parts: impl IntoIterator<Item = WireguardMessage>) -> Result<Reading, Incomplete> {
     let mut device = Device::default();
     let mut peers = BTreeMap::new();
     for attribute in parts.into_iter().flat_map(|part| part.attributes) {
@@ -140,7 +95,7 @@ fn wall_clock(time: WireguardTimeSpec) -> Option<WallClock> {
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
-    use netlink_packet_wireguard::WireguardAddressFamily;
+    use netlink_packet_wireguard::{WireguardAddressFamily, WireguardCmd};
 
     use super::*;
 
