@@ -172,6 +172,8 @@ impl Error {
                 EXIT_NO_PERMISSION
             }
             Self::Client(client::Error::NotRunning(_)) => EXIT_UNAVAILABLE,
+            Self::Run(error) if error.is_permission() => EXIT_NO_PERMISSION,
+            Self::Run(error) if error.is_refusal() => EXIT_CONFIGURATION,
             Self::Privileges(_)
             | Self::Api(_)
             | Self::Client(_)

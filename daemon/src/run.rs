@@ -69,6 +69,22 @@ pub enum Error {
     System(&'static str, #[source] io::Error),
 }
 
+impl Error {
+    /// Whether a capability is missing.
+    pub fn is_permission(&self) -> bool {
+        matches!(
+            self,
+            Self::Kernel(KernelError::NoPermission { .. })
+                | Self::Refused(ApplyFailure::Kernel(KernelError::NoPermission { .. }))
+        )
+    }
+
+    /// Whether the interface is somebody else's, which only an operator can change.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(ApplyFailure::Refused(_)))
+    }
+}
+
 fn system(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::System(what, source)
 }
