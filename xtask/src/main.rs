@@ -8,6 +8,7 @@ mod progress;
 mod setup;
 mod sim;
 mod test;
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ enum Task {
     Test,
     /// Runs a fleet on a virtual network and prints its figures.
     Sim(sim::Arguments),
+    /// Checks what the style asks for and no compiler checks.
+    Tidy,
 }
 
 fn main() -> ExitCode {
@@ -57,5 +60,6 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Bench(arguments) => bench::main(&arguments),
         Task::Test => test::main(),
         Task::Sim(arguments) => sim::main(&arguments),
+        Task::Tidy => tidy::main(),
     }
 }

@@ -20,6 +20,12 @@ impl Random {
         self.0.next_u64() % limit
     }
 
+    /// Returns one of `items`, of which there must be some.
+    pub fn pick<T: Copy>(&mut self, items: &[T]) -> T {
+        let index = self.below(items.len() as u64);
+        items[usize::try_from(index).expect("below a length")]
+    }
+
     /// Returns whether something of this probability happens.
     pub fn chance(&mut self, probability: f64) -> bool {
         // Drawing only where it matters would be quicker, and would change every later draw with a condition.

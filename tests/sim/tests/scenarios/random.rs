@@ -32,8 +32,7 @@ fn after_any_operations_the_mesh_is_whole_and_rests() -> Result<(), Violation> {
 
 fn operate(fleet: &mut Fleet) -> Result<(), Violation> {
     let Fleet { world, lan, nodes } = fleet;
-    let node = nodes[usize::try_from(world.random().below(NODES as u64)).unwrap()];
-    let other = nodes[usize::try_from(world.random().below(NODES as u64)).unwrap()];
+    let (node, other) = (world.random().pick(nodes), world.random().pick(nodes));
     let key = world.host(other).public_key();
     match world.random().below(14) {
         0 | 1 => world.start(node),
