@@ -61,6 +61,10 @@ pub enum Error {
     /// The kernel does not let us have the interface.
     #[error(transparent)]
     Refused(#[from] ApplyFailure),
+    /// A task that should live as long as the daemon has ended, by a panic if there is one. Whoever starts the
+    /// daemon anew finds the tunnels working.
+    #[error("a task of the daemon ended{}", .0.as_ref().map(|panic| format!(": {panic}")).unwrap_or_default())]
+    TaskEnded(Option<tokio::task::JoinError>),
     /// A capability could not be given away.
     #[error(transparent)]
     Privileges(#[from] privileges::Error),
@@ -121,6 +125,7 @@ pub async fn run(config: File, secret: MeshSecret) -> Result<(), Error> {
     tokio::select! {
         ended = daemon.live(signals, questions, &notifier) => ended,
         () = starve_if_stalled(&notifier, watched) => unreachable!("it never ends"),
+        Some(ended) = tasks.join_next() => Err(Error::TaskEnded(ended.err())),
     }
 }
 
