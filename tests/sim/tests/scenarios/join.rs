@@ -83,3 +83,13 @@ fn the_same_seed_gives_the_same_trace() -> Result<(), Violation> {
     assert_ne!(trace(1)?, trace(2)?);
     Ok(())
 }
+
+#[test]
+fn processors_that_take_milliseconds_for_a_datagram_cause_no_storm() -> Result<(), Violation> {
+    let plan = HostPlan { cost: millis(5), ..HostPlan::default() };
+    let mut fleet = Fleet::starting(1, 30, &plan, Conditions::CLEAN)?;
+    let span = fleet.world.run_until_meshed(secs(60))?;
+    assert!(span < secs(1), "{span:?}");
+    fleet.world.run_for(secs(20))?;
+    fleet.world.check_quiet(secs(60))
+}
