@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
-use wgmesh_core::kernel::{Desired, Observed, OwnerMark, Write};
+use wgmesh_core::kernel::{Desired, Link, Observed, OwnerMark, Write};
 use wgmesh_core::reconcile::{Refusal, apply_to, diff, withdraw};
 
 use crate::kernel::{Kernel, KernelError};
@@ -101,6 +101,9 @@ pub trait Net {
         &self,
         writes: Arc<[Write]>,
     ) -> impl Future<Output = Result<Vec<KernelError>, KernelError>> + Send;
+
+    /// Returns the index of our link as it was last read or made.
+    fn link_index(&self) -> Option<u32>;
 }
 
 impl Net for Kernel {
@@ -110,6 +113,10 @@ impl Net for Kernel {
 
     async fn apply(&self, writes: Arc<[Write]>) -> Result<Vec<KernelError>, KernelError> {
         Kernel::apply(self, writes).await
+    }
+
+    fn link_index(&self) -> Option<u32> {
+        Kernel::link_index(self)
     }
 }
 
@@ -168,6 +175,12 @@ impl<N: Net> Applier<N> {
         let (reports, _) = watch::channel(Report { generation: 0, result: Ok(Outcome::default()) });
         let pulse = Arc::default();
         Self { net, owner, goals, notices, reports, pulse, mirror: None, contested: 0, failed: 0 }
+    }
+
+    /// Spares the first goal a reading of its own; notices since that reading must be listened to already.
+    pub fn with_reading(mut self, observed: Arc<Observed>) -> Self {
+        self.mirror = Some(observed);
+        self
     }
 
     /// Returns a receiver of reports. Wait for `changed()`: the value that is there before says nothing.
@@ -236,12 +249,17 @@ impl<N: Net> Applier<N> {
         let mut failures = Vec::new();
         if !writes.is_empty() {
             failures = self.net.apply(Arc::clone(&writes)).await?;
-            // Only the kernel knows a new link's index, and what is left where a write failed.
-            let is_new = matches!(writes[0], Write::CreateLink { .. });
-            if is_new || !failures.is_empty() {
-                observed = Arc::new(self.net.observe().await?);
+            if failures.is_empty() {
+                let mirror = Arc::make_mut(&mut observed);
+                apply_to(mirror, &writes);
+                // Only the kernel knows a new link's index.
+                if let (Link::WireGuard { index, .. }, Some(current)) =
+                    (&mut mirror.link, self.net.link_index())
+                {
+                    *index = current;
+                }
             } else {
-                apply_to(Arc::make_mut(&mut observed), &writes);
+                observed = Arc::new(self.net.observe().await?);
             }
         }
         self.mirror = Some(Arc::clone(&observed));

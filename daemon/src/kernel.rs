@@ -81,6 +81,11 @@ impl Kernel {
         self.ask(|answer| Job::Apply(writes, answer)).await
     }
 
+    /// Returns the index of our link as it was last read or made.
+    pub fn link_index(&self) -> Option<u32> {
+        self.index.current()
+    }
+
     /// Lists the links that lead out of the host.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::identity::NodeState;
-use wgmesh_core::kernel::{HandshakeMessage, HandshakeSeen, Link, OwnerMark, Underlay};
+use wgmesh_core::kernel::{HandshakeMessage, HandshakeSeen, Link, Observed, OwnerMark, Underlay};
 use wgmesh_core::mesh::{Command, Event, KernelReport, KernelTrouble, Mesh, Stop};
 use wgmesh_core::secret::MeshSecret;
 use wgmesh_core::status::Status;
@@ -108,19 +108,24 @@ pub async fn run(config: File, secret: MeshSecret) -> Result<(), Error> {
     let kernel = Kernel::open(config.interface.clone())?;
     let watcher = kernel.watch()?;
     let changes = watcher.changes();
+    let reading = tokio::spawn(read(kernel.clone()));
+    // Lets the question go out: the netlink thread reads while this one derives keys and signs.
+    tokio::task::yield_now().await;
     let (ask, questions) = mpsc::channel(WAITING_QUESTIONS);
     let mut tasks = JoinSet::new();
     tasks.spawn(watcher.run());
     tasks.spawn(server.serve(ask));
     let keys = MeshKeys::derive(&secret.mesh_key());
     drop(secret);
+    let node = Node::load(&config, &keys)?;
+    let (observed, underlay) = reading.await.map_err(|panic| Error::TaskEnded(Some(panic)))??;
     let (goals, wanted) = watch::channel(Goal { generation: 0, want: Want::Nothing });
     let owner = OwnerMark::new(keys.owner_tag());
     let applier = Applier::new(kernel.clone(), owner, wanted, Arc::clone(&changes.mesh));
     let (reports, pulse) = (applier.reports(), applier.pulse());
-    tasks.spawn(applier.run());
+    tasks.spawn(applier.with_reading(Arc::clone(&observed)).run());
     let outside = Outside { kernel, changes, goals, reports, pulse, traffic };
-    let mut daemon = Daemon::start(&config, keys, outside).await?;
+    let mut daemon = Daemon::start(node, outside, observed, underlay);
     let watched = daemon.watched();
     tokio::select! {
         ended = daemon.live(signals, questions, &notifier) => ended,
@@ -183,8 +188,15 @@ struct Daemon {
     last_line: String,
 }
 
-impl Daemon {
-    async fn start(config: &File, keys: MeshKeys, outside: Outside) -> Result<Self, Error> {
+/// The node as it comes from disk, and its way to the network.
+struct Node {
+    mesh: Mesh,
+    lan: Result<Lan, String>,
+    storage: Storage,
+}
+
+impl Node {
+    fn load(config: &File, keys: &MeshKeys) -> Result<Self, Error> {
         let files = Files {
             node: state::StateFile::new(config.state_path()),
             peers: state::StateFile::new(config.peers_path()),
@@ -197,23 +209,34 @@ impl Daemon {
         let hostname = nix::unistd::gethostname().unwrap_or_default();
         let settings = config.settings(&hostname.to_string_lossy());
         let lan = match settings.lan {
-            true => Lan::open(&keys, settings.listen_port).map_err(|error| error.to_string()),
+            true => Lan::open(keys, settings.listen_port).map_err(|error| error.to_string()),
             false => Err("it is not enabled".to_owned()),
         };
         let now = clock::now();
-        let mut mesh = Mesh::new(settings, keys, node, random()?, now);
+        let mut mesh = Mesh::new(settings, keys.clone(), node, random()?, now);
         let restored = mesh.restore(&cache, now);
         tracing::info!(key = %mesh.public_key(), restored, "starting");
         let storage = Storage::start(files).map_err(system("start a thread"))?;
+        Ok(Self { mesh, lan, storage })
+    }
+}
+
+/// Reads the kernel as it was left, and the links around it.
+async fn read(kernel: Kernel) -> Result<(Arc<Observed>, Vec<Underlay>), KernelError> {
+    let (observed, underlay) = tokio::join!(kernel.observe(), kernel.underlay());
+    Ok((Arc::new(observed?), underlay?))
+}
+
+impl Daemon {
+    fn start(node: Node, outside: Outside, observed: Arc<Observed>, underlay: Vec<Underlay>) -> Self {
+        let Node { mesh, lan, storage } = node;
         let (progress, failures, last_line) = (Progress::default(), None, String::new());
         let mut daemon = Self { mesh, lan, storage, outside, progress, ready: false, failures, last_line };
-        let observed = Arc::new(daemon.outside.kernel.observe().await?);
-        let underlay = daemon.outside.kernel.underlay().await?;
         daemon.follow_underlay(&underlay);
         let links = underlay.len();
         daemon.feed(Event::Started { observed, underlay });
         tracing::debug!(links, "announced");
-        Ok(daemon)
+        daemon
     }
 
     fn watched(&self) -> Vec<Watched> {

@@ -55,6 +55,13 @@ impl Net for FakeNet {
             Ok(refused.iter().map(|_| no_permission()).collect())
         })
     }
+
+    fn link_index(&self) -> Option<u32> {
+        self.with(|state| match state.observed.link {
+            Link::WireGuard { index, .. } => Some(index),
+            Link::Missing | Link::OtherKind { .. } => None,
+        })
+    }
 }
 
 struct Bench {
