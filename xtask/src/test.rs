@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, anyhow};
 
 use crate::lab::image::{Image, Suite};
-use crate::{ebpf, lab, setup, workspace};
+use crate::{ebpf, lab, setup, tidy, workspace};
 
 /// What is built for another target, and what only the lab can run.
 const NOT_HERE: [&str; 4] = ["--exclude", "wgmesh-ebpf", "--exclude", "wgmesh-lab"];
@@ -31,6 +31,7 @@ pub(crate) fn main() -> Result<()> {
 
 fn run(stages: &mut Stages) -> Result<()> {
     stages.run("format", || workspace::run(&mut workspace::cargo(&["fmt", "--all", "--check"])))?;
+    stages.run("tidy", tidy::main)?;
     // Fetching Debian packages takes the network, compiling takes the processor.
     let images = build_images();
     stages.run("eBPF object", || ebpf::build_ebpf().map(drop))?;
