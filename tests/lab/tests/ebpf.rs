@@ -1,5 +1,4 @@
 //! The eBPF programs beside the kernel's own counters and `wg`'s own handshake times.
-#![expect(clippy::unwrap_used, reason = "a helper of a test that fails is the test failing")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -325,8 +324,10 @@ fn public_of(private: &str) -> String {
     String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap().trim().to_owned()
 }
 
+/// Sends pings and demands an answer to each.
 fn ping(address: &str, count: u32, size: u32) {
-    run("ping", &format!("-q -c {count} -i 0.05 -W 5 -s {size} {address}"));
+    let report = run("ping", &format!("-q -c {count} -i 0.05 -W 5 -s {size} {address}"));
+    assert!(report.contains(" 0% packet loss"), "{report}");
 }
 
 fn index_of(interface: &str) -> u32 {
@@ -355,7 +356,7 @@ fn attached(interface: &str) -> usize {
         let ours = |program: &aya::programs::ProgramInfo| program.name().starts_with(b"wgmesh_");
         programs.map_or(0, |programs| programs.iter().filter(|program| ours(program)).count())
     });
-    tcx.iter().sum::<usize>() + filters(interface).matches("wgmesh_").count()
+    tcx.iter().sum::<usize>() + filters(interface).matches("direct-action").count()
 }
 
 fn filters(interface: &str) -> String {
