@@ -6,8 +6,9 @@
 //!
 //! What it knows of the kernel is a mirror: the last reading, plus its own writes that were acknowledged since. A
 //! new goal is compared with the mirror, so that a newcomer's peer is set without reading a thousand others first,
-//! and the report goes out right after the acknowledgement. A notice or the interval throws the mirror away. Our
-//! own writes cause notices too; those are gathered for [`SETTLE`] and cost one reading in all.
+//! and the report goes out right after the acknowledgement. A notice throws the mirror away. Our own writes cause
+//! notices too; those are gathered for [`SETTLE`] and cost one reading in all. The interval reads only what gives no
+//! notice, the WireGuard device, and everything at every [`WHOLE_EVERY`]th time.
 //!
 //! Goals and reports travel in `watch` channels: the newest value replaces the one that nobody took yet. That loses
 //! nothing, because each goal is the whole plan and each report the whole state, with the generation it follows.
@@ -31,6 +32,9 @@ use crate::notify::Progress;
 
 /// The longest time between two readings of the kernel. WireGuard gives no notice of a peer that somebody removed.
 pub const INTERVAL: Duration = Duration::from_secs(5);
+
+/// Everything is read at least once a minute, in case the kernel's notices are not to be trusted.
+const WHOLE_EVERY: u32 = 12;
 
 /// How long notices are gathered before the kernel is read: a change of a link comes as several, and healing must
 /// begin within 50 ms. It doubles with each turn in a row that found something to write, so that a contest with
@@ -96,6 +100,9 @@ pub trait Net {
     /// Reads everything that the kernel holds of our interface.
     fn observe(&self) -> impl Future<Output = Result<Observed, KernelError>> + Send;
 
+    /// Reads the WireGuard device anew, and takes the rest from an earlier reading.
+    fn refresh(&self, earlier: Observed) -> impl Future<Output = Result<Observed, KernelError>> + Send;
+
     /// Carries out the writes in order; see [`Kernel::apply`].
     fn apply(
         &self,
@@ -109,6 +116,10 @@ pub trait Net {
 impl Net for Kernel {
     async fn observe(&self) -> Result<Observed, KernelError> {
         Kernel::observe(self).await
+    }
+
+    async fn refresh(&self, earlier: Observed) -> Result<Observed, KernelError> {
+        Kernel::refresh(self, earlier).await
     }
 
     async fn apply(&self, writes: Arc<[Write]>) -> Result<Vec<KernelError>, KernelError> {
@@ -155,6 +166,10 @@ pub struct Applier<N> {
     reports: watch::Sender<Report>,
     pulse: Arc<Pulse>,
     mirror: Option<Arc<Observed>>,
+    /// Whether there were notices since everything was read.
+    noticed: bool,
+    /// Readings of the device alone since everything was read.
+    refreshes: u32,
     /// Readings in a row that found something to write, and wrote it.
     contested: u32,
     /// Turns in a row that failed, wholly or in part.
@@ -168,13 +183,22 @@ enum Cause {
     Reading,
 }
 
+/// How much of the kernel a turn must read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    Nothing,
+    Device,
+    Whole,
+}
+
 impl<N: Net> Applier<N> {
     /// Makes the applier of one interface. `notices` wakes it when the kernel changed.
     pub fn new(net: N, owner: OwnerMark, mut goals: watch::Receiver<Goal>, notices: Arc<Notify>) -> Self {
         goals.mark_changed();
         let (reports, _) = watch::channel(Report { generation: 0, result: Ok(Outcome::default()) });
         let pulse = Arc::default();
-        Self { net, owner, goals, notices, reports, pulse, mirror: None, contested: 0, failed: 0 }
+        let (mirror, noticed, refreshes, contested, failed) = (None, false, 0, 0, 0);
+        Self { net, owner, goals, notices, reports, pulse, mirror, noticed, refreshes, contested, failed }
     }
 
     /// Spares the first goal a reading of its own; notices since that reading must be listened to already.
@@ -207,6 +231,7 @@ impl<N: Net> Applier<N> {
                 () = sleep_until(due) => due = self.turn(Cause::Reading, due).await,
                 // After a failure there is nothing to compare a change with, and a retry is due already.
                 () = self.notices.notified(), if self.mirror.is_some() => {
+                    self.noticed = true;
                     due = due.min(Instant::now() + doubled(SETTLE, self.contested));
                 }
             }
@@ -216,35 +241,54 @@ impl<N: Net> Applier<N> {
     /// Follows the goal once, reports, and returns when the kernel must be read next.
     async fn turn(&mut self, cause: Cause, due: Instant) -> Instant {
         let Goal { generation, want } = self.goals.borrow_and_update().clone();
-        if cause == Cause::Reading {
-            self.mirror = None;
-        }
-        let was_read = self.mirror.is_none();
+        let reading = self.reading_for(cause);
         let result = match want {
             Want::Nothing => return Instant::now() + INTERVAL,
-            Want::Present(desired) => self.follow(|observed| diff(&desired, observed)).await,
+            Want::Present(desired) => self.follow(reading, |observed| diff(&desired, observed)).await,
             Want::Withdrawn => {
                 let owner = self.owner.clone();
-                self.follow(|observed| Ok(withdraw(observed, &owner))).await
+                self.follow(reading, |observed| Ok(withdraw(observed, &owner))).await
             }
         };
         self.note(cause, generation, &result);
         self.reports.send_replace(Report { generation, result });
-        match (self.failed.checked_sub(1), was_read) {
+        match (self.failed.checked_sub(1), reading) {
             (Some(earlier), _) => Instant::now() + doubled(RETRY, earlier),
-            (None, true) => Instant::now() + INTERVAL,
-            (None, false) => due,
+            (None, Reading::Device | Reading::Whole) => Instant::now() + INTERVAL,
+            (None, Reading::Nothing) => due,
+        }
+    }
+
+    fn reading_for(&self, cause: Cause) -> Reading {
+        match cause {
+            _ if self.mirror.is_none() => Reading::Whole,
+            Cause::Goal => Reading::Nothing,
+            Cause::Reading if self.noticed || self.refreshes + 1 >= WHOLE_EVERY => Reading::Whole,
+            Cause::Reading => Reading::Device,
+        }
+    }
+
+    async fn read(&mut self, reading: Reading) -> Result<Arc<Observed>, KernelError> {
+        match (reading, self.mirror.take()) {
+            (Reading::Nothing, Some(mirror)) => Ok(mirror),
+            (Reading::Device, Some(mirror)) => {
+                self.refreshes += 1;
+                self.net.refresh(Arc::unwrap_or_clone(mirror)).await.map(Arc::new)
+            }
+            (Reading::Whole, _) | (_, None) => {
+                // Before the reading: what changes while it goes on is not part of it.
+                (self.noticed, self.refreshes) = (false, 0);
+                self.net.observe().await.map(Arc::new)
+            }
         }
     }
 
     async fn follow(
         &mut self,
+        reading: Reading,
         decide: impl Fn(&Observed) -> Result<Vec<Write>, Refusal>,
     ) -> Result<Outcome, ApplyFailure> {
-        let mut observed = match self.mirror.take() {
-            Some(mirror) => mirror,
-            None => Arc::new(self.net.observe().await?),
-        };
+        let mut observed = self.read(reading).await?;
         let writes: Arc<[Write]> = decide(&observed)?.into();
         let mut failures = Vec::new();
         if !writes.is_empty() {

@@ -71,6 +71,15 @@ impl Kernel {
         self.ask(Job::Observe).await
     }
 
+    /// Reads the WireGuard device anew, and takes links, addresses and routes from an earlier reading: for those the
+    /// kernel gives notice of every change.
+    ///
+    /// # Errors
+    /// As [`Kernel::observe`].
+    pub async fn refresh(&self, earlier: Observed) -> Result<Observed, KernelError> {
+        self.ask(|answer| Job::Refresh(Box::new(earlier), answer)).await
+    }
+
     /// Carries out the writes in order. A write that stands alone and fails is reported in the list, and the others
     /// are done.
     ///

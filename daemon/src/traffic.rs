@@ -50,7 +50,7 @@ enum State {
     },
     Active {
         ebpf: Box<EbpfTraffic>,
-        handshakes: Option<Handshakes>,
+        handshakes: Option<Box<Handshakes>>,
         error: Option<String>,
     },
     Off {
@@ -176,7 +176,7 @@ impl Traffic {
             .and_then(|()| attach_underlay(&mut ebpf, &self.underlay))
             .and_then(|()| ebpf.handshakes());
         let (handshakes, error) = match caught_up {
-            Ok(handshakes) => (handshakes, None),
+            Ok(handshakes) => (handshakes.map(Box::new), None),
             Err(error) => (None, Some(error.to_string())),
         };
         tracing::info!(hook = ebpf.hook(), "eBPF counts the traffic of every peer");

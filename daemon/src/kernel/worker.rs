@@ -24,6 +24,7 @@ const OBSERVE_ATTEMPTS: usize = 3;
 /// What the thread can be asked to do, and where the answer goes.
 pub(super) enum Job {
     Observe(oneshot::Sender<Result<Observed, KernelError>>),
+    Refresh(Box<Observed>, oneshot::Sender<Result<Observed, KernelError>>),
     Apply(Arc<[Write]>, oneshot::Sender<Result<Vec<KernelError>, KernelError>>),
     Underlay(oneshot::Sender<Result<Vec<Underlay>, KernelError>>),
 }
@@ -62,6 +63,7 @@ impl Worker {
             // Whoever asked may have given up; the job is done all the same.
             match job {
                 Job::Observe(answer) => drop(answer.send(self.observe())),
+                Job::Refresh(earlier, answer) => drop(answer.send(self.refresh(*earlier))),
                 Job::Apply(writes, answer) => drop(answer.send(self.apply(&writes))),
                 Job::Underlay(answer) => drop(answer.send(self.underlay())),
             }
@@ -92,6 +94,15 @@ impl Worker {
         let addresses = addresses.filter(|address| !address::is_link_local(address)).collect();
         let routes = route::read(&mut self.route, index, ipv6)?;
         Ok(Observed { link, device: Some(device), peers, addresses, routes })
+    }
+
+    fn refresh(&mut self, earlier: Observed) -> Result<Observed, KernelError> {
+        let Link::WireGuard { index, .. } = earlier.link else { return self.observe() };
+        match self.wireguard().and_then(|wireguard| wireguard.read(index)) {
+            Ok((device, peers)) => Ok(Observed { device: Some(device), peers, ..earlier }),
+            Err(failure) if failure.is(Errno::ENODEV) => self.observe(),
+            Err(failure) => Err(KernelError::at(format!("read {}", self.interface), failure)),
+        }
     }
 
     fn wireguard(&mut self) -> Result<&mut WireGuard, Failure> {
