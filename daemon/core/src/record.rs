@@ -287,7 +287,7 @@ pub(crate) mod tests {
             let body = body(&record);
             let signer = xeddsa::xed25519::PrivateKey(*secret.as_bytes());
             let message = signed_message(&[5; 32], &body);
-            let signature: [u8; 64] = signer.sign(&message, &mut ChaCha8Rng::from_seed([6; 32]));
+            let signature: [u8; 64] = signer.sign(&message, ChaCha8Rng::from_seed([6; 32]));
             let bytes = minicbor::to_vec(Wire { body: &body, signature: &signature }).unwrap();
             let outcome = SignedRecord::verify(&bytes, &[5; 32]);
             assert!(matches!(outcome, Err(InvalidRecord::Meaning(_))), "case {number}: {outcome:?}");
