@@ -88,6 +88,32 @@ fn three_hosts_that_share_a_secret_become_a_full_mesh() {
     assert!(daemons[1..].iter().all(|daemon| table.contains(&mesh_ipv4(daemon).to_string())), "{table}");
 }
 
+/// C-1, C-3: another implementation of WireGuard's netlink interface finds in the kernel what `status` tells.
+#[test]
+fn an_independent_reader_of_the_kernel_agrees_with_status() {
+    let lan = Lan::new("oracle", 3);
+    let daemons = lan.mesh(&Settings::new(SECRET));
+    let device = lan.hosts[0].namespace().run(|| {
+        let mut socket = wireguard_uapi::WgSocket::connect().unwrap();
+        socket.get_device(wireguard_uapi::DeviceInterface::from_name("wgmesh0")).unwrap()
+    });
+    let status = daemons[0].status_json();
+    assert_eq!(status["node"]["listen_port"], device.listen_port);
+    assert_eq!(base64(&node(&daemons[0], "public_key")), device.public_key.unwrap());
+    assert_eq!(device.peers.len(), 2);
+    for peer in status["peers"].as_array().unwrap() {
+        let key = base64(peer["public_key"].as_str().unwrap());
+        let found = device.peers.iter().find(|found| found.public_key[..] == key).unwrap();
+        let endpoint = found.endpoint.unwrap().to_string();
+        assert_eq!(peer["path"]["endpoint"], endpoint);
+        let mut allowed: Vec<_> = found.allowed_ips.iter().map(|net| (net.ipaddr, net.cidr_mask)).collect();
+        allowed.sort_unstable();
+        let address = |field: &str| peer[field].as_str().unwrap().parse::<IpAddr>().unwrap();
+        assert_eq!(allowed, [(address("mesh_ipv4"), 32), (address("mesh_ipv6"), 128)]);
+        assert_ne!(found.preshared_key, [0; 32]);
+    }
+}
+
 /// Issue "the main job", 4: no tunnel, and not a useful byte on the wire.
 #[test]
 fn a_host_with_another_secret_gets_no_tunnel_and_learns_nothing_from_the_wire() {
