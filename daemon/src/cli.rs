@@ -77,6 +77,8 @@ enum Command {
     InstallService(Instance),
     /// Stop the systemd service of a mesh and remove it. Secret, configuration and state stay.
     UninstallService(Instance),
+    /// Print the manual pages, for `man -l -` and for packages.
+    Man,
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -200,8 +202,19 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Describes the whole command line, for manual pages.
-pub fn command() -> clap::Command {
+/// Prints one page for the whole and one for each command, as one document.
+fn print_manual(output: &mut impl Write) -> io::Result<()> {
+    let mut whole = command();
+    whole.build();
+    clap_mangen::Man::new(whole.clone()).section("8").render(output)?;
+    for command in whole.get_subcommands().filter(|command| command.get_name() != "help") {
+        let title = command.get_display_name().unwrap_or_default();
+        clap_mangen::Man::new(command.clone()).title(title).section("8").render(output)?;
+    }
+    Ok(())
+}
+
+fn command() -> clap::Command {
     Arguments::command()
 }
 
@@ -219,6 +232,7 @@ impl Command {
             Self::UninstallService(Instance { interface }) => {
                 tell(runtime()?.block_on(install::uninstall(&interface))?)
             }
+            Self::Man => Ok(print_manual(&mut io::stdout())?),
             Self::Completions { shell } => {
                 clap_complete::generate(shell, &mut command(), "wgmesh", &mut io::stdout());
                 Ok(())
@@ -253,6 +267,20 @@ mod tests {
         assert!(parse(&["wgmesh", "status", "--interface", "mesh1", "--json"]).is_ok());
         assert!(parse(&["wgmesh", "run", "--config", "a.toml", "--interface", "a"]).is_err());
         assert!(parse(&["wgmesh", "run", "--interface", "no/name"]).is_err());
+    }
+
+    #[test]
+    fn the_manual_tells_of_every_command() {
+        let mut manual = Vec::new();
+        print_manual(&mut manual).unwrap();
+        let manual = String::from_utf8(manual).unwrap();
+        for command in command().get_subcommands() {
+            assert!(
+                manual.contains(&format!("wgmesh\\-{}", command.get_name().replace('-', "\\-"))),
+                "{}",
+                command.get_name()
+            );
+        }
     }
 
     /// W-D48: no option takes the secret, where every user of the host could read it.
