@@ -49,3 +49,9 @@ pub(crate) fn read<const N: usize>(context: &TcContext, offset: u32) -> Option<[
 pub(crate) fn ipv4_header_length(first: u8) -> u32 {
     u32::from(first & 0x0f) * 4
 }
+
+/// Returns the IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2).
+#[inline(always)]
+pub(crate) fn mapped([a, b, c, d]: [u8; 4]) -> [u8; 16] {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}

@@ -4,25 +4,30 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{LpmTrie, PerCpuHashMap};
+use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuHashMap};
 use aya_ebpf::programs::TcContext;
-use wgmesh_ebpf_common::{Counters, MAX_PEERS, MAX_PREFIXES, PeerKey, RECEIVED};
+use wgmesh_ebpf_common::{Counters, MAX_PREFIXES, PeerKey, RECEIVED};
 
 use crate::packet::{self, IPV4, IPV4_HEADER, IPV6, IPV6_HEADER, TCP, UDP, UDP_HEADER};
 
-/// Which peer an IPv4 address belongs to. The daemon fills it from the peers' allowed addresses.
+/// The counters of each single address that the daemon gave to a peer; IPv4 addresses are mapped into IPv6. One
+/// lookup finds them for nearly every packet, at a cost that does not grow with the mesh. Not preallocated: a mesh of
+/// ten pays for ten.
 #[map]
-static PREFIXES_V4: LpmTrie<[u8; 4], PeerKey> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
+static TRAFFIC: PerCpuHashMap<[u8; 16], Counters> =
+    PerCpuHashMap::with_max_entries(MAX_PREFIXES, BPF_F_NO_PREALLOC);
 
-/// Which peer an IPv6 address belongs to.
+/// Whose address it is. Only the daemon reads this, to know after a restart what it finds in [`TRAFFIC`].
 #[map]
-static PREFIXES_V6: LpmTrie<[u8; 16], PeerKey> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
+static OWNERS: HashMap<[u8; 16], PeerKey> = HashMap::with_max_entries(MAX_PREFIXES, BPF_F_NO_PREALLOC);
 
-/// The counters. Not preallocated: a mesh of ten pays for ten. The daemon adds and removes peers; a packet of a
-/// peer that is not there counts nowhere.
+/// Under which address the packets of an IPv4 network behind a peer are counted.
 #[map]
-static TRAFFIC: PerCpuHashMap<PeerKey, Counters> =
-    PerCpuHashMap::with_max_entries(MAX_PEERS, BPF_F_NO_PREALLOC);
+static NETWORKS_V4: LpmTrie<[u8; 4], [u8; 16]> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
+
+/// The same for IPv6.
+#[map]
+static NETWORKS_V6: LpmTrie<[u8; 16], [u8; 16]> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
 
 /// Where the addresses stand in the two headers.
 const IPV4_SOURCE: u32 = 12;
@@ -34,18 +39,24 @@ const IPV6_DESTINATION: u32 = 24;
 #[inline(always)]
 pub(crate) fn count(context: &TcContext, direction: u8) -> Option<()> {
     let received = direction == RECEIVED;
-    let peer = match context.skb.protocol() {
+    let counters = match context.skb.protocol() {
         IPV4 => {
             let address = packet::read(context, if received { IPV4_SOURCE } else { IPV4_DESTINATION })?;
-            PREFIXES_V4.get(Key::new(32, address))?
+            match TRAFFIC.get_ptr_mut(packet::mapped(address)) {
+                Some(counters) => counters,
+                None => TRAFFIC.get_ptr_mut(NETWORKS_V4.get(Key::new(32, address))?)?,
+            }
         }
         IPV6 => {
-            let address = packet::read(context, if received { IPV6_SOURCE } else { IPV6_DESTINATION })?;
-            PREFIXES_V6.get(Key::new(128, address))?
+            let address: [u8; 16] =
+                packet::read(context, if received { IPV6_SOURCE } else { IPV6_DESTINATION })?;
+            match TRAFFIC.get_ptr_mut(address) {
+                Some(counters) => counters,
+                None => TRAFFIC.get_ptr_mut(NETWORKS_V6.get(Key::new(128, address))?)?,
+            }
         }
         _ => return None,
     };
-    let counters = TRAFFIC.get_ptr_mut(peer)?;
     // SAFETY: this CPU's own copy, and tc runs a direction's programs with bottom halves off: no other writer.
     let flow = unsafe { if received { &mut (*counters).received } else { &mut (*counters).sent } };
     let (bytes, packets) = size(context);

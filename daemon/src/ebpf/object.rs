@@ -22,7 +22,7 @@ use super::{EbpfError, syscall};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WGMESH_EBPF_OBJECT_PATH"));
 
 /// The maps that are pinned, under these names.
-pub(super) const PINNED: [&str; 4] = ["LISTEN_PORT", "PREFIXES_V4", "PREFIXES_V6", "TRAFFIC"];
+pub(super) const PINNED: [&str; 5] = ["LISTEN_PORT", "NETWORKS_V4", "NETWORKS_V6", "OWNERS", "TRAFFIC"];
 
 /// The one map that is not.
 pub(super) const RING: &str = "HANDSHAKES";

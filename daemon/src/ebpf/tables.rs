@@ -1,16 +1,21 @@
 //! The maps that say which address belongs to which peer, and that count.
 //!
-//! The counters are keyed by the peer's public key itself, so whatever an earlier run left in the pinned maps still
-//! says whose it is. What the prefix maps hold is mirrored here, so that a sync without a change makes no call.
-//! Bounds: [`MAX_PEERS`](wgmesh_ebpf_common::MAX_PEERS) peers and
-//! [`MAX_PREFIXES`](wgmesh_ebpf_common::MAX_PREFIXES) prefixes of a family. What does not fit is not counted: who is
-//! there stays, newcomers wait for a place.
+//! Packets are counted per single address, because one exact lookup is what a program does fastest; a peer's traffic
+//! is the sum over its addresses. Networks behind a peer count under the first of its addresses, and every node of a
+//! mesh has one. Who owns an address is kept beside the counters in a map of its own, so that a later run knows whose
+//! the pinned counters are, and an address that changes hands starts at zero.
+//!
+//! What the maps hold is mirrored here, so a sync without a change makes no call. Bounds:
+//! [`MAX_PREFIXES`](wgmesh_ebpf_common::MAX_PREFIXES) addresses and as many networks of each family. What does not fit
+//! is not counted: who is there stays, newcomers wait for a place.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+use std::thread;
 use std::time::Duration;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{MapData, MapError, PerCpuHashMap};
+use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::errno::Errno;
 use nix::time::{ClockId, clock_gettime};
@@ -21,113 +26,171 @@ use wgmesh_ebpf_common::{Counters, Flow, PeerKey};
 use super::EbpfError;
 use super::object::Loaded;
 
+/// How often an insert is tried again. The kernel keeps a small stock of elements for such maps and refills it
+/// behind our back; a thousand peers at once can outrun it.
+const ATTEMPTS: u32 = 50;
+
+/// The pause before it is tried again.
+const REFILL: Duration = Duration::from_millis(1);
+
 /// The tables of one mesh.
 pub(super) struct Tables {
-    v4: LpmTrie<MapData, [u8; 4], PeerKey>,
-    v6: LpmTrie<MapData, [u8; 16], PeerKey>,
-    traffic: PerCpuHashMap<MapData, PeerKey, Counters>,
-    prefixes: BTreeMap<IpNet, PeerKey>,
-    counted: BTreeSet<PeerKey>,
+    maps: Maps,
+    /// What [`Maps::owners`] and [`Maps::traffic`] hold.
+    owners: BTreeMap<Ipv6Addr, PeerKey>,
+    /// What the tries hold.
+    networks: BTreeMap<IpNet, Ipv6Addr>,
+}
+
+struct Maps {
+    traffic: PerCpuHashMap<MapData, [u8; 16], Counters>,
+    owners: HashMap<MapData, [u8; 16], PeerKey>,
+    v4: LpmTrie<MapData, [u8; 4], [u8; 16]>,
+    v6: LpmTrie<MapData, [u8; 16], [u8; 16]>,
 }
 
 impl Tables {
     /// Takes the maps and reads what an earlier run left in them.
     pub(super) fn new(loaded: &mut Loaded) -> Result<Self, EbpfError> {
-        let v4: LpmTrie<_, [u8; 4], PeerKey> = loaded.take_map("PREFIXES_V4")?;
-        let v6: LpmTrie<_, [u8; 16], PeerKey> = loaded.take_map("PREFIXES_V6")?;
-        let traffic: PerCpuHashMap<_, PeerKey, Counters> = loaded.take_map("TRAFFIC")?;
-        let mut prefixes = BTreeMap::new();
-        for entry in v4.iter() {
-            let (key, peer) = entry?;
-            let net = Ipv4Net::new(key.data().into(), key.prefix_len() as u8);
-            prefixes.extend(net.ok().map(|net| (IpNet::V4(net), peer)));
-        }
-        for entry in v6.iter() {
-            let (key, peer) = entry?;
-            let net = Ipv6Net::new(key.data().into(), key.prefix_len() as u8);
-            prefixes.extend(net.ok().map(|net| (IpNet::V6(net), peer)));
-        }
-        let counted = traffic.keys().collect::<Result<_, _>>()?;
-        Ok(Self { v4, v6, traffic, prefixes, counted })
+        let mut maps = Maps {
+            traffic: loaded.take_map("TRAFFIC")?,
+            owners: loaded.take_map("OWNERS")?,
+            v4: loaded.take_map("NETWORKS_V4")?,
+            v6: loaded.take_map("NETWORKS_V6")?,
+        };
+        let (owners, networks) = (maps.read_owners()?, maps.read_networks()?);
+        Ok(Self { maps, owners, networks })
     }
 
-    /// Makes the tables say what `peers` says; counters of peers that stay are kept, those of others removed.
+    /// Makes the tables say what `peers` says; counters of addresses that stay with their peer are kept.
     pub(super) fn sync(&mut self, peers: &BTreeMap<PublicKey, BTreeSet<IpNet>>) -> Result<(), EbpfError> {
-        let wanted = owners(peers);
-        let keys: BTreeSet<PeerKey> = peers.keys().map(peer_key).collect();
-        // Those who leave go first, so that their places are free.
-        let leaving: Vec<IpNet> =
-            self.prefixes.keys().filter(|net| !wanted.contains_key(*net)).copied().collect();
-        for net in leaving {
-            self.remove_prefix(net)?;
+        let wanted = Wanted::by(peers);
+        // What leaves goes first, so that its place is free.
+        let leaving = self.networks.keys().filter(|net| !wanted.networks.contains_key(net));
+        for net in leaving.copied().collect::<Vec<_>>() {
+            self.maps.remove_network(net)?;
+            self.networks.remove(&net);
         }
-        for key in self.counted.difference(&keys).copied().collect::<Vec<_>>() {
-            ignore(self.traffic.remove(&key), Errno::ENOENT)?;
-            self.counted.remove(&key);
+        let leaving = self.owners.iter().filter(|(address, owner)| wanted.owners.get(address) != Some(owner));
+        for address in leaving.map(|(address, _)| *address).collect::<Vec<_>>() {
+            self.maps.remove_address(address)?;
+            self.owners.remove(&address);
         }
-        for key in keys.difference(&self.counted).copied().collect::<Vec<_>>() {
-            if !fitted(self.traffic.insert(key, zeros()?, 0))? {
-                tracing::debug!("no place for the counters of more peers");
-                break;
+        for (address, owner) in wanted.owners {
+            if !self.owners.contains_key(&address) && self.maps.insert_address(address, owner)? {
+                self.owners.insert(address, owner);
             }
-            self.counted.insert(key);
         }
-        for (net, key) in wanted {
-            if self.prefixes.get(&net) != Some(&key) && !self.insert_prefix(net, key)? {
-                tracing::debug!("no place for the prefixes of more peers");
-                break;
+        for (net, account) in wanted.networks {
+            if self.networks.get(&net) != Some(&account) && self.maps.insert_network(net, account)? {
+                self.networks.insert(net, account);
             }
         }
         Ok(())
     }
 
-    /// Reads every peer's counters, summed over the processors.
+    /// Reads every peer's counters, summed over its addresses and the processors.
     pub(super) fn traffic(&self) -> Result<BTreeMap<PublicKey, PeerTraffic>, EbpfError> {
         let now = boot_time();
-        let mut all = BTreeMap::new();
-        for key in &self.counted {
-            let mut sum = Counters::default();
-            for one in self.traffic.get(key, 0)?.iter() {
+        let mut sums: BTreeMap<PeerKey, Counters> = BTreeMap::new();
+        for (address, owner) in &self.owners {
+            let sum = sums.entry(*owner).or_default();
+            for one in self.maps.traffic.get(&address.octets(), 0)?.iter() {
                 add(&mut sum.received, one.received);
                 add(&mut sum.sent, one.sent);
             }
-            all.insert(PublicKey::from_bytes(key.0), peer_traffic(&sum, now));
         }
-        Ok(all)
+        Ok(sums.iter().map(|(key, sum)| (PublicKey::from_bytes(key.0), peer_traffic(sum, now))).collect())
+    }
+}
+
+impl Maps {
+    /// Reads whose the counters are. An owner without counters was left by a run that was killed in between.
+    fn read_owners(&mut self) -> Result<BTreeMap<Ipv6Addr, PeerKey>, EbpfError> {
+        let counted: BTreeSet<[u8; 16]> = self.traffic.keys().collect::<Result<_, _>>()?;
+        let mut owners: BTreeMap<[u8; 16], PeerKey> = self.owners.iter().collect::<Result<_, _>>()?;
+        for address in owners.keys().filter(|address| !counted.contains(*address)) {
+            self.owners.remove(address)?;
+        }
+        owners.retain(|address, _| counted.contains(address));
+        Ok(owners.into_iter().map(|(address, owner)| (address.into(), owner)).collect())
     }
 
-    fn insert_prefix(&mut self, net: IpNet, peer: PeerKey) -> Result<bool, EbpfError> {
-        let result = match net {
-            IpNet::V4(net) => self.v4.insert(&v4_key(net), peer, 0),
-            IpNet::V6(net) => self.v6.insert(&v6_key(net), peer, 0),
-        };
-        let inserted = fitted(result)?;
-        if inserted {
-            self.prefixes.insert(net, peer);
+    fn read_networks(&self) -> Result<BTreeMap<IpNet, Ipv6Addr>, EbpfError> {
+        let mut networks = BTreeMap::new();
+        for entry in self.v4.iter() {
+            let (key, account) = entry?;
+            let net = Ipv4Net::new(key.data().into(), key.prefix_len() as u8);
+            networks.extend(net.ok().map(|net| (IpNet::V4(net), account.into())));
         }
-        Ok(inserted)
+        for entry in self.v6.iter() {
+            let (key, account) = entry?;
+            let net = Ipv6Net::new(key.data().into(), key.prefix_len() as u8);
+            networks.extend(net.ok().map(|net| (IpNet::V6(net), account.into())));
+        }
+        Ok(networks)
     }
 
-    fn remove_prefix(&mut self, net: IpNet) -> Result<(), EbpfError> {
-        let result = match net {
+    fn insert_address(&mut self, address: Ipv6Addr, owner: PeerKey) -> Result<bool, EbpfError> {
+        let processors = aya::util::nr_cpus().map_err(|(_, source)| EbpfError::Processors(source))?;
+        let zeros =
+            || PerCpuValues::try_from(vec![Counters::default(); processors]).map_err(MapError::IoError);
+        // The owner first: counters without one would look like nobody's for ever.
+        Ok(fitted(|| self.owners.insert(address.octets(), owner, 0))?
+            && fitted(|| self.traffic.insert(address.octets(), zeros()?, 0))?)
+    }
+
+    fn remove_address(&mut self, address: Ipv6Addr) -> Result<(), EbpfError> {
+        present(self.traffic.remove(&address.octets()))?;
+        Ok(present(self.owners.remove(&address.octets()))?)
+    }
+
+    fn insert_network(&mut self, net: IpNet, account: Ipv6Addr) -> Result<bool, EbpfError> {
+        let account = account.octets();
+        Ok(fitted(|| match net {
+            IpNet::V4(net) => self.v4.insert(&v4_key(net), account, 0),
+            IpNet::V6(net) => self.v6.insert(&v6_key(net), account, 0),
+        })?)
+    }
+
+    fn remove_network(&mut self, net: IpNet) -> Result<(), EbpfError> {
+        Ok(present(match net {
             IpNet::V4(net) => self.v4.remove(&v4_key(net)),
             IpNet::V6(net) => self.v6.remove(&v6_key(net)),
-        };
-        ignore(result, Errno::ENOENT)?;
-        self.prefixes.remove(&net);
-        Ok(())
+        })?)
     }
 }
 
-/// Turns "peer → prefixes" round. Of two peers that want one prefix the later key has it, as good as any: the kernel's
-/// cryptokey routing gives it to one of them only, and the plan never asks for it twice.
-fn owners(peers: &BTreeMap<PublicKey, BTreeSet<IpNet>>) -> BTreeMap<IpNet, PeerKey> {
-    let pairs = peers.iter().flat_map(|(key, nets)| nets.iter().map(|net| (net.trunc(), peer_key(key))));
-    pairs.collect()
+/// What the tables should say.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    owners: BTreeMap<Ipv6Addr, PeerKey>,
+    networks: BTreeMap<IpNet, Ipv6Addr>,
 }
 
-fn peer_key(key: &PublicKey) -> PeerKey {
-    PeerKey(*key.as_bytes())
+impl Wanted {
+    /// Sorts each peer's prefixes into addresses and networks. Of two peers that want the same one the later has it;
+    /// the kernel's cryptokey routing gives it to one only, and the plan never asks for it twice.
+    fn by(peers: &BTreeMap<PublicKey, BTreeSet<IpNet>>) -> Self {
+        let mut wanted = Self::default();
+        for (key, nets) in peers {
+            let is_host = |net: &&IpNet| net.prefix_len() == net.max_prefix_len();
+            let (hosts, networks): (Vec<&IpNet>, Vec<&IpNet>) = nets.iter().partition(is_host);
+            let hosts: Vec<Ipv6Addr> = hosts.into_iter().map(|net| mapped(net.addr())).collect();
+            wanted.owners.extend(hosts.iter().map(|host| (*host, PeerKey(*key.as_bytes()))));
+            let account = hosts.first().copied();
+            wanted.networks.extend(networks.into_iter().filter_map(|net| Some((net.trunc(), account?))));
+        }
+        wanted
+    }
+}
+
+/// The form in which the programs look an address up.
+fn mapped(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    }
 }
 
 fn v4_key(net: Ipv4Net) -> Key<[u8; 4]> {
@@ -138,22 +201,25 @@ fn v6_key(net: Ipv6Net) -> Key<[u8; 16]> {
     Key::new(net.prefix_len().into(), net.addr().octets())
 }
 
-fn zeros() -> Result<aya::maps::PerCpuValues<Counters>, EbpfError> {
-    let processors = aya::util::nr_cpus().map_err(|(_, source)| EbpfError::Processors(source))?;
-    vec![Counters::default(); processors].try_into().map_err(EbpfError::Processors)
-}
-
-/// Tells whether an insert found a place (`E2BIG` from hash maps, `ENOSPC` from tries).
-fn fitted(result: Result<(), MapError>) -> Result<bool, MapError> {
-    match result {
-        Err(error) if [Some(Errno::E2BIG), Some(Errno::ENOSPC)].contains(&errno(&error)) => Ok(false),
-        other => other.map(|()| true),
+/// Inserts, and tells whether there was a place (`E2BIG` from hash maps, `ENOSPC` from tries).
+fn fitted(mut insert: impl FnMut() -> Result<(), MapError>) -> Result<bool, MapError> {
+    for _ in 0..ATTEMPTS {
+        match insert() {
+            Err(error) => match errno(&error) {
+                Some(Errno::E2BIG | Errno::ENOSPC) => return Ok(false),
+                Some(Errno::ENOMEM) => thread::sleep(REFILL),
+                _ => return Err(error),
+            },
+            Ok(()) => return Ok(true),
+        }
     }
+    insert().map(|()| true)
 }
 
-fn ignore(result: Result<(), MapError>, ignored: Errno) -> Result<(), MapError> {
+/// Takes "was not there" for success.
+fn present(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
-        Err(error) if errno(&error) == Some(ignored) => Ok(()),
+        Err(error) if errno(&error) == Some(Errno::ENOENT) => Ok(()),
         other => other,
     }
 }
@@ -214,12 +280,27 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_are_masked_and_lead_to_their_peer() {
-        let key = PublicKey::from_bytes([7; 32]);
-        let nets = ["10.1.2.3/24", "fd00::5/128"].map(|net| net.parse().unwrap());
-        let owners = owners(&BTreeMap::from([(key, BTreeSet::from(nets))]));
+    fn addresses_have_owners_and_networks_count_under_their_peers_first_address() {
+        let nets = ["10.1.2.3/24", "10.77.0.5/32", "fd00::5/128"].map(|net| net.parse().unwrap());
+        let wanted = Wanted::by(&BTreeMap::from([(PublicKey::from_bytes([7; 32]), BTreeSet::from(nets))]));
 
-        let expected = ["10.1.2.0/24", "fd00::5/128"].map(|net| (net.parse().unwrap(), PeerKey([7; 32])));
-        assert_eq!(owners, BTreeMap::from(expected));
+        let addresses: [Ipv6Addr; 2] =
+            ["::ffff:10.77.0.5", "fd00::5"].map(|address| address.parse().unwrap());
+        assert_eq!(wanted.owners, BTreeMap::from(addresses.map(|address| (address, PeerKey([7; 32])))));
+        assert_eq!(wanted.networks, BTreeMap::from([("10.1.2.0/24".parse().unwrap(), addresses[0])]));
+    }
+
+    #[test]
+    fn an_insert_waits_for_memory_and_a_full_map_is_no_error() {
+        let failing = |errno: Errno| {
+            MapError::SyscallError(aya::sys::SyscallError {
+                call: "bpf_map_update_elem",
+                io_error: errno.into(),
+            })
+        };
+        let mut answers = [Err(failing(Errno::ENOMEM)), Err(failing(Errno::ENOMEM)), Ok(())].into_iter();
+        assert!(fitted(|| answers.next().unwrap()).unwrap());
+        assert!(!fitted(|| Err(failing(Errno::E2BIG))).unwrap());
+        assert!(fitted(|| Err(failing(Errno::EPERM))).is_err());
     }
 }

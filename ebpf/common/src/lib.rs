@@ -6,10 +6,8 @@
 //! too, and the loader then makes the map anew.
 #![no_std]
 
-/// How many peers the maps hold; more than that are not counted.
-pub const MAX_PEERS: u32 = 4096;
-
-/// How many prefixes of one family the maps hold: each peer's own address and some routed networks.
+/// How many single addresses, and how many networks of each family, the maps hold: two addresses for each of 4,096
+/// peers, and as much again. More are not counted.
 pub const MAX_PREFIXES: u32 = 16_384;
 
 /// The ring buffer's size in bytes: a multiple of the page size and room for 2,048 events.
@@ -25,7 +23,7 @@ pub const RECEIVED: u8 = 0;
 /// [`HandshakeEvent::direction`] of a message that went out.
 pub const SENT: u8 = 1;
 
-/// A peer's WireGuard public key: the key of the counters, and what the prefix tries lead to.
+/// A peer's WireGuard public key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(transparent)]
 pub struct PeerKey(pub [u8; 32]);
@@ -42,7 +40,7 @@ pub struct Flow {
     pub last_seen: u64,
 }
 
-/// The counters of one peer on one CPU.
+/// The counters of one address on one CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Counters {

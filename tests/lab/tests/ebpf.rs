@@ -25,12 +25,16 @@ fn each_peers_packets_and_bytes_are_counted_exactly() {
         assert_eq!(pair.traffic(&ebpf), PeerTraffic::default());
         ping("10.77.0.2", 20, 100);
         ping("fd77::2", 10, 200);
+        // A network behind the peer.
+        run("ip", "route add 10.88.0.0/24 dev wg0");
+        run("ip", &format!("-n {} address add 10.88.0.1/32 dev lo", pair.b));
+        ping("10.88.0.1", 5, 300);
 
         let traffic = pair.traffic(&ebpf);
 
-        let bytes = 20 * (20 + 8 + 100) + 10 * (40 + 8 + 200);
-        assert_eq!((traffic.rx_packets, traffic.rx_bytes), (30, bytes));
-        assert_eq!((traffic.tx_packets, traffic.tx_bytes), (30, bytes));
+        let bytes = 20 * (20 + 8 + 100) + 10 * (40 + 8 + 200) + 5 * (20 + 8 + 300);
+        assert_eq!((traffic.rx_packets, traffic.rx_bytes), (35, bytes));
+        assert_eq!((traffic.tx_packets, traffic.tx_bytes), (35, bytes));
         assert!(traffic.rx_age.unwrap() < Duration::from_secs(5), "{traffic:?}");
         ebpf.sync_peers(&BTreeMap::new()).unwrap();
         assert_eq!(ebpf.traffic().unwrap(), BTreeMap::new());
@@ -145,7 +149,7 @@ fn counters_outlive_the_daemon_and_nothing_is_counted_twice() {
         ping("10.77.0.2", 6, 8);
         assert_eq!(pair.traffic(&third).tx_packets, 18);
         pair.make_wireguard(&pair.a, 1, &pair.private_a);
-        pair.add_peer(&pair.a, &pair.key_b, "192.0.2.2:51820", "10.77.0.2/32,fd77::2/128");
+        pair.add_peer(&pair.a, &pair.key_b, "192.0.2.2:51820", "10.77.0.2/32,fd77::2/128,10.88.0.0/24");
         let mut third = third;
         third.attach_mesh().unwrap();
         ping("10.77.0.2", 7, 8);
@@ -235,7 +239,7 @@ impl Pair {
         };
         pair.make_wireguard(&pair.a, 1, &pair.private_a);
         pair.make_wireguard(&pair.b, 2, &private_b);
-        pair.add_peer(&pair.a, &pair.key_b, "192.0.2.2:51820", "10.77.0.2/32,fd77::2/128");
+        pair.add_peer(&pair.a, &pair.key_b, "192.0.2.2:51820", "10.77.0.2/32,fd77::2/128,10.88.0.0/24");
         pair.add_peer(&pair.b, &pair.key_a, "192.0.2.1:51820", "10.77.0.1/32,fd77::1/128");
         pair
     }
@@ -262,7 +266,7 @@ impl Pair {
     }
 
     fn peers(&self) -> BTreeMap<PublicKey, BTreeSet<ipnet::IpNet>> {
-        let nets = ["10.77.0.2/32", "fd77::2/128"].map(|net| net.parse().unwrap());
+        let nets = ["10.77.0.2/32", "fd77::2/128", "10.88.0.0/24"].map(|net| net.parse().unwrap());
         BTreeMap::from([(self.key_b.parse().unwrap(), BTreeSet::from(nets))])
     }
 
