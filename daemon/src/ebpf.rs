@@ -29,7 +29,7 @@ use wgmesh_core::key::PublicKey;
 pub use attach::AttachError;
 pub use handshakes::Handshakes;
 
-use attach::{Hook, remove_pin};
+use attach::Hook;
 use object::Loaded;
 use tables::Tables;
 
@@ -264,21 +264,16 @@ impl EbpfTraffic {
         }
     }
 
-    /// Removes everything of ours: programs, maps, pins and their folder.
+    /// Removes everything of ours: programs, maps, pins and their folder, and what an older version left in there.
     ///
     /// # Errors
-    /// A pin that cannot be removed; the rest was tried all the same.
+    /// A pin that cannot be removed.
     pub fn withdraw(self) -> Result<(), EbpfError> {
         let interface = self.interface.as_str();
-        let detached = [("link_rx", TcAttachType::Ingress), ("link_tx", TcAttachType::Egress)]
-            .map(|(pin, direction)| self.hook.detach_lasting(interface, direction, &self.pins.join(pin)));
-        let unpinned = object::PINNED.map(|name| remove_pin(&self.pins.join(name)));
-        let removed = std::fs::remove_dir(&self.pins);
-        detached
-            .into_iter()
-            .chain(unpinned)
-            .chain([removed])
-            .collect::<io::Result<()>>()
+        self.hook.detach_lasting(interface, TcAttachType::Ingress);
+        self.hook.detach_lasting(interface, TcAttachType::Egress);
+        // A tcx link is detached when its pin goes.
+        std::fs::remove_dir_all(&self.pins)
             .map_err(|source| EbpfError::Pin { what: self.pins.display().to_string(), source })
     }
 }

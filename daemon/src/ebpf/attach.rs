@@ -110,21 +110,15 @@ impl Hook {
         Ok(())
     }
 
-    /// Takes away what [`attach_lasting`](Self::attach_lasting) left; nothing there is fine.
-    pub(super) fn detach_lasting(
-        self,
-        interface: &str,
-        direction: TcAttachType,
-        pin: &Path,
-    ) -> io::Result<()> {
+    /// Takes away what [`attach_lasting`](Self::attach_lasting) left, but for pins; nothing there is fine.
+    pub(super) fn detach_lasting(self, interface: &str, direction: TcAttachType) {
         match self {
-            Self::Tcx => remove_pin(pin),
+            Self::Tcx => {}
             Self::Clsact(handle) => {
                 // A link detaches when it is dropped. An interface that is gone took its filters along.
                 SchedClassifierLink::attached(interface, direction, PRIORITY, handle.into(), None)
                     .map(drop)
                     .ok();
-                Ok(())
             }
         }
     }
@@ -181,7 +175,7 @@ fn handle_of(interface: &str) -> u32 {
 }
 
 /// Removes a pin if it is there.
-pub(super) fn remove_pin(pin: &Path) -> io::Result<()> {
+fn remove_pin(pin: &Path) -> io::Result<()> {
     match std::fs::remove_file(pin) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
