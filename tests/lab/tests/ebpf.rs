@@ -184,14 +184,17 @@ fn a_pinned_map_of_another_layout_is_made_anew() {
     let pair = Pair::new("eblay");
     pair.in_a(|| {
         std::fs::create_dir_all(&pair.pins).unwrap();
-        let old: Array<MapData, u64> = Array::create(3, 0).unwrap();
-        old.pin(pair.pins.join("TRAFFIC")).unwrap();
+        for name in ["TRAFFIC", "NO_LONGER_USED"] {
+            let old: Array<MapData, u64> = Array::create(3, 0).unwrap();
+            old.pin(pair.pins.join(name)).unwrap();
+        }
 
         let ebpf = pair.load();
         ping("10.77.0.2", 2, 8);
 
         assert_eq!(pair.traffic(&ebpf).rx_packets, 2);
         ebpf.withdraw().unwrap();
+        assert!(!pair.pins.exists());
     });
 }
 
