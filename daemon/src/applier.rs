@@ -78,6 +78,8 @@ pub struct Report {
 pub struct Outcome {
     /// The kernel after the writes. Counters and handshakes are as of the last reading.
     pub observed: Arc<Observed>,
+    /// Whether the kernel was read in this turn.
+    pub fresh: bool,
     /// How many writes were done.
     pub writes: usize,
     /// The writes that failed alone; they are tried again.
@@ -307,7 +309,8 @@ impl<N: Net> Applier<N> {
             }
         }
         self.mirror = Some(Arc::clone(&observed));
-        Ok(Outcome { observed, writes: writes.len().saturating_sub(failures.len()), failures })
+        let fresh = reading != Reading::Nothing || !failures.is_empty();
+        Ok(Outcome { observed, fresh, writes: writes.len().saturating_sub(failures.len()), failures })
     }
 
     /// Keeps the counters, and logs what changed: a failure once, not at every attempt.

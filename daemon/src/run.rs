@@ -289,6 +289,7 @@ impl Daemon {
                     lan.send(&transmit);
                 }
             }
+            Command::Look => self.outside.changes.mesh.notify_one(),
             Command::Apply { generation, desired } => {
                 let want = match desired {
                     Some(desired) => {
@@ -304,6 +305,7 @@ impl Daemon {
 
     fn on_report(&mut self, notifier: &Notifier) -> Result<(), Error> {
         let Report { generation, result } = self.outside.reports.borrow_and_update().clone();
+        let fresh = result.as_ref().is_ok_and(|outcome| outcome.fresh);
         let outcome = match result {
             Ok(outcome) => {
                 if let Link::WireGuard { index, .. } = outcome.observed.link {
@@ -319,7 +321,7 @@ impl Daemon {
             Err(failure) => Err(KernelTrouble::Other(failure.to_string())),
         };
         let is_up = outcome.is_ok();
-        self.feed(Event::Kernel(KernelReport { generation, outcome }));
+        self.feed(Event::Kernel(KernelReport { generation, outcome, fresh }));
         let (known, direct) = self.mesh.count_peers(clock::now());
         let line = format!("{direct} of {known} peers reached");
         if is_up && !self.ready {
@@ -383,7 +385,8 @@ impl Daemon {
     async fn status(&mut self) -> Status {
         if let Ok(observed) = self.outside.kernel.observe().await {
             let generation = self.outside.reports.borrow().generation;
-            self.feed(Event::Kernel(KernelReport { generation, outcome: Ok(Arc::new(observed)) }));
+            let outcome = Ok(Arc::new(observed));
+            self.feed(Event::Kernel(KernelReport { generation, outcome, fresh: true }));
         }
         let mut status = self.mesh.status(clock::now());
         self.outside.traffic.describe(&mut status);

@@ -34,6 +34,7 @@ use crate::seal::Opener;
 use crate::store::PeerStore;
 use crate::time::{Monotonic, Now};
 
+mod handshakes;
 mod kernel;
 mod lan;
 mod memory;
@@ -83,6 +84,8 @@ pub struct KernelReport {
     pub generation: u64,
     /// The kernel as it is now, or why it is not as it should be.
     pub outcome: Result<Arc<Observed>, KernelTrouble>,
+    /// Whether sessions and counters were read for this report; otherwise they are those of an earlier one.
+    pub fresh: bool,
 }
 
 /// Why the kernel is not as it should be.
@@ -119,6 +122,8 @@ pub enum Command {
     },
     /// Sends a datagram from the LAN port.
     Send(Transmit),
+    /// Has the applier read the kernel soon.
+    Look,
 }
 
 /// A datagram to send.
@@ -150,6 +155,8 @@ pub enum TimeoutReason {
     Announce,
     /// A peer waits for a hello, or for our initiative.
     Contact,
+    /// A peer should have a session by then.
+    Session,
     /// Our record wants a new signature.
     RefreshRecord,
     /// A peer has been silent for too long.
@@ -181,6 +188,7 @@ pub struct Mesh {
     observed: Option<Arc<Observed>>,
     orphans: BTreeMap<PublicKey, ObservedPeer>,
     proved: BTreeMap<PublicKey, SocketAddr>,
+    attempts: BTreeMap<PublicKey, handshakes::Attempt>,
     generation: u64,
     /// The newest generation that the applier has reported on, well or badly.
     answered: u64,
@@ -236,6 +244,7 @@ impl Mesh {
             observed: None,
             orphans: BTreeMap::new(),
             proved: BTreeMap::new(),
+            attempts: BTreeMap::new(),
             generation: 0,
             answered: 0,
             applied: 0,
@@ -297,6 +306,7 @@ impl Mesh {
             (Some(self.save_cache_at), TimeoutReason::SaveCache),
             (self.store.next_removal(), TimeoutReason::RemoveStale),
             (self.replan_at, TimeoutReason::Replan),
+            (self.next_look(), TimeoutReason::Session),
         ];
         let contacts = self.contacts.values().filter_map(Contact::poll_timeout).min();
         fixed
@@ -344,6 +354,7 @@ impl Mesh {
             self.replan_at = None;
             self.dirty = true;
         }
+        self.look_for_sessions(now.monotonic);
         self.remove_stale(now);
         self.announce_if_due(now);
         if self.save_cache_at <= now.monotonic {
@@ -436,9 +447,12 @@ impl Mesh {
         self.underlay.iter().flat_map(|link| link.addresses.iter().map(IpNet::trunc)).collect()
     }
 
-    /// Says how a peer should be reached, by these criteria in order: proved on a common link, and ours to begin or
+    /// Says how a peer should be reached, by these criteria in order: to be begun anew; proved on a common link, and ours to begin or
     /// begun before; already talking to our kernel; about to be met on a link; remembered.
     fn reach(&self, key: PublicKey, peer: &crate::store::Peer, now: Monotonic) -> Reach {
+        if self.is_left_out(key) {
+            return Reach::Not;
+        }
         let contact = self.contacts.get(&key);
         let observed = self.observed.as_ref().and_then(|observed| observed.peers.get(&key));
         let talking = observed.filter(|observed| observed.last_handshake.is_some());

@@ -68,6 +68,8 @@ pub struct PlannedPeer<'a> {
 /// How a peer should be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
+    /// Not now: the kernel lets go of it.
+    Not,
     /// We answer its handshake and do not begin one.
     Passive,
     /// Its endpoint is known: keep to what the kernel has, or use this.
@@ -83,6 +85,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let mut peers: BTreeMap<_, _> = inputs
         .peers
         .iter()
+        .filter(|(_, peer)| peer.reach != Reach::Not)
         .map(|(&key, peer)| {
             let mut allowed_ips: BTreeSet<IpNet> =
                 addresses.get(&key).into_iter().flatten().map(|&address| IpNet::from(address)).collect();
@@ -175,7 +178,7 @@ fn is_accepted(route: IpNet, inputs: &Inputs<'_>) -> bool {
 
 fn desired_peer(peer: &PlannedPeer<'_>, allowed_ips: BTreeSet<IpNet>) -> DesiredPeer {
     let (endpoint, keepalive) = match peer.reach {
-        Reach::Passive => (Endpoint::Keep, 0),
+        Reach::Not | Reach::Passive => (Endpoint::Keep, 0),
         Reach::Known(address) => (Endpoint::IfUnset(address), KEEPALIVE_S),
         Reach::Proved(address) => (Endpoint::Set(address), KEEPALIVE_S),
     };

@@ -224,6 +224,6 @@ impl Applier {
         if std::mem::take(&mut self.has_notice) {
             self.notice(now);
         }
-        KernelReport { generation, outcome }
+        KernelReport { generation, outcome, fresh: was_read }
     }
 }

@@ -325,6 +325,7 @@ impl Host {
                     process.applier.set_goal(generation, desired);
                 }
                 Command::Send(transmit) => self.sends.push_back(transmit),
+                Command::Look => process.applier.notice(now.monotonic),
             }
         }
     }

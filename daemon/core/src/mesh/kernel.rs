@@ -1,5 +1,6 @@
 //! What the kernel tells us, and what an earlier run left in it.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,7 +58,7 @@ impl Mesh {
             Ok(observed) => {
                 self.trouble = None;
                 self.applied = self.applied.max(report.generation);
-                self.on_observed(observed, now);
+                self.on_observed(observed, report.fresh, now);
             }
             Err(KernelTrouble::PortInUse) => self.move_port(now),
             Err(trouble @ KernelTrouble::Other(_)) => self.trouble = Some(trouble),
@@ -68,19 +69,24 @@ impl Mesh {
     pub(super) fn forget(&mut self, key: PublicKey) {
         self.contacts.remove(&key);
         self.proved.remove(&key);
+        self.attempts.remove(&key);
     }
 
-    fn on_observed(&mut self, observed: Arc<Observed>, now: Now) {
+    fn on_observed(&mut self, observed: Arc<Observed>, fresh: bool, now: Now) {
         let before = self.observed.replace(Arc::clone(&observed));
         for (&key, peer) in &observed.peers {
             let earlier = before.as_ref().and_then(|before| before.peers.get(&key));
             self.on_observed_peer(key, peer, earlier, now);
         }
+        let absent_by_us: BTreeSet<_> =
+            self.contacts.keys().copied().filter(|key| self.is_being_put_back(*key)).collect();
         for (key, contact) in &mut self.contacts {
-            contact.handle_installed(observed.peers.contains_key(key), now.monotonic);
+            let installed = observed.peers.contains_key(key) || absent_by_us.contains(key);
+            contact.handle_installed(installed, now.monotonic);
             self.dirty |= contact.is_active() && !self.proved.contains_key(key);
         }
         self.confirm_proved_endpoints();
+        self.follow_handshakes(&observed, fresh, now);
         let orphans = self.orphans.len();
         self.orphans.retain(|key, _| {
             let live = observed.peers.get(key).and_then(|peer| peer.last_handshake);

@@ -1,0 +1,139 @@
+//! Handshakes that do not come about.
+//!
+//! WireGuard repeats a lost initiation only after five seconds (`REKEY_TIMEOUT`), but a peer that it was just given
+//! begins at once. So where it is ours to begin and no session comes about, the peer is taken out of the kernel and put
+//! back: soon, then more slowly, [`MAX_TRIES`] times in all. A working session is never touched: a peer is taken
+//! out only after a reading that was made for this purpose showed none.
+
+use std::time::Duration;
+
+use super::kernel::SESSION_LIFETIME;
+use super::{Command, Mesh};
+use crate::kernel::Observed;
+use crate::key::PublicKey;
+use crate::time::{Monotonic, Now};
+
+/// The first wait for a session: several times what a handshake takes between continents.
+const FIRST_WAIT: Duration = Duration::from_millis(1500);
+
+/// How much longer each next wait is.
+const LONGER_EACH_TIME: Duration = Duration::from_millis(500);
+
+/// How much longer the higher key waits, so that two sides that both begin do not undo each other's initiation twice.
+const HIGHER_KEY_WAITS: Duration = Duration::from_millis(500);
+
+/// After so many tries the wait would be as long as WireGuard's own, which goes on.
+const MAX_TRIES: u32 = 7;
+
+/// A peer that should have a session and has none yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attempt {
+    step: Step,
+    tries: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// WireGuard is given time.
+    Waiting { until: Monotonic },
+    /// A reading was asked for.
+    Looking,
+    /// The plan leaves the peer out until the kernel has let go of it.
+    Removing,
+    /// The plan has the peer again.
+    Restoring,
+    /// There is nothing left to try.
+    Exhausted,
+}
+
+impl Mesh {
+    /// Whether the plan must leave a peer out for now.
+    pub(super) fn is_left_out(&self, key: PublicKey) -> bool {
+        self.attempts.get(&key).is_some_and(|attempt| matches!(attempt.step, Step::Removing))
+    }
+
+    /// Whether a peer's absence from the kernel is our own doing.
+    pub(super) fn is_being_put_back(&self, key: PublicKey) -> bool {
+        self.attempts
+            .get(&key)
+            .is_some_and(|attempt| matches!(attempt.step, Step::Removing | Step::Restoring))
+    }
+
+    /// Follows what a reading says of the sessions; `fresh` says whether it shows them as they are now.
+    pub(super) fn follow_handshakes(&mut self, observed: &Observed, fresh: bool, now: Now) {
+        for (&key, contact) in &self.contacts {
+            let peer = observed.peers.get(&key);
+            let session = peer.and_then(|peer| peer.last_handshake);
+            let is_live = session.is_some_and(|at| now.wall.since(at) <= SESSION_LIFETIME);
+            if !contact.is_active() || is_live {
+                self.attempts.remove(&key);
+                continue;
+            }
+            let is_set = self.proved.contains_key(&key);
+            let lower = self.state.wg_pubkey < key;
+            match self.attempts.get_mut(&key) {
+                None if is_set => {
+                    let step = Step::Waiting { until: now.monotonic + wait(0, lower) };
+                    self.attempts.insert(key, Attempt { step, tries: 0 });
+                }
+                Some(attempt) => match attempt.step {
+                    Step::Looking if fresh => {
+                        tracing::debug!(peer = %key, tries = attempt.tries, "no session came about; beginning anew");
+                        attempt.step = Step::Removing;
+                        self.dirty = true;
+                    }
+                    Step::Removing if peer.is_none() => {
+                        attempt.step = Step::Restoring;
+                        self.proved.remove(&key);
+                        self.dirty = true;
+                    }
+                    Step::Restoring if is_set => attempt.wait_again(lower, now.monotonic),
+                    Step::Looking
+                    | Step::Removing
+                    | Step::Restoring
+                    | Step::Waiting { .. }
+                    | Step::Exhausted => {}
+                },
+                None => {}
+            }
+        }
+    }
+
+    /// Asks for a reading where a session is overdue.
+    pub(super) fn look_for_sessions(&mut self, now: Monotonic) {
+        let mut overdue = false;
+        for attempt in self.attempts.values_mut() {
+            if matches!(attempt.step, Step::Waiting { until } if until <= now) {
+                attempt.step = Step::Looking;
+                overdue = true;
+            }
+        }
+        if overdue {
+            self.commands.push_back(Command::Look);
+        }
+    }
+
+    /// Returns when [`Mesh::look_for_sessions`] has something to do.
+    pub(super) fn next_look(&self) -> Option<Monotonic> {
+        let until = |attempt: &Attempt| match attempt.step {
+            Step::Waiting { until } => Some(until),
+            Step::Looking | Step::Removing | Step::Restoring | Step::Exhausted => None,
+        };
+        self.attempts.values().filter_map(until).min()
+    }
+}
+
+impl Attempt {
+    fn wait_again(&mut self, lower: bool, now: Monotonic) {
+        self.tries += 1;
+        self.step = match self.tries {
+            MAX_TRIES.. => Step::Exhausted,
+            tries => Step::Waiting { until: now + wait(tries, lower) },
+        };
+    }
+}
+
+fn wait(tries: u32, lower: bool) -> Duration {
+    let once = if lower { FIRST_WAIT } else { FIRST_WAIT + HIGHER_KEY_WAITS };
+    once + LONGER_EACH_TIME * tries
+}
