@@ -9,12 +9,11 @@
 //! - A hello says `Installed` only after the kernel was seen to hold the peer.
 //! - Input from the network is a counted drop at worst; it never stops the node.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
@@ -25,10 +24,9 @@ use crate::config::Settings;
 use crate::contact::Contact;
 use crate::derive::MeshKeys;
 use crate::identity::NodeState;
-use crate::kernel::{Desired, Observed, ObservedPeer, OwnerMark, Underlay};
+use crate::kernel::{Desired, Observed, ObservedPeer, Underlay};
 use crate::key::PublicKey;
 use crate::message::Token;
-use crate::plan::{self, Inputs, PlannedPeer, Reach};
 use crate::record::{Record, SignedRecord};
 use crate::seal::Opener;
 use crate::store::PeerStore;
@@ -38,6 +36,7 @@ mod handshakes;
 mod kernel;
 mod lan;
 mod memory;
+mod planning;
 mod status;
 
 pub use lan::ANNOUNCE_INTERVAL;
@@ -389,93 +388,6 @@ impl Mesh {
         self.state.mesh_ip = Some(addresses.v4);
         self.state.mesh_ipv6 = Some(addresses.v6);
         self.commands.push_back(Command::SaveState(self.state.clone()));
-    }
-
-    /// Recomputes the plan if anything it depends on has changed, and hands it to the applier if it differs.
-    ///
-    /// Waits until the applier has reported on the last one: a plan costs time with every peer, and the applier could
-    /// not take up another sooner. So a fleet that starts at once costs a plan per round of the applier, not one per
-    /// hello.
-    fn replan(&mut self, now: Now) {
-        if self.answered < self.generation || self.observed.is_none() || !std::mem::take(&mut self.dirty) {
-            return;
-        }
-        while plan::has_lost_address(&self.plan_inputs(now)) {
-            self.state.nonce = self.state.nonce.next();
-            let addresses = self.addresses();
-            tracing::warn!(ipv4 = %addresses.v4, ipv6 = %addresses.v6, "a lower key has our mesh address; taking the next");
-            self.renew_record(now);
-        }
-        let desired = plan::desired(&self.plan_inputs(now));
-        if self.desired.as_deref() == Some(&desired) {
-            return;
-        }
-        self.generation += 1;
-        let desired = Arc::new(desired);
-        self.desired = Some(Arc::clone(&desired));
-        self.commands.push_back(Command::Apply { generation: self.generation, desired: Some(desired) });
-    }
-
-    fn plan_inputs(&self, now: Now) -> Inputs<'_> {
-        let planned =
-            |(key, peer): (PublicKey, &'_ crate::store::Peer)| (key, self.reach(key, peer, now.monotonic));
-        let reaches: BTreeMap<_, _> = self.store.iter().map(planned).collect();
-        Inputs {
-            interface: &self.settings.interface,
-            owner: OwnerMark::new(self.keys.owner_tag()),
-            private_key: &self.state.wg_private_key,
-            public_key: self.state.wg_pubkey,
-            nonce: self.state.nonce,
-            listen_port: self.listen_port,
-            network_id: self.keys.network_id(),
-            subnets: self.subnets,
-            accept_routes: &self.settings.accept_routes,
-            own_networks: self.own_networks(),
-            peers: self
-                .store
-                .iter()
-                .map(|(key, peer)| {
-                    let record = peer.record().record();
-                    (key, PlannedPeer { record, preshared_key: &peer.pair.preshared, reach: reaches[&key] })
-                })
-                .collect(),
-            orphans: &self.orphans,
-        }
-    }
-
-    fn own_networks(&self) -> BTreeSet<IpNet> {
-        self.underlay.iter().flat_map(|link| link.addresses.iter().map(IpNet::trunc)).collect()
-    }
-
-    /// Says how a peer should be reached, by these criteria in order: to be begun anew; proved on a common link, and ours to begin or
-    /// begun before; already talking to our kernel; about to be met on a link; remembered.
-    fn reach(&self, key: PublicKey, peer: &crate::store::Peer, now: Monotonic) -> Reach {
-        if self.is_left_out(key) {
-            return Reach::Not;
-        }
-        let contact = self.contacts.get(&key);
-        let observed = self.observed.as_ref().and_then(|observed| observed.peers.get(&key));
-        let talking = observed.filter(|observed| observed.last_handshake.is_some());
-        let begun = contact.filter(|contact| contact.is_active() || talking.is_some());
-        if let Some(place) = begun.and_then(Contact::proved_place) {
-            let endpoint = peer.record().record().endpoint_at(place.address);
-            return match self.proved.get(&key) {
-                Some(&applied) if applied == endpoint => Reach::Known(endpoint),
-                Some(_) | None => Reach::Proved(endpoint),
-            };
-        }
-        if let Some(endpoint) = talking.and_then(|observed| observed.endpoint) {
-            return Reach::Known(endpoint);
-        }
-        if contact.is_some() || now < self.cache_trusted_at() {
-            return Reach::Passive;
-        }
-        peer.best_candidate(now).map_or(Reach::Passive, Reach::Known)
-    }
-
-    /// Returns when remembered addresses are tried: at once where there is no LAN to meet peers on.
-    fn cache_trusted_at(&self) -> Monotonic {
-        if self.settings.lan { self.started + memory::CACHE_GRACE } else { self.started }
     }
 
     fn drop_input(&mut self, reason: &'static str, from: SocketAddr) {
