@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use serde_json::Value;
-use wgmesh_lab::{Daemon, Host, Lab, Link, Settings, Switch, eventually};
+use wgmesh_lab::{Daemon, Lan, Settings, eventually};
 
 pub(crate) const SECRET: &str = "wgmesh://v1/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
 const OTHER_SECRET: &str = "wgmesh://v1/HxAREhMUFRYXGBkaGxwdHh8AAQIDBAUGBwgJCgsMDQ4";
@@ -15,37 +15,14 @@ const OTHER_SECRET: &str = "wgmesh://v1/HxAREhMUFRYXGBkaGxwdHh8AAQIDBAUGBwgJCgsM
 /// Longer than anything takes that works, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Hosts on one switch, `192.0.2.1` and up.
-pub(crate) struct Lan {
-    pub(crate) hosts: Vec<Host>,
-    pub(crate) links: Vec<Link>,
-    _switch: Switch,
-    /// Dropped last, so that a failed test prints every log.
-    _lab: Lab,
-}
-
-impl Lan {
-    pub(crate) fn new(name: &str, hosts: u8) -> Self {
-        let lab = Lab::new(name);
-        let switch = lab.switch("lan");
-        let (mut all, mut links) = (Vec::new(), Vec::new());
-        for number in 1..=hosts {
-            let host = lab.host(&format!("h{number}"));
-            links.push(lab.link(&host, &switch, &[&format!("192.0.2.{number}/24")]));
-            all.push(host);
-        }
-        Self { hosts: all, links, _switch: switch, _lab: lab }
+/// Starts a daemon on every host and waits until all are meshed.
+pub(crate) fn mesh(lan: &Lan, settings: &Settings) -> Vec<Daemon> {
+    let daemons: Vec<_> = lan.hosts.iter().map(|host| host.daemon(settings)).collect();
+    for daemon in &daemons {
+        daemon.wait_ready();
     }
-
-    /// Starts a daemon on every host and waits until all are meshed.
-    pub(crate) fn mesh(&self, settings: &Settings) -> Vec<Daemon> {
-        let daemons: Vec<_> = self.hosts.iter().map(|host| host.daemon(settings)).collect();
-        for daemon in &daemons {
-            daemon.wait_ready();
-        }
-        wait_meshed(&daemons);
-        daemons
-    }
+    wait_meshed(&daemons);
+    daemons
 }
 
 pub(crate) fn node(daemon: &Daemon, field: &str) -> String {
@@ -75,7 +52,7 @@ pub(crate) fn wait_meshed(daemons: &[Daemon]) {
 #[test]
 fn three_hosts_that_share_a_secret_become_a_full_mesh() {
     let lan = Lan::new("three", 3);
-    let daemons = lan.mesh(&Settings::new(SECRET));
+    let daemons = mesh(&lan, &Settings::new(SECRET));
     for host in &lan.hosts {
         for daemon in &daemons {
             for family in ["mesh_ipv4", "mesh_ipv6"] {
@@ -92,7 +69,7 @@ fn three_hosts_that_share_a_secret_become_a_full_mesh() {
 #[test]
 fn an_independent_reader_of_the_kernel_agrees_with_status() {
     let lan = Lan::new("oracle", 3);
-    let daemons = lan.mesh(&Settings::new(SECRET));
+    let daemons = mesh(&lan, &Settings::new(SECRET));
     let device = lan.hosts[0].namespace().run(|| {
         let mut socket = wireguard_uapi::WgSocket::connect().unwrap();
         socket.get_device(wireguard_uapi::DeviceInterface::from_name("wgmesh0")).unwrap()
@@ -146,7 +123,7 @@ fn a_host_with_another_secret_gets_no_tunnel_and_learns_nothing_from_the_wire() 
 #[test]
 fn colliding_addresses_are_resolved() {
     let lan = Lan::new("collide", 5);
-    let daemons = lan.mesh(&Settings::new(SECRET).with("subnet = \"10.99.0.0/29\""));
+    let daemons = mesh(&lan, &Settings::new(SECRET).with("subnet = \"10.99.0.0/29\""));
     eventually(PATIENCE, || {
         let mut addresses: Vec<_> = daemons.iter().map(mesh_ipv4).collect();
         addresses.sort_unstable();
@@ -163,7 +140,7 @@ fn colliding_addresses_are_resolved() {
 #[test]
 fn a_converged_node_writes_nothing_to_the_kernel() {
     let lan = Lan::new("quiet", 3);
-    let daemons = lan.mesh(&Settings::new(SECRET));
+    let daemons = mesh(&lan, &Settings::new(SECRET));
     std::thread::sleep(Duration::from_secs(6));
     let monitor = lan.hosts[0].spawn(["ip", "monitor", "link", "address", "route"]);
     let writes = |daemon: &Daemon| daemon.status_json()["kernel"]["writes"].as_u64().unwrap();

@@ -5,9 +5,9 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use wgmesh_lab::{Host, Settings};
+use wgmesh_lab::{Host, Lan, Settings};
 
-use super::{Lan, SECRET, direct_peers, mesh_ipv4, node, peers, wait_meshed};
+use super::{SECRET, direct_peers, mesh, mesh_ipv4, node, peers, wait_meshed};
 
 /// Runs a daemon that must refuse to start, and returns its log.
 fn refusal(host: &Host, settings: &Settings) -> String {
@@ -50,7 +50,7 @@ fn a_bad_configuration_and_a_bad_secret_are_named() {
 fn a_port_in_use_is_reported_and_the_next_one_taken() {
     let lan = Lan::new("port", 2);
     let taken = lan.hosts[0].namespace().run(|| UdpSocket::bind("0.0.0.0:51820").unwrap());
-    let daemons = lan.mesh(&Settings::new(SECRET));
+    let daemons = mesh(&lan, &Settings::new(SECRET));
     let status = daemons[0].status_json();
     assert_eq!(status["node"]["listen_port"], 51821);
     assert!(status["problems"][0].as_str().unwrap().contains("51820"), "{status}");
@@ -62,7 +62,7 @@ fn a_port_in_use_is_reported_and_the_next_one_taken() {
 #[test]
 fn broken_state_files_are_kept_aside_and_the_node_starts_anew() {
     let lan = Lan::new("corrupt", 2);
-    let daemons = lan.mesh(&Settings::new(SECRET));
+    let daemons = mesh(&lan, &Settings::new(SECRET));
     let key = node(&daemons[0], "public_key");
     let state = lan.hosts[0].folder().join("state");
     daemons.into_iter().for_each(wgmesh_lab::Daemon::stop);
@@ -70,7 +70,7 @@ fn broken_state_files_are_kept_aside_and_the_node_starts_anew() {
         let whole = fs::read(state.join(name)).unwrap();
         fs::write(state.join(name), &whole[..whole.len() / 2]).unwrap();
     }
-    let daemons = lan.mesh(&Settings::new(SECRET));
+    let daemons = mesh(&lan, &Settings::new(SECRET));
     assert_ne!(node(&daemons[0], "public_key"), key, "the key was in the half that is gone");
     let kept = fs::read_dir(&state).unwrap().flatten();
     let kept = kept.filter(|file| file.file_name().to_string_lossy().contains("corrupt")).count();

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use wgmesh_lab::{Daemon, Host, Settings, eventually};
+use wgmesh_lab::{Daemon, Host, Lan, Settings, eventually};
 
-use super::{Lan, PATIENCE, SECRET, mesh_ipv4, node, peers, wait_meshed};
+use super::{PATIENCE, SECRET, mesh, mesh_ipv4, node, peers, wait_meshed};
 
 /// Pings ten times a second for eight seconds while `meddle` runs, and says how many were lost.
 fn lost_pings(host: &Host, to: std::net::Ipv4Addr, meddle: impl FnOnce()) -> u32 {
@@ -22,7 +22,7 @@ fn lost_pings(host: &Host, to: std::net::Ipv4Addr, meddle: impl FnOnce()) -> u32
 #[test]
 fn a_killed_daemon_and_its_successor_lose_no_packet() {
     let lan = Lan::new("kill", 2);
-    let mut daemons = lan.mesh(&Settings::new(SECRET));
+    let mut daemons = mesh(&lan, &Settings::new(SECRET));
     let target = mesh_ipv4(&daemons[1]);
     let lost = lost_pings(&lan.hosts[0], target, || {
         daemons.pop().unwrap().kill();
@@ -38,7 +38,7 @@ fn a_killed_daemon_and_its_successor_lose_no_packet() {
 #[test]
 fn a_handover_loses_no_packet_and_keeps_the_node_what_it_was() {
     let lan = Lan::new("handover", 2);
-    let mut daemons = lan.mesh(&Settings::new(SECRET));
+    let mut daemons = mesh(&lan, &Settings::new(SECRET));
     let (target, key) = (mesh_ipv4(&daemons[1]), node(&daemons[1], "public_key"));
     let lost = lost_pings(&lan.hosts[0], target, || {
         let mut old = daemons.pop().unwrap();
@@ -56,7 +56,7 @@ fn a_handover_loses_no_packet_and_keeps_the_node_what_it_was() {
 #[test]
 fn after_a_stop_nothing_of_ours_is_left_and_the_peers_know() {
     let lan = Lan::new("stop", 2);
-    let mut daemons = lan.mesh(&Settings::new(SECRET));
+    let mut daemons = mesh(&lan, &Settings::new(SECRET));
     let host = &lan.hosts[1];
     eventually(PATIENCE, || daemons[1].status_json()["ebpf"]["active"] == true);
     daemons.pop().unwrap().stop();
@@ -75,7 +75,7 @@ fn after_a_stop_nothing_of_ours_is_left_and_the_peers_know() {
 #[test]
 fn what_somebody_deletes_is_healed() {
     let lan = Lan::new("heal", 2);
-    let daemons = lan.mesh(&Settings::new(SECRET));
+    let daemons = mesh(&lan, &Settings::new(SECRET));
     let (host, target) = (&lan.hosts[0], mesh_ipv4(&daemons[1]));
     let own = mesh_ipv4(&daemons[0]);
     let is_whole = || host.pings(target) && lan.hosts[1].pings(own);
@@ -111,7 +111,7 @@ fn what_somebody_deletes_is_healed() {
 #[test]
 fn the_peer_cache_alone_brings_the_tunnel_back() {
     let lan = Lan::new("cache", 2);
-    let daemons = lan.mesh(&Settings::new(SECRET));
+    let daemons = mesh(&lan, &Settings::new(SECRET));
     let target = mesh_ipv4(&daemons[1]);
     let cache = |host: &Host| host.folder().join("state/wgmesh0-peers.json");
     eventually(PATIENCE, || lan.hosts.iter().all(|host| has_endpoint(&cache(host))));
@@ -120,7 +120,7 @@ fn the_peer_cache_alone_brings_the_tunnel_back() {
         host.run(["ip", "link", "del", "wgmesh0"]);
     }
     let silent = Settings::new(SECRET).with("[discovery]\nenabled_methods = []");
-    let daemons = lan.mesh(&silent);
+    let daemons = mesh(&lan, &silent);
     assert!(lan.hosts[0].pings(target));
     assert_eq!(peers(&daemons[0])[0]["sources"], serde_json::json!(["cache"]));
 }
