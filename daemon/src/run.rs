@@ -416,7 +416,9 @@ impl Daemon {
             Ok(Ok(_)) => tracing::info!("everything of ours is out of the kernel"),
             Ok(Err(_)) | Err(_) => tracing::warn!("the kernel did not let go of everything in time"),
         }
-        self.outside.traffic.withdraw();
+        if tokio::time::timeout(WITHDRAW_PATIENCE, self.outside.traffic.withdraw()).await.is_err() {
+            tracing::warn!("eBPF is still being loaded; something of it may be left");
+        }
     }
 }
 

@@ -10,15 +10,19 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use wgmesh_core::kernel::{Desired, HandshakeSeen, PeerTraffic, Underlay};
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::status;
 
 use crate::ebpf::{EbpfError, EbpfSettings, EbpfTraffic, Handshakes};
 
-/// How long the loading waits after the link is there. The verifier takes a good part of a second on a slow
+/// Loading waits until the plan has stood still for this long: the verifier takes a good part of a second on a slow
 /// machine, and a mesh that is forming has better use for it.
-const AFTER_LINK: Duration = Duration::from_secs(2);
+const CALM: Duration = Duration::from_secs(3);
+
+/// But no longer than this after the link was made.
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// The pause before another attempt to load; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
@@ -40,6 +44,9 @@ pub struct Traffic {
     underlay: Vec<Underlay>,
     listen_port: u16,
     link: Option<u32>,
+    /// When loading begins; `None` until there is a link.
+    load_at: Option<Instant>,
+    load_at_latest: Instant,
 }
 
 enum State {
@@ -62,7 +69,7 @@ type Loaded = Result<Box<EbpfTraffic>, EbpfError>;
 
 impl Traffic {
     /// Starts the thread that will load the programs, with the capabilities of this one. It waits for
-    /// [`Traffic::follow_link`].
+    /// [`Traffic::follow_link`] and for calm.
     pub fn start(settings: EbpfSettings) -> Self {
         let (go, wait) = thread_channel::channel();
         let (tell, outcomes) = mpsc::channel(1);
@@ -71,14 +78,22 @@ impl Traffic {
             Ok(_) => State::Loading { go: Some(go), outcomes, error: None },
             Err(error) => State::Off { error: format!("cannot start a thread: {error}") },
         };
-        Self { state, peers: BTreeMap::new(), underlay: Vec::new(), listen_port: 0, link: None }
+        let (peers, underlay, load_at_latest) = (BTreeMap::new(), Vec::new(), Instant::now() + LONGEST_WAIT);
+        Self { state, peers, underlay, listen_port: 0, link: None, load_at: None, load_at_latest }
     }
 
     /// Waits for news; forever where there will be none. Cancel-safe.
     pub async fn changed(&mut self) -> Change {
         loop {
             match &mut self.state {
-                State::Loading { outcomes, error, .. } => match outcomes.recv().await {
+                State::Loading { go: go @ Some(_), .. } => {
+                    wait_until(self.load_at).await;
+                    if let Some(go) = go.take() {
+                        // A thread that is gone shows by its outcome.
+                        let _ = go.send(());
+                    }
+                }
+                State::Loading { go: None, outcomes, error } => match outcomes.recv().await {
                     Some(Ok(ebpf)) => {
                         self.activate(ebpf);
                         return Change::State;
@@ -111,11 +126,8 @@ impl Traffic {
         if self.link.replace(index) == Some(index) {
             return;
         }
-        match &mut self.state {
-            State::Loading { go, .. } => drop(go.take()),
-            State::Active { .. } => self.with_active(EbpfTraffic::attach_mesh),
-            State::Off { .. } => {}
-        }
+        self.wait_for_calm();
+        self.with_active(EbpfTraffic::attach_mesh);
     }
 
     /// Counts for the peers of this plan.
@@ -123,6 +135,7 @@ impl Traffic {
         let peers: BTreeMap<_, _> =
             desired.peers.iter().map(|(&key, peer)| (key, peer.allowed_ips.clone())).collect();
         if self.peers != peers {
+            self.wait_for_calm();
             self.peers = peers;
             let peers = std::mem::take(&mut self.peers);
             self.with_active(|ebpf| ebpf.sync_peers(&peers));
@@ -160,11 +173,17 @@ impl Traffic {
         }
     }
 
-    /// Takes everything of ours out of the kernel.
-    pub fn withdraw(&mut self) {
+    /// Takes everything of ours out of the kernel, also what is being loaded at this moment.
+    pub async fn withdraw(&mut self) {
         let off = State::Off { error: "it was withdrawn".to_owned() };
-        let State::Active { ebpf, .. } = std::mem::replace(&mut self.state, off) else { return };
-        if let Err(error) = ebpf.withdraw() {
+        let ebpf = match std::mem::replace(&mut self.state, off) {
+            State::Active { ebpf, .. } => Some(ebpf),
+            State::Loading { go: None, mut outcomes, error: None } => {
+                outcomes.recv().await.and_then(Result::ok)
+            }
+            State::Loading { .. } | State::Off { .. } => None,
+        };
+        if let Some(Err(error)) = ebpf.map(|ebpf| ebpf.withdraw()) {
             tracing::warn!(%error, "something of eBPF is left");
         }
     }
@@ -181,6 +200,10 @@ impl Traffic {
         };
         tracing::info!(hook = ebpf.hook(), "eBPF counts the traffic of every peer");
         self.state = State::Active { ebpf, handshakes, error };
+    }
+
+    fn wait_for_calm(&mut self) {
+        self.load_at = self.link.map(|_| (Instant::now() + CALM).min(self.load_at_latest));
     }
 
     fn with_active(&mut self, task: impl FnOnce(&mut EbpfTraffic) -> Result<(), EbpfError>) {
@@ -216,14 +239,22 @@ fn counters(traffic: &PeerTraffic) -> status::Traffic {
     }
 }
 
+async fn wait_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn load_until_done(
     settings: &EbpfSettings,
     wait: &thread_channel::Receiver<()>,
     tell: &mpsc::Sender<Loaded>,
 ) {
-    // The sender is dropped when the link is there, and when the daemon ends.
-    let _ = wait.recv();
-    std::thread::sleep(AFTER_LINK);
+    if wait.recv().is_err() {
+        // The daemon ends before its time came.
+        return;
+    }
     let mut pause = FIRST_PAUSE;
     loop {
         let outcome = load(settings);
