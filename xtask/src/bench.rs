@@ -46,6 +46,9 @@ enum Measure {
         /// For how many seconds the first fleet is watched at rest; zero leaves that out.
         #[arg(long, default_value_t = 60)]
         quiet: u64,
+        /// Also print what the two hosts logged that found each other last.
+        #[arg(long)]
+        logs: bool,
     },
 }
 
@@ -57,14 +60,12 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     setup::ensure()?;
     let words = match &arguments.measure {
         Measure::Join { runs } => vec!["join".to_owned(), format!("--runs={runs}")],
-        Measure::Fleet { nodes, runs, quiet } => {
+        Measure::Fleet { nodes, runs, quiet, logs } => {
             let nodes = nodes.iter().map(u8::to_string).collect::<Vec<_>>().join(",");
-            vec![
-                "fleet".to_owned(),
-                format!("--nodes={nodes}"),
-                format!("--runs={runs}"),
-                format!("--quiet={quiet}"),
-            ]
+            let mut words = vec!["fleet".to_owned(), format!("--nodes={nodes}")];
+            words.extend([format!("--runs={runs}"), format!("--quiet={quiet}")]);
+            words.extend(logs.then(|| "--logs".to_owned()));
+            words
         }
     };
     println!("load of this host before: {}", load()?);

@@ -31,7 +31,7 @@ pub use lan::Lan;
 pub use link::{Link, Switch};
 pub use namespace::Namespace;
 pub use poll::{eventually, wait_for};
-pub use probe::Probe;
+pub use probe::{Answer, Probe};
 pub use usage::{Memory, Sent, Usage};
 pub use wireguard::{Manual, Recipe, wire_by_hand};
 

@@ -2,9 +2,13 @@
 //!
 //! What is measured must not compete with the measuring, so there is one ICMP datagram socket per host, which lets in
 //! nothing but the answers to its own pings, and one thread that waits for all of them at once.
+//!
+//! Each pair is pinged at moments of its own. Two hosts that pinged each other at the same instant would both begin
+//! WireGuard's handshake then, each would drop the other's answer, and five seconds later again.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -21,35 +25,47 @@ const ECHO_REQUEST: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 1];
 /// How long to wait where no host has an address yet.
 const PAUSE: Duration = Duration::from_millis(20);
 
+/// The first answer to a ping.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    /// The index of the host that pinged.
+    pub from: usize,
+    /// What it pinged.
+    pub target: Ipv4Addr,
+    /// When the answer came.
+    pub at: Instant,
+}
+
 /// Pings that wait for their first answer.
 pub struct Probe {
     sockets: Vec<UdpSocket>,
     interval: Duration,
-    waiting: BTreeSet<(usize, Ipv4Addr)>,
-    next: Instant,
-    last_answer: Option<Instant>,
+    /// When the host of that index pings that target next.
+    waiting: BTreeMap<(usize, Ipv4Addr), Instant>,
+    answers: Vec<Answer>,
 }
 
 impl Probe {
-    /// Opens a socket on each host. Every ping is repeated at the interval until it is answered.
+    /// Opens a socket on each host. Every ping is repeated until it is answered, on average at the interval.
     #[track_caller]
     pub fn new(hosts: &[&Host], interval: Duration) -> Self {
         let sockets = hosts.iter().map(|host| host.namespace().run(open)).collect();
-        Self { sockets, interval, waiting: BTreeSet::new(), next: Instant::now(), last_answer: None }
+        Self { sockets, interval, waiting: BTreeMap::new(), answers: Vec::new() }
     }
 
     /// Pings the target from the host of that index from now on.
     pub fn ping(&mut self, from: usize, target: Ipv4Addr) {
-        self.waiting.insert((from, target));
+        let first = Instant::now() + random_below(self.interval);
+        self.waiting.insert((from, target), first);
     }
 
-    /// Pings every host from every other until all are answered, and returns when the last answer came. A host's
+    /// Pings every host from every other until all are answered, and returns the answers in the order of time. A host's
     /// address in the mesh is what its daemon has written into the state file; it may change until it is settled.
     ///
     /// # Panics
     /// Where it takes too long.
     #[track_caller]
-    pub fn until_meshed(hosts: &[&Host], interval: Duration, timeout: Duration) -> Instant {
+    pub fn until_meshed(hosts: &[&Host], interval: Duration, timeout: Duration) -> Vec<Answer> {
         let mut probe = Self::new(hosts, interval);
         let mut known = vec![None; hosts.len()];
         let end = Instant::now() + timeout;
@@ -58,11 +74,11 @@ impl Probe {
             if !probe.waiting.is_empty() {
                 probe.round();
             } else if known.iter().all(Option::is_some) {
-                return probe.last_answer.expect("all are answered");
+                return probe.answers;
             } else {
                 std::thread::sleep(PAUSE);
             }
-            assert!(Instant::now() < end, "still without an answer: {:?}", probe.waiting);
+            assert!(Instant::now() < end, "still without an answer: {:?}", probe.waiting.keys());
         }
     }
 
@@ -84,54 +100,65 @@ impl Probe {
 
     /// Pings a target no more, from no host.
     fn forget(&mut self, target: Ipv4Addr) {
-        self.waiting.retain(|(_, other)| *other != target);
+        self.waiting.retain(|(_, other), _| *other != target);
     }
 
-    /// Sends what is due and takes answers until the next round is due, or until there is nothing to wait for.
+    /// Sends what is due, and takes the answers that come until more is due.
     fn round(&mut self) {
-        for &(from, target) in &self.waiting {
-            // Until there is a route or a peer, the kernel refuses: the ping is simply repeated.
-            self.sockets[from].send_to(&ECHO_REQUEST, SocketAddrV4::new(target, 0)).ok();
+        let now = Instant::now();
+        for (&(from, target), due) in &mut self.waiting {
+            if *due <= now {
+                // Until there is a route or a peer, the kernel refuses: the ping is simply repeated.
+                self.sockets[from].send_to(&ECHO_REQUEST, SocketAddrV4::new(target, 0)).ok();
+                *due = now + self.interval / 2 + random_below(self.interval);
+            }
         }
-        self.next = Instant::now() + self.interval;
-        while !self.waiting.is_empty() && Instant::now() < self.next {
-            self.wait();
-            self.take_answers();
-        }
+        self.wait();
+        self.take_answers();
     }
 
-    /// Goes round until everything is answered, and returns when the last answer came; `None` where it takes too long.
-    pub fn run(&mut self, timeout: Duration) -> Option<Instant> {
+    /// Goes round until everything is answered, and returns the answers in the order of time.
+    ///
+    /// # Panics
+    /// Where it takes too long.
+    #[track_caller]
+    pub fn run(mut self, timeout: Duration) -> Vec<Answer> {
         let end = Instant::now() + timeout;
         while !self.waiting.is_empty() {
-            if Instant::now() > end {
-                return None;
-            }
+            assert!(Instant::now() < end, "still without an answer: {:?}", self.waiting.keys());
             self.round();
         }
-        self.last_answer
+        self.answers
     }
 
+    /// Waits for an answer, or for the next ping's time.
     fn wait(&self) {
+        let Some(next) = self.waiting.values().min() else { return };
         let mut sockets: Vec<_> =
             self.sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
-        let left = self.next.saturating_duration_since(Instant::now());
         // Rounded up, so that a wait for less than a millisecond is none that spins.
-        let left = PollTimeout::try_from(left + Duration::from_millis(1)).expect("an interval is short");
-        poll(&mut sockets, left).expect("our sockets can be polled");
+        let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        poll(&mut sockets, PollTimeout::try_from(left).expect("an interval is short"))
+            .expect("our sockets can be polled");
     }
 
     fn take_answers(&mut self) {
         let mut buffer = [0; 64];
         for (index, socket) in self.sockets.iter().enumerate() {
             while let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                let IpAddr::V4(from) = from.ip() else { continue };
-                if self.waiting.remove(&(index, from)) {
-                    self.last_answer = Some(Instant::now());
+                let IpAddr::V4(target) = from.ip() else { continue };
+                if self.waiting.remove(&(index, target)).is_some() {
+                    self.answers.push(Answer { from: index, target, at: Instant::now() });
                 }
             }
         }
     }
+}
+
+/// Returns a duration that nobody can foresee.
+fn random_below(limit: Duration) -> Duration {
+    let nanos = u64::try_from(limit.as_nanos()).expect("an interval is short").max(1);
+    Duration::from_nanos(RandomState::new().hash_one(nanos) % nanos)
 }
 
 fn mesh_address(host: &Host) -> Option<Ipv4Addr> {

@@ -21,7 +21,8 @@ fn main() {
     let hosts: Vec<&Host> = lan.hosts.iter().collect();
     println!("\nThree hosts on a switch. Each gets the same secret, and nothing else.");
     let daemons: Vec<Daemon> = hosts.iter().map(|host| host.daemon(&Settings::new(SECRET))).collect();
-    let took = Probe::until_meshed(&hosts, PING_INTERVAL, PATIENCE) - daemons[0].started();
+    let answers = Probe::until_meshed(&hosts, PING_INTERVAL, PATIENCE);
+    let took = answers[answers.len() - 1].at - daemons[0].started();
     eventually(PATIENCE, || daemons.iter().all(is_counted));
 
     let peer = address(&daemons[1]);

@@ -1,9 +1,10 @@
 //! Many hosts start at once.
 
 use std::net::Ipv4Addr;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use wgmesh_lab::{Daemon, Lan, Manual, Probe, Recipe, Settings};
+use wgmesh_lab::{Answer, Daemon, Lan, Manual, Probe, Recipe, Settings};
 
 use super::sample::Sample;
 use super::{PATIENCE, SECRET};
@@ -11,14 +12,21 @@ use super::{PATIENCE, SECRET};
 /// Between two pings of a pair that waits for its first answer.
 const PING_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Measures fleets of so many nodes, each beside one made by hand, and prints them.
-pub(super) fn measure(nodes: u8, runs: usize) {
+/// Measures fleets of so many nodes, each beside one made by hand, and prints them; with `logs`, also what the two
+/// hosts logged that found each other last.
+pub(super) fn measure(nodes: u8, runs: usize, logs: bool) {
     let (mut ours, mut by_hand) = (Vec::new(), Vec::new());
     for run in 1..=runs {
-        ours.push(Fleet::start(nodes).took);
-        by_hand.push(mesh_by_hand(nodes));
-        let [took, manual] = [ours[run - 1], by_hand[run - 1]].map(|duration| duration.as_secs_f64());
-        println!("fleet of {nodes}, run {run}: {took:.3} s, by hand {manual:.3} s");
+        let fleet = Fleet::start(nodes);
+        println!("fleet of {nodes}, run {run}: {}", fleet.progress());
+        if logs {
+            fleet.print_last_logs();
+        }
+        ours.push(fleet.took());
+        drop(fleet);
+        let manual = mesh_by_hand(nodes);
+        println!("fleet of {nodes}, run {run}, by hand: {:.3} s", manual.as_secs_f64());
+        by_hand.push(manual);
     }
     let (ours, by_hand) = (Sample::new(ours), Sample::new(by_hand));
     println!();
@@ -34,9 +42,9 @@ pub(super) fn measure(nodes: u8, runs: usize) {
 /// A full mesh.
 pub(super) struct Fleet {
     pub(super) daemons: Vec<Daemon>,
-    /// From the first process's start until every ordered pair had a ping answered.
-    took: Duration,
-    _lan: Lan,
+    /// The first answer of every ordered pair.
+    answers: Vec<Answer>,
+    lan: Lan,
 }
 
 impl Fleet {
@@ -45,15 +53,44 @@ impl Fleet {
         let lan = Lan::new(&format!("fleet-{nodes}"), nodes);
         let settings = Settings::new(SECRET);
         let hosts: Vec<_> = lan.hosts.iter().collect();
-        let (daemons, meshed) = std::thread::scope(|scope| {
+        let (daemons, answers) = std::thread::scope(|scope| {
             let starts: Vec<_> =
                 lan.hosts.iter().map(|host| scope.spawn(|| host.daemon(&settings))).collect();
-            let meshed = Probe::until_meshed(&hosts, PING_INTERVAL, PATIENCE);
-            let started = |start: std::thread::ScopedJoinHandle<'_, Daemon>| start.join().expect("it starts");
-            (starts.into_iter().map(started).collect::<Vec<_>>(), meshed)
+            let answers = Probe::until_meshed(&hosts, PING_INTERVAL, PATIENCE);
+            let started = |start: ScopedJoinHandle<'_, Daemon>| start.join().expect("it starts");
+            (starts.into_iter().map(started).collect(), answers)
         });
-        let first = daemons.iter().map(Daemon::started).min().expect("a fleet has nodes");
-        Self { daemons, took: meshed - first, _lan: lan }
+        Self { daemons, answers, lan }
+    }
+
+    /// Returns the time from the first process's start until the last pair's answer.
+    fn took(&self) -> Duration {
+        self.until(self.answers.len())
+    }
+
+    /// Returns the time from the first process's start until so many pairs had their answers.
+    fn until(&self, pairs: usize) -> Duration {
+        let first = self.daemons.iter().map(Daemon::started).min().expect("a fleet has nodes");
+        self.answers[pairs - 1].at - first
+    }
+
+    fn progress(&self) -> String {
+        let all = self.answers.len();
+        let [half, most, all] = [all / 2, all * 9 / 10, all].map(|pairs| self.until(pairs).as_secs_f64());
+        format!("{all:.3} s; half of the pairs after {half:.3} s, nine of ten after {most:.3} s")
+    }
+
+    fn print_last_logs(&self) {
+        let last = self.answers[self.answers.len() - 1];
+        let to = last.target;
+        println!("the last answer came to {} from {to}", self.lan.hosts[last.from].name());
+        for (host, daemon) in self.lan.hosts.iter().zip(&self.daemons) {
+            let status = daemon.status_json();
+            let is_target = status["node"]["mesh_ipv4"] == to.to_string();
+            if is_target || std::ptr::eq(host, &self.lan.hosts[last.from]) {
+                println!("--- {} {} ---\n{}", host.name(), status["node"], host.daemon_log());
+            }
+        }
     }
 }
 
@@ -68,11 +105,11 @@ fn mesh_by_hand(nodes: u8) -> Duration {
         (0..lan.hosts.len()).filter(|to| *to != from).for_each(|to| probe.ping(from, inner(to)));
     }
     let started = Instant::now();
-    let meshed = std::thread::scope(|scope| {
+    let answers = std::thread::scope(|scope| {
         for (recipe, host) in recipes.iter().zip(&lan.hosts) {
             scope.spawn(|| recipe.carry_out(host));
         }
         probe.run(PATIENCE)
     });
-    meshed.expect("the hosts are connected") - started
+    answers[answers.len() - 1].at - started
 }

@@ -40,15 +40,18 @@ enum Bench {
         /// For how many seconds the first fleet is watched at rest; zero leaves that out.
         #[arg(long, default_value_t = 60)]
         quiet: u64,
+        /// Also print what the two hosts logged that found each other last.
+        #[arg(long)]
+        logs: bool,
     },
 }
 
 fn main() {
     match Bench::parse() {
         Bench::Join { runs } => join::measure(runs),
-        Bench::Fleet { nodes, runs, quiet } => {
+        Bench::Fleet { nodes, runs, quiet, logs } => {
             for &count in &nodes {
-                fleet::measure(count, runs);
+                fleet::measure(count, runs, logs);
             }
             if let (Some(&count), 1..) = (nodes.first(), quiet) {
                 quiet::measure(count, Duration::from_secs(quiet));
