@@ -24,9 +24,9 @@ pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(5);
 /// of a link that was cut take to notice each other.
 const MAX_ANNOUNCE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Up to so many peers announce at the full pace; beyond, the interval grows with their number, so that a link's
-/// load stays the same.
-const PEERS_AT_FULL_PACE: u32 = 16;
+/// Up to so many peers announce at the full pace; beyond, the interval grows with their number, so that whoever listens
+/// is woken once a second at most.
+const PEERS_AT_FULL_PACE: u32 = 4;
 
 /// After a start or a change the record itself goes out this often, the second time after
 /// [`REPEAT_ANNOUNCE`]; later announces only name its sequence.
