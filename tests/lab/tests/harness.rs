@@ -66,10 +66,10 @@ fn a_host_keeps_its_name_links_and_files_to_itself() {
         assert_eq!(host.run(["hostname"]).trim(), host.name());
         host.run(["ip", "link", "add", "wgmesh0", "type", "wireguard"]);
         assert!(host.namespace().run(|| fs::exists("/sys/class/net/wgmesh0").unwrap()));
-        host.run(["mkdir", "/sys/fs/bpf/wgmesh"]);
+        host.run(["mkdir", "/sys/fs/bpf/of-one-host"]);
     }
     assert!(!fs::exists("/sys/class/net/wgmesh0").unwrap());
-    assert!(!fs::exists("/sys/fs/bpf/wgmesh").unwrap());
+    assert!(!fs::exists("/sys/fs/bpf/of-one-host").unwrap());
 }
 
 #[test]
