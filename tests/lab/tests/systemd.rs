@@ -191,7 +191,9 @@ impl Service {
     #[track_caller]
     fn install(interface: &'static str, config: &str) -> Self {
         let machine = the_machine();
-        fs::copy(std::env::var("WGMESH_BIN").unwrap(), BINARY).unwrap();
+        // Written by another process: a file that this one has open for writing may be passed on to what other tests
+        // start at that moment, and cannot be run as long.
+        ok(&run("install", &["-m", "755", &std::env::var("WGMESH_BIN").unwrap(), BINARY]));
         let secret_file = format!("/etc/wgmesh/{interface}.secret");
         ok(&run(BINARY, &["init", "--output", &secret_file]));
         fs::write(format!("/etc/wgmesh/{interface}.toml"), config).unwrap();
