@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use wgmesh_lab::{Answer, Daemon, Lan, Manual, Probe, Recipe, Settings};
+use wgmesh_lab::{Answer, Daemon, Lan, Manual, Probe, Recipe, Settings, Usage};
 
 use super::sample::Sample;
 use super::{PATIENCE, SECRET};
@@ -74,10 +74,15 @@ impl Fleet {
         self.answers[pairs - 1].at - first
     }
 
+    /// Tells how the mesh grew and what that took, pings and handshakes included.
     fn progress(&self) -> String {
         let all = self.answers.len();
         let [half, most, all] = [all / 2, all * 9 / 10, all].map(|pairs| self.until(pairs).as_secs_f64());
-        format!("{all:.3} s; half of the pairs after {half:.3} s, nine of ten after {most:.3} s")
+        let sent: u64 = self.daemons.iter().map(|daemon| Usage::of(daemon.id()).sent.packets).sum();
+        let sent = sent / self.daemons.len() as u64;
+        format!(
+            "{all:.3} s; half of the pairs after {half:.3} s, nine of ten after {most:.3} s; {sent} packets sent per node"
+        )
     }
 
     fn print_last_logs(&self) {
