@@ -234,6 +234,8 @@ impl Drop for Service {
         }
         run(BINARY, &["uninstall-service", "--interface", self.interface]);
         run("systemctl", &["reset-failed", &self.unit]);
+        // A service that failed while it restarted has left its tunnels to a successor that never came.
+        run("ip", &["link", "delete", self.interface]);
         let leftovers = ["/etc/wgmesh", "/var/lib/wgmesh"];
         leftovers.iter().for_each(|folder| drop(fs::remove_dir_all(folder)));
     }
