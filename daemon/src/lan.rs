@@ -101,6 +101,16 @@ impl Lan {
         }
     }
 
+    /// Returns a datagram that waits already, or `None`.
+    pub fn try_receive(&self) -> Option<io::Result<Received>> {
+        let pairs = self.v4.iter().chain(&self.v6);
+        let mut sockets = pairs.flat_map(|pair| [&pair.group_socket, &pair.node_socket]);
+        sockets.find_map(|socket| match socket.try_io(Interest::READABLE, || receive_now(socket)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            received => Some(received),
+        })
+    }
+
     /// Sends a datagram if the socket takes it at once. A full buffer or a link that is gone loses it, as the
     /// network might; whoever needs an answer repeats itself.
     pub fn send(&self, transmit: &Transmit) {

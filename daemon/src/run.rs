@@ -43,6 +43,9 @@ use storage::{Files, Job, Storage};
 /// How long a stop waits for the kernel to be cleared, far below systemd's `TimeoutStopSec=`.
 const WITHDRAW_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Datagrams that are taken in at once; more wait for the next turn, so that a flood holds up nothing else.
+const WAITING_DATAGRAMS: usize = 64;
+
 /// Questions from the command line that may wait.
 const WAITING_QUESTIONS: usize = 4;
 
@@ -260,7 +263,9 @@ impl Daemon {
             tokio::select! {
                 stop = signals.next() => break stop,
                 Ok(()) = self.outside.reports.changed() => self.on_report(notifier)?,
-                received = receive(&self.lan) => self.on_received(received),
+                received = receive(&self.lan) => if let Some(event) = datagram(received) {
+                    self.feed(event);
+                },
                 () = self.outside.changes.underlay.notified() => self.on_underlay().await,
                 change = self.outside.traffic.changed() => self.on_traffic(change),
                 Some(question) = questions.recv() => self.answer(question).await,
@@ -272,9 +277,13 @@ impl Daemon {
         Ok(())
     }
 
-    /// Hands an event to the mesh and carries out what it wants done.
+    /// Hands an event to the mesh, with whatever waits on the sockets, and carries out what it wants done. So nothing
+    /// is asked again whose answer came in time.
     fn feed(&mut self, event: Event) {
-        self.mesh.handle(event, clock::now());
+        let waiting = self.lan.iter().flat_map(|lan| std::iter::from_fn(|| lan.try_receive()));
+        let waiting = waiting.take(WAITING_DATAGRAMS).filter_map(datagram);
+        let events: Vec<Event> = std::iter::once(event).chain(waiting).collect();
+        self.mesh.handle_all(events, clock::now());
         while let Some(command) = self.mesh.poll_command() {
             self.carry_out(command);
         }
@@ -333,14 +342,6 @@ impl Daemon {
         }
         self.last_line = line;
         Ok(())
-    }
-
-    fn on_received(&mut self, received: io::Result<Received>) {
-        match received {
-            Ok(Received { interface, from, bytes }) => self.feed(Event::Datagram { interface, from, bytes }),
-            // An error that an earlier send caused; the socket goes on.
-            Err(error) => tracing::debug!(%error, "cannot receive on the LAN"),
-        }
     }
 
     async fn on_underlay(&mut self) {
@@ -418,6 +419,17 @@ impl Daemon {
         }
         if tokio::time::timeout(WITHDRAW_PATIENCE, self.outside.traffic.withdraw()).await.is_err() {
             tracing::warn!("eBPF is still being loaded; something of it may be left");
+        }
+    }
+}
+
+fn datagram(received: io::Result<Received>) -> Option<Event> {
+    match received {
+        Ok(Received { interface, from, bytes }) => Some(Event::Datagram { interface, from, bytes }),
+        // An error that an earlier send caused; the socket goes on.
+        Err(error) => {
+            tracing::debug!(%error, "cannot receive on the LAN");
+            None
         }
     }
 }

@@ -267,9 +267,27 @@ impl Mesh {
 
     /// Takes in one event.
     pub fn handle(&mut self, event: Event, now: Now) {
+        self.handle_all([event], now);
+    }
+
+    /// Takes in events that came together. What is to be said about them is said once, after the last: a peer whose
+    /// answer waits behind others is not asked again before it is read.
+    pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Now) {
+        for event in events {
+            if self.stopped {
+                return;
+            }
+            self.on_event(event, now);
+        }
         if self.stopped {
             return;
         }
+        self.on_time(now);
+        self.replan(now);
+        self.send_hellos(now);
+    }
+
+    fn on_event(&mut self, event: Event, now: Now) {
         match event {
             Event::Started { observed, underlay } => {
                 self.on_started(observed, now);
@@ -279,11 +297,8 @@ impl Mesh {
             Event::Datagram { interface, from, bytes } => self.on_datagram(interface, from, &bytes, now),
             Event::Kernel(report) => self.on_kernel(report, now),
             Event::Timeout => {}
-            Event::Stop(stop) => return self.on_stop(stop, now),
+            Event::Stop(stop) => self.on_stop(stop, now),
         }
-        self.on_time(now);
-        self.replan(now);
-        self.send_hellos(now);
     }
 
     /// Returns the next command, to be carried out in this order. Call it until `None` after every event.
@@ -419,3 +434,6 @@ fn sign_record(
     };
     SignedRecord::sign(record, &state.wg_private_key, keys.network_id(), rng)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::*;
+use crate::config::Hostname;
+use crate::secret::MeshSecret;
+use crate::time::WallClock;
+
+/// The port that the nodes' hellos come from.
+const PORT: u16 = 51831;
+
+/// A node at 192.0.2.`number`, with what it was told to send.
+struct Node {
+    mesh: Mesh,
+    from: SocketAddr,
+}
+
+impl Node {
+    fn start(number: u8, at: Now) -> Self {
+        let settings = Settings {
+            interface: "wgmesh0".parse().unwrap(),
+            hostname: Hostname::from_system("node"),
+            listen_port: 51820,
+            subnet: None,
+            advertise_routes: BTreeSet::new(),
+            accept_routes: BTreeSet::new(),
+            lan: true,
+            max_peers: 10,
+        };
+        let keys = MeshKeys::derive(&MeshSecret::from_random([7; 32]).mesh_key());
+        let state = NodeState::from_random([number; 32]);
+        let mut mesh = Mesh::new(settings, keys, state, [number; 32], at);
+        let address: IpNet = format!("192.0.2.{number}/24").parse().unwrap();
+        let (name, addresses) = ("eth0".to_owned(), BTreeSet::from([address]));
+        let underlay = vec![Underlay { index: 2, name, multicast: true, ethernet: true, addresses }];
+        mesh.handle(Event::Started { observed: Arc::default(), underlay }, at);
+        Self { mesh, from: SocketAddr::new(address.addr(), PORT) }
+    }
+
+    /// Returns what it sends, as it arrives at another node.
+    fn sent(&mut self) -> Vec<Event> {
+        let commands = std::iter::from_fn(|| self.mesh.poll_command());
+        let sent = commands.filter_map(|command| match command {
+            Command::Send(Transmit { bytes, .. }) => {
+                Some(Event::Datagram { interface: 2, from: self.from, bytes })
+            }
+            Command::SaveState(_) | Command::SaveCache(_) | Command::Apply { .. } | Command::Look => None,
+        });
+        sent.collect()
+    }
+}
+
+fn now(millis: u64) -> Now {
+    Now {
+        monotonic: Monotonic::from_nanos(millis * 1_000_000),
+        wall: WallClock::from_millis(1_800_000_000_000 + millis),
+    }
+}
+
+/// Two nodes of which the first has asked the second, whose answer comes just when the first would ask again.
+fn asked() -> (Node, Vec<Event>) {
+    let (mut one, mut other) = (Node::start(1, now(0)), Node::start(2, now(0)));
+    let announces = (one.sent(), other.sent());
+    one.mesh.handle_all(announces.1, now(1));
+    other.mesh.handle_all(announces.0, now(1));
+    // Nobody's kernel holds anybody yet: the first hello waits for it until its time is over.
+    one.mesh.handle(Event::Timeout, now(200));
+    let question = one.sent();
+    assert_eq!(question.len(), 1);
+    other.mesh.handle_all(question, now(201));
+    let answer = other.sent();
+    assert!(!answer.is_empty());
+    (one, answer)
+}
+
+/// A busy node reads late. If it then asked all those again whose answers wait, it would be busier still.
+#[test]
+fn nobody_is_asked_again_whose_answer_waits() {
+    let (mut one, answer) = asked();
+    one.mesh.handle(Event::Timeout, now(400));
+    assert_eq!(one.sent().len(), 1, "without an answer, the question is repeated");
+    drop(answer);
+
+    let (mut one, answer) = asked();
+    one.mesh.handle_all(std::iter::once(Event::Timeout).chain(answer), now(400));
+    assert_eq!(one.sent().len(), 1, "only the answer is confirmed");
+    one.mesh.handle(Event::Timeout, now(401));
+    assert_eq!(one.sent().len(), 0);
+}
