@@ -30,7 +30,7 @@ pub use host::{Host, Process};
 pub use lan::Lan;
 pub use link::{Link, Switch};
 pub use namespace::Namespace;
-pub use poll::{eventually, wait_for};
+pub use poll::{eventually, least_of_three, wait_for};
 pub use probe::{Answer, Probe};
 pub use usage::{Memory, Sent, Usage};
 pub use wireguard::{Manual, Recipe, wire_by_hand};
