@@ -10,6 +10,7 @@ mod journey;
 mod quiet;
 mod sample;
 
+use std::fs;
 use std::time::Duration;
 
 use clap::Parser;
@@ -47,6 +48,8 @@ enum Bench {
 }
 
 fn main() {
+    let randomized = fs::read_to_string("/proc/sys/kernel/randomize_va_space").expect("every Linux has it");
+    println!("programs' addresses are {}", if randomized.trim() == "0" { "fixed" } else { "random" });
     match Bench::parse() {
         Bench::Join { runs } => join::measure(runs),
         Bench::Fleet { nodes, runs, quiet, logs } => {
