@@ -23,7 +23,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::kernel::Underlay;
-use wgmesh_core::mesh::{Recipient, Transmit};
+use wgmesh_core::mesh::Recipient;
 use wgmesh_core::seal::MAX_DATAGRAM_BYTES;
 
 /// The UDP port of every mesh's multicast group (seed 000).
@@ -113,17 +113,17 @@ impl Lan {
 
     /// Sends a datagram if the socket takes it at once. A full buffer or a link that is gone loses it, as the
     /// network might; whoever needs an answer repeats itself.
-    pub fn send(&self, transmit: &Transmit) {
+    pub fn send(&self, interface: u32, to: Recipient, bytes: &[u8]) {
         let pair = |v4: bool| if v4 { self.v4.as_ref() } else { self.v6.as_ref() };
-        let (pair, to) = match transmit.to {
+        let (pair, to) = match to {
             Recipient::GroupV4 => (pair(true), None),
             Recipient::GroupV6 => (pair(false), None),
             Recipient::Node(address) => (pair(address.is_ipv4()), Some(address)),
         };
         let Some(pair) = pair else { return };
         let to = to.unwrap_or_else(|| SocketAddr::new(pair.group, GROUP_PORT));
-        if let Err(error) = pair.send(transmit.interface, to, &transmit.bytes) {
-            tracing::debug!(%to, interface = transmit.interface, %error, "cannot send on a link");
+        if let Err(error) = pair.send(interface, to, bytes) {
+            tracing::debug!(%to, interface, %error, "cannot send on a link");
         }
     }
 }

@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::identity::NodeState;
 use wgmesh_core::kernel::{HandshakeMessage, HandshakeSeen, Link, Observed, OwnerMark, Underlay};
-use wgmesh_core::mesh::{Command, Event, KernelReport, KernelTrouble, Mesh, Stop};
+use wgmesh_core::mesh::{Command, Event, KernelReport, KernelTrouble, Mesh, Stop, Transmit, Via};
 use wgmesh_core::secret::MeshSecret;
 use wgmesh_core::status::Status;
 
@@ -293,11 +293,12 @@ impl Daemon {
         match command {
             Command::SaveState(node) => self.storage.write(Job::Node(Box::new(node))),
             Command::SaveCache(peers) => self.storage.write(Job::Peers(peers)),
-            Command::Send(transmit) => {
+            Command::Send(Transmit { via: Via::Link(index), to, bytes }) => {
                 if let Ok(lan) = &self.lan {
-                    lan.send(&transmit);
+                    lan.send(index, to, &bytes);
                 }
             }
+            Command::Send(Transmit { via: Via::WireGuard, .. }) => {}
             Command::Look => self.outside.changes.mesh.notify_one(),
             Command::Apply { generation, desired } => {
                 let want = match desired {
@@ -425,7 +426,7 @@ impl Daemon {
 
 fn datagram(received: io::Result<Received>) -> Option<Event> {
     match received {
-        Ok(Received { interface, from, bytes }) => Some(Event::Datagram { interface, from, bytes }),
+        Ok(Received { interface, from, bytes }) => Some(Event::Datagram { via: Via::Link(interface), from, bytes }),
         // An error that an earlier send caused; the socket goes on.
         Err(error) => {
             tracing::debug!(%error, "cannot receive on the LAN");

@@ -47,13 +47,34 @@ pub const HANDSHAKE_GRACE: Duration = Duration::from_millis(7500);
 /// intervals, so that two common links do not make a path flap.
 pub const ADDRESS_SILENCE: Duration = Duration::from_secs(15);
 
+/// Which of our sockets a datagram passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Via {
+    /// The LAN's, on the link of this index.
+    Link(u32),
+    /// The one that shares WireGuard's own port, on whichever link the routes say.
+    WireGuard,
+}
+
 /// Where a peer was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The index of our link.
-    pub interface: u32,
-    /// The peer's address on it, with the port that takes hellos.
+    /// The socket that reaches it.
+    pub via: Via,
+    /// The peer's address, with the port that takes hellos there.
     pub address: SocketAddr,
+}
+
+impl Place {
+    /// Returns where the WireGuard of a peer that is here answers, if its own host knows it by `listen_port`.
+    pub const fn endpoint(self, listen_port: u16) -> SocketAddr {
+        let mut endpoint = self.address;
+        match self.via {
+            Via::Link(_) => endpoint.set_port(listen_port),
+            Via::WireGuard => {}
+        }
+        endpoint
+    }
 }
 
 /// Why a proved hello was not followed.

@@ -21,7 +21,7 @@ use crate::address::{MeshAddresses, MeshSubnets, derive_mesh_addresses};
 use crate::bucket::TokenBucket;
 use crate::cache::CacheEntry;
 use crate::config::Settings;
-use crate::contact::Contact;
+use crate::contact::{Contact, Place};
 use crate::derive::MeshKeys;
 use crate::identity::NodeState;
 use crate::kernel::{Desired, Observed, ObservedPeer, Underlay};
@@ -39,6 +39,7 @@ mod memory;
 mod planning;
 mod status;
 
+pub use crate::contact::Via;
 pub use lan::ANNOUNCE_INTERVAL;
 
 /// For how long a record holds: long enough to outlive a few lost refreshes.
@@ -59,10 +60,10 @@ pub enum Event {
     },
     /// The links that peers may be met on have changed; the whole new list.
     Underlay(Vec<Underlay>),
-    /// Bytes came in on the LAN port.
+    /// A datagram came in.
     Datagram {
-        /// The index of the link they came in on.
-        interface: u32,
+        /// The socket that took it.
+        via: Via,
         /// Who sent them.
         from: SocketAddr,
         /// What was sent.
@@ -119,7 +120,7 @@ pub enum Command {
         /// `None` takes back everything that is ours.
         desired: Option<Arc<Desired>>,
     },
-    /// Sends a datagram from the LAN port.
+    /// Sends a datagram.
     Send(Transmit),
     /// Has the applier read the kernel soon.
     Look,
@@ -128,8 +129,8 @@ pub enum Command {
 /// A datagram to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// The index of the link to send it on.
-    pub interface: u32,
+    /// The socket to send it with.
+    pub via: Via,
     /// To whom.
     pub to: Recipient,
     /// What.
@@ -294,7 +295,7 @@ impl Mesh {
                 self.on_underlay(underlay, now);
             }
             Event::Underlay(underlay) => self.on_underlay(underlay, now),
-            Event::Datagram { interface, from, bytes } => self.on_datagram(interface, from, &bytes, now),
+            Event::Datagram { via, from, bytes } => self.on_datagram(Place { via, address: from }, &bytes, now),
             Event::Kernel(report) => self.on_kernel(report, now),
             Event::Timeout => {}
             Event::Stop(stop) => self.on_stop(stop, now),

@@ -8,7 +8,7 @@
 //! (hostname, routes, counts), so that a [`SignedRecord`] in hand needs no further checks.
 
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -75,13 +75,6 @@ impl Record {
     /// Whether it is past its lifetime by this host's clock, allowing for clocks that differ by `tolerance`.
     pub fn is_expired(&self, wall: WallClock, tolerance: Duration) -> bool {
         wall.since(self.issued) > Duration::from_secs(self.lifetime_s.into()) + tolerance
-    }
-
-    /// Returns where the node's WireGuard answers if it was heard from `source`.
-    pub const fn endpoint_at(&self, source: SocketAddr) -> SocketAddr {
-        let mut endpoint = source;
-        endpoint.set_port(self.listen_port);
-        endpoint
     }
 }
 

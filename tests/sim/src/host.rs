@@ -14,7 +14,7 @@ use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::identity::NodeState;
 use wgmesh_core::kernel::{OwnerMark, Underlay};
 use wgmesh_core::key::PublicKey;
-use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Stop, Transmit};
+use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Stop, Transmit, Via};
 use wgmesh_core::time::{Monotonic, Now, WallClock};
 
 use crate::applier::{Applier, Pace};
@@ -225,7 +225,7 @@ impl Host {
             self.totals.overflows += 1;
             return;
         }
-        process.inbox.push_back(Event::Datagram { interface, from, bytes: bytes.to_vec() });
+        process.inbox.push_back(Event::Datagram { via: Via::Link(interface), from, bytes: bytes.to_vec() });
     }
 
     /// Has somebody else change the kernel.

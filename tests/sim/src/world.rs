@@ -11,7 +11,7 @@ use std::time::Duration;
 use tracing::Dispatch;
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::key::PublicKey;
-use wgmesh_core::mesh::{Recipient, Stop, Transmit};
+use wgmesh_core::mesh::{Recipient, Stop, Transmit, Via};
 use wgmesh_core::secret::MeshSecret;
 use wgmesh_core::time::Monotonic;
 
@@ -349,8 +349,10 @@ impl World {
         host.totals.bytes += HEADER_BYTES + transmit.bytes.len() as u64;
         let payload = Payload::Lan(transmit.bytes.into());
         self.keep(SocketAddr::new(self.address_or_any(id), LAN_PORT), to, &payload);
-        let arrivals = self.network.send_on(id, transmit.interface, LAN_PORT, to, &payload);
-        self.schedule_all(arrivals);
+        if let Via::Link(interface) = transmit.via {
+            let arrivals = self.network.send_on(id, interface, LAN_PORT, to, &payload);
+            self.schedule_all(arrivals);
+        }
         Ok(())
     }
 

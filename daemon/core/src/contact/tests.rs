@@ -10,7 +10,7 @@ fn at(millis: u64) -> Monotonic {
 }
 
 fn place(host: u8) -> Place {
-    Place { interface: 2, address: SocketAddr::from(([192, 0, 2, host], 51831)) }
+    Place { via: Via::Link(2), address: SocketAddr::from(([192, 0, 2, host], 51831)) }
 }
 
 /// One end of a pair, with what the mesh would keep around its contact.
@@ -215,7 +215,7 @@ fn two_common_links_do_not_make_the_place_flap() {
     announce(&mut ends, 1, at(0));
     install(&mut ends);
     talk(&mut ends, at(900), |_| false);
-    let elsewhere = Place { interface: 3, ..place(2) };
+    let elsewhere = Place { via: Via::Link(3), ..place(2) };
     let mut hear_elsewhere = |millis| {
         ends[0].hear(&settled_hello(millis), elsewhere, at(millis)).unwrap();
         ends[0].contact.proved_place().unwrap()

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand_core::Rng as _;
 
 use super::{Command, Mesh, Recipient, Transmit};
-use crate::contact::{Contact, HelloPlan, Ignored, Place};
+use crate::contact::{Contact, HelloPlan, Ignored, Place, Via};
 use crate::derive::PairKeys;
 use crate::identity::Sequence;
 use crate::kernel::Underlay;
@@ -51,7 +51,10 @@ impl Mesh {
         let links: Vec<u32> = self.underlay.iter().map(|link| link.index).collect();
         let contacts = self.contacts.len();
         self.contacts
-            .retain(|_, contact| contact.proved_place().is_none_or(|place| links.contains(&place.interface)));
+            .retain(|_, contact| contact.proved_place().is_none_or(|place| match place.via {
+                Via::Link(index) => links.contains(&index),
+                Via::WireGuard => true,
+            }));
         if self.contacts.len() < contacts {
             // Peers that still look for us on the link that went must begin anew where they hear us now.
             self.token = Token(self.rng.next_u64());
@@ -92,11 +95,11 @@ impl Mesh {
         self.announce(self.state.sequence, attach(&farewell), now);
     }
 
-    pub(super) fn on_datagram(&mut self, interface: u32, from: SocketAddr, bytes: &[u8], now: Now) {
-        if !self.is_on_link(interface, from.ip()) {
+    pub(super) fn on_datagram(&mut self, place: Place, bytes: &[u8], now: Now) {
+        let Place { via, address: from } = place;
+        if let Via::Link(index) = via && !self.is_on_link(index, from.ip()) {
             return self.drop_input("off-link", from);
         }
-        let place = Place { interface, address: from };
         match self.opener.open(&self.keys, bytes, now) {
             Ok((Kind::Announce, content)) => self.on_announce(&content, place, now),
             Ok((Kind::Hello, content)) => self.on_hello(&content, place, now),
@@ -135,7 +138,7 @@ impl Mesh {
                 (false, true) => Recipient::GroupV6,
                 (false, false) => continue,
             };
-            let transmit = Transmit { interface: link.index, to, bytes: bytes.clone() };
+            let transmit = Transmit { via: Via::Link(link.index), to, bytes: bytes.clone() };
             self.commands.push_back(Command::Send(transmit));
         }
     }
@@ -219,7 +222,7 @@ impl Mesh {
         match contact.handle_hello(hello, place, self.token, now.monotonic) {
             Ok(()) => {
                 self.dirty |= reach(contact) != before;
-                let endpoint = Some(record.record().endpoint_at(from));
+                let endpoint = Some(place.endpoint(record.record().listen_port));
                 self.claim(Claim { record, source: Source::Lan, endpoint, fresh: true }, place, now);
             }
             Err(Ignored::Replayed) => self.drop_input("replayed", from),
@@ -275,8 +278,8 @@ impl Mesh {
             record: plan.with_record.then(|| attach(&self.record)).flatten(),
         };
         let bytes = seal(&self.keys, Kind::Hello, &hello.encode(key, pair), now, &mut self.rng);
-        let Place { interface, address } = plan.place;
-        let transmit = Transmit { interface, to: Recipient::Node(address), bytes };
+        let Place { via, address } = plan.place;
+        let transmit = Transmit { via, to: Recipient::Node(address), bytes };
         self.commands.push_back(Command::Send(transmit));
     }
 

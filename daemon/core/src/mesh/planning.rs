@@ -80,7 +80,7 @@ impl Mesh {
         let talking = observed.filter(|observed| observed.last_handshake.is_some());
         let begun = contact.filter(|contact| contact.is_active() || talking.is_some());
         if let Some(place) = begun.and_then(Contact::proved_place) {
-            let endpoint = peer.record().record().endpoint_at(place.address);
+            let endpoint = place.endpoint(peer.record().record().listen_port);
             return match self.proved.get(&key) {
                 Some(&applied) if applied == endpoint => Reach::Known(endpoint),
                 Some(_) | None => Reach::Proved(endpoint),

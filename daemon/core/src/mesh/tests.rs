@@ -43,7 +43,7 @@ impl Node {
         let commands = std::iter::from_fn(|| self.mesh.poll_command());
         let sent = commands.filter_map(|command| match command {
             Command::Send(Transmit { bytes, .. }) => {
-                Some(Event::Datagram { interface: 2, from: self.from, bytes })
+                Some(Event::Datagram { via: Via::Link(2), from: self.from, bytes })
             }
             Command::SaveState(_) | Command::SaveCache(_) | Command::Apply { .. } | Command::Look => None,
         });
