@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod key;
 pub mod mesh;
 pub mod message;
+pub mod nat;
 pub mod plan;
 pub mod reconcile;
 pub mod record;
