@@ -134,6 +134,11 @@ impl Host {
     pub(crate) fn next_link(&self) -> String {
         format!("eth{}", self.links.fetch_add(1, Ordering::Relaxed))
     }
+
+    /// Returns how many links the host has been given.
+    pub(crate) fn links(&self) -> usize {
+        self.links.load(Ordering::Relaxed)
+    }
 }
 
 /// A program that runs in the background.

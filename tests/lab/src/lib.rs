@@ -12,6 +12,7 @@
 mod capture;
 mod daemon;
 mod host;
+mod internet;
 mod lan;
 mod link;
 mod namespace;
@@ -27,6 +28,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub use capture::Capture;
 pub use daemon::{Daemon, Settings};
 pub use host::{Host, Process};
+pub use internet::{Internet, Member, Nat, NatKind, Site, StunServers, Traffic};
 pub use lan::Lan;
 pub use link::{Link, Switch};
 pub use namespace::Namespace;

@@ -35,19 +35,50 @@ impl Link {
     pub(crate) fn new(host: &Host, switch: &Switch, addresses: &[&str]) -> Self {
         let number = switch.ports.fetch_add(1, Ordering::Relaxed);
         let (interface, port) = (host.next_link(), format!("port{number}"));
-        let link =
-            Self { host: host.shared_namespace(), interface, switch: Arc::clone(&switch.namespace), port };
-        let (interface, port, thread) = (&link.interface, &link.port, link.host.thread_id());
-        let plug = format!(
-            "link add {port} type veth peer name {interface} netns {thread}\nlink set {port} master bridge up\n"
-        );
-        ip(&link.switch, &plug);
         let mut configure = format!("link set {interface} up\n");
         for address in addresses {
             writeln!(configure, "address add {address} dev {interface}").expect("a string takes all");
         }
-        ip(&link.host, &configure);
+        let attach = format!("link set {port} master bridge up\n");
+        Self::join(host, interface, Arc::clone(&switch.namespace), port, &attach, &configure)
+    }
+
+    /// Plugs a cable into two hosts, and carries out a batch of `ip` at either end: `attach` at the far one, which is
+    /// called `port` there, then `configure` at the host.
+    pub(crate) fn plug(
+        host: &Host,
+        interface: String,
+        far: &Host,
+        port: String,
+        attach: &str,
+        configure: &str,
+    ) -> Self {
+        Self::join(host, interface, far.shared_namespace(), port, attach, configure)
+    }
+
+    fn join(
+        host: &Host,
+        interface: String,
+        far: Arc<Namespace>,
+        port: String,
+        attach: &str,
+        configure: &str,
+    ) -> Self {
+        let link = Self { host: host.shared_namespace(), interface, switch: far, port };
+        let (interface, port, thread) = (&link.interface, &link.port, link.host.thread_id());
+        link.far(&format!("link add {port} type veth peer name {interface} netns {thread}\n{attach}"));
+        ip(&link.host, configure);
         link
+    }
+
+    /// Carries out a batch of `ip` at the far end.
+    pub(crate) fn far(&self, batch: &str) {
+        ip(&self.switch, batch);
+    }
+
+    /// Returns the name of the far end.
+    pub(crate) fn port(&self) -> &str {
+        &self.port
     }
 
     /// Returns the name of the host's end.
