@@ -17,6 +17,9 @@ use crate::time::WallClock;
 const SALT: &[u8] = b"wgmesh v1";
 const SECONDS_PER_HOUR: u64 = 3600;
 
+/// The lowest port that a mesh's exchange may listen on (seed 000).
+const FIRST_EXCHANGE_PORT: u16 = 51_821;
+
 /// Length of the tag that marks a datagram as this mesh's for one hour.
 pub const TAG_BYTES: usize = 8;
 
@@ -31,6 +34,8 @@ pub struct MeshKeys {
     group: [u8; 4],
     subnet: u8,
     ula: [u8; 5],
+    exchange_port: u16,
+    tls: [u8; 32],
 }
 
 impl MeshKeys {
@@ -46,6 +51,9 @@ impl MeshKeys {
             group: expand(&root, &[b"multicast group"]),
             subnet: expand::<1>(&root, &[b"subnet"])[0],
             ula: expand(&root, &[b"ula prefix"]),
+            exchange_port: FIRST_EXCHANGE_PORT
+                + u16::from_be_bytes(expand(&root, &[b"exchange port"])) % 1000,
+            tls: expand(&root, &[b"tls identity"]),
         }
     }
 
@@ -86,6 +94,17 @@ impl MeshKeys {
     pub fn multicast_v6(&self) -> Ipv6Addr {
         let [a, b, c, d] = self.group.map(u16::from);
         Ipv6Addr::new(0xff12, 0, 0, 0, 0, 0, a << 8 | b, c << 8 | d)
+    }
+
+    /// Returns the TCP port of the exchange between nodes, one of a thousand.
+    pub const fn exchange_port(&self) -> u16 {
+        self.exchange_port
+    }
+
+    /// Returns the seed of the Ed25519 key that every node of the mesh shows in TLS: it proves that it has the
+    /// secret, and nothing about which node it is.
+    pub const fn tls_seed(&self) -> &[u8; 32] {
+        &self.tls
     }
 
     /// Returns the tag of the hour that `wall` falls into.
@@ -157,13 +176,16 @@ mod tests {
         assert_ne!(from_a.preshared, keys(2).pair(&a, a.public(), b.public()).preshared);
     }
 
-    /// W-X2, X-9.
+    /// W-X2, W-X13, W-X18, X-9.
     #[test]
     fn another_secret_gives_other_names_for_everything() {
         let (one, two) = (keys(1), keys(2));
         assert_ne!(one.network_id(), two.network_id());
         assert_ne!(one.ula_subnet(), two.ula_subnet());
         assert_ne!(one.multicast_v4(), two.multicast_v4());
+        assert_ne!(one.tls_seed(), two.tls_seed());
+        assert_ne!(one.exchange_port(), two.exchange_port());
+        assert!((51_821..52_821).contains(&one.exchange_port()));
         assert_eq!(one.multicast_v4().octets()[..2], [239, 192]);
         assert!(one.multicast_v6().is_multicast());
         assert_eq!(one.ula_subnet().addr().octets()[0], 0xfd);

@@ -22,5 +22,6 @@ pub mod seal;
 pub mod secret;
 pub mod status;
 pub mod store;
+pub mod sync;
 pub mod time;
 mod wire;
