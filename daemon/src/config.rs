@@ -9,6 +9,7 @@ pub mod secret;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
@@ -16,11 +17,15 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 use wgmesh_core::config::{Hostname, Settings};
 use wgmesh_core::kernel::InterfaceName;
+use wgmesh_core::key::PublicKey;
 
 pub use self::document::Problem;
 
 /// Where configuration files and secrets live.
 pub const DIRECTORY: &str = "/etc/wgmesh";
+
+/// The UDP port of STUN (RFC 8489 §18.6).
+const STUN_PORT: u16 = 3478;
 
 /// The interface of a mesh that was given no name.
 const DEFAULT_INTERFACE: &str = "wgmesh0";
@@ -60,6 +65,9 @@ pub struct File {
     /// How peers are found.
     #[serde(default)]
     pub discovery: Discovery,
+    /// How NATs are dealt with.
+    #[serde(default)]
+    pub nat: Nat,
     /// What the daemon holds at most.
     #[serde(default)]
     pub limits: Limits,
@@ -72,11 +80,133 @@ pub struct Discovery {
     /// The methods in use; none leaves only the peers that the cache knows.
     #[serde(default = "default_methods")]
     pub enabled_methods: BTreeSet<Method>,
+    /// Nodes whose exchange is dialled from the start (P-1, W-X19).
+    #[serde(default)]
+    pub bootstrap_nodes: Vec<BootstrapNode>,
+    /// Peers that are always wanted, whoever tells of them (P-9).
+    #[serde(default)]
+    pub static_peers: Vec<StaticPeer>,
+    /// The TCP port of the exchange; by default it follows from the secret.
+    #[serde(default)]
+    pub exchange_port: Option<NonZeroU16>,
 }
 
 impl Default for Discovery {
     fn default() -> Self {
-        Self { enabled_methods: default_methods() }
+        Self {
+            enabled_methods: default_methods(),
+            bootstrap_nodes: Vec::new(),
+            static_peers: Vec::new(),
+            exchange_port: None,
+        }
+    }
+}
+
+/// A node to dial: `host`, `host:port`, and `#KEY` where only the holder of that key will do.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct BootstrapNode {
+    /// Its name or address.
+    pub host: String,
+    /// Its exchange's port; `None` for the mesh's own.
+    pub port: Option<u16>,
+    /// The only key that is accepted there.
+    pub key: Option<PublicKey>,
+}
+
+impl TryFrom<String> for BootstrapNode {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (place, key) = match text.split_once('#') {
+            Some((place, key)) => {
+                (place, Some(key.parse().map_err(|_| format!("{key:?} is no public key"))?))
+            }
+            None => (text.as_str(), None),
+        };
+        let (host, port) = split_port(place)?;
+        Ok(Self { host, port, key })
+    }
+}
+
+/// A peer by its key, `KEY`, and where its WireGuard is known to answer, `KEY@address:port`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct StaticPeer {
+    /// Whose it is.
+    pub key: PublicKey,
+    /// Where its WireGuard answers.
+    pub endpoint: Option<SocketAddr>,
+}
+
+impl TryFrom<String> for StaticPeer {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (key, endpoint) = match text.split_once('@') {
+            Some((key, at)) => {
+                (key, Some(at.parse().map_err(|_| format!("{at:?} is no address with a port"))?))
+            }
+            None => (text.as_str(), None),
+        };
+        let key = key.parse().map_err(|_| format!("{key:?} is no public key"))?;
+        Ok(Self { key, endpoint })
+    }
+}
+
+/// A server by name or address, with its port.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct StunServer {
+    /// Its name or address.
+    pub host: String,
+    /// Its UDP port.
+    pub port: u16,
+}
+
+impl TryFrom<String> for StunServer {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (host, port) = split_port(&text)?;
+        Ok(Self { host, port: port.unwrap_or(STUN_PORT) })
+    }
+}
+
+/// Splits `host:port`, `[v6]:port`, or a host alone.
+fn split_port(text: &str) -> Result<(String, Option<u16>), String> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok((address.ip().to_string(), Some(address.port())));
+    }
+    if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+        return Ok((address.to_string(), None));
+    }
+    let (host, port) = match text.split_once(':') {
+        Some((host, port)) => (host, Some(port.parse().map_err(|_| format!("{port:?} is no port"))?)),
+        None => (text, None),
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if host.is_empty() || !host.chars().all(plain) || port == Some(0) {
+        return Err(format!("{text:?} is no host with a port"));
+    }
+    Ok((host.to_owned(), port))
+}
+
+/// How NATs are dealt with.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nat {
+    /// Who tells this node its address as the internet sees it; the type of NAT takes two of them.
+    #[serde(default = "default_stun_servers")]
+    pub stun_servers: Vec<StunServer>,
+    /// Whether paths through NATs are looked for.
+    #[serde(default = "default_punching")]
+    pub punching: bool,
+}
+
+impl Default for Nat {
+    fn default() -> Self {
+        Self { stun_servers: default_stun_servers(), punching: default_punching() }
     }
 }
 
@@ -99,14 +229,24 @@ impl Default for Limits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub enum Method {
+    /// Peers that the operator names.
+    Manual,
     /// Multicast on every link of the host.
     Lan,
+    /// Nodes to dial that the operator names.
+    Bootstrap,
+    /// Sessions over TLS in which nodes tell each other of others.
+    Exchange,
 }
 
 impl Method {
-    const NAMES: [(&'static str, Self); 1] = [("lan", Self::Lan)];
-    const LATER: [&'static str; 10] =
-        ["manual", "mdns", "bootstrap", "dns", "dht", "exchange", "gossip", "file", "http", "github"];
+    const NAMES: [(&'static str, Self); 4] = [
+        ("manual", Self::Manual),
+        ("lan", Self::Lan),
+        ("bootstrap", Self::Bootstrap),
+        ("exchange", Self::Exchange),
+    ];
+    const LATER: [&'static str; 7] = ["mdns", "dns", "dht", "gossip", "file", "http", "github"];
 }
 
 impl TryFrom<String> for Method {
@@ -238,6 +378,8 @@ impl File {
             advertise_routes: self.advertise_routes.clone(),
             accept_routes: self.accept_routes.clone(),
             lan: self.discovery.enabled_methods.contains(&Method::Lan),
+            punching: self.nat.punching,
+            exchange: self.discovery.enabled_methods.contains(&Method::Exchange),
             max_peers: self.limits.max_peers.get().into(),
         }
     }
@@ -280,7 +422,17 @@ const fn default_max_peers() -> NonZeroU16 {
 }
 
 fn default_methods() -> BTreeSet<Method> {
-    BTreeSet::from([Method::Lan])
+    Method::NAMES.into_iter().map(|(_, method)| method).collect()
+}
+
+fn default_stun_servers() -> Vec<StunServer> {
+    let servers =
+        [("stun.cloudflare.com", STUN_PORT), ("stun.l.google.com", 19302), ("stun1.l.google.com", 19302)];
+    servers.map(|(host, port)| StunServer { host: host.to_owned(), port }).into()
+}
+
+const fn default_punching() -> bool {
+    true
 }
 
 #[cfg(test)]

@@ -22,6 +22,8 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use wgmesh_core::cache::CacheEntry;
+use wgmesh_core::config::Settings;
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::identity::NodeState;
 use wgmesh_core::kernel::{HandshakeMessage, HandshakeSeen, Link, Observed, OwnerMark, Underlay};
@@ -120,15 +122,16 @@ pub async fn run(config: File, secret: MeshSecret) -> Result<(), Error> {
     tasks.spawn(server.serve(ask));
     let keys = MeshKeys::derive(&secret.mesh_key());
     drop(secret);
-    let node = Node::load(&config, &keys)?;
-    let (observed, underlay) = reading.await.map_err(|panic| Error::TaskEnded(Some(panic)))??;
-    let (goals, wanted) = watch::channel(Goal { generation: 0, want: Want::Nothing });
     let owner = OwnerMark::new(keys.owner_tag());
+    let remembered = Remembered::load(&config, &keys)?;
+    let (observed, underlay) = reading.await.map_err(|panic| Error::TaskEnded(Some(panic)))??;
+    let node = Node::new(keys, remembered, underlay.clone())?;
+    let (goals, wanted) = watch::channel(Goal { generation: 0, want: Want::Nothing });
     let applier = Applier::new(kernel.clone(), owner, wanted, Arc::clone(&changes.mesh));
     let (reports, pulse) = (applier.reports(), applier.pulse());
     tasks.spawn(applier.with_reading(Arc::clone(&observed)).run());
     let outside = Outside { kernel, changes, goals, reports, pulse, traffic };
-    let mut daemon = Daemon::start(node, outside, observed, underlay);
+    let mut daemon = Daemon::start(node, outside, observed, &underlay);
     let watched = daemon.watched();
     tokio::select! {
         ended = daemon.live(signals, questions, &notifier) => ended,
@@ -198,7 +201,16 @@ struct Node {
     storage: Storage,
 }
 
-impl Node {
+/// What the disk and the configuration say of the node, and its sockets.
+struct Remembered {
+    files: Files,
+    node: NodeState,
+    cache: Vec<CacheEntry>,
+    settings: Settings,
+    lan: Result<Lan, String>,
+}
+
+impl Remembered {
     fn load(config: &File, keys: &MeshKeys) -> Result<Self, Error> {
         let files = Files {
             node: state::StateFile::new(config.state_path()),
@@ -215,8 +227,15 @@ impl Node {
             true => Lan::open(keys, settings.listen_port).map_err(|error| error.to_string()),
             false => Err("it is not enabled".to_owned()),
         };
+        Ok(Self { files, node, cache, settings, lan })
+    }
+}
+
+impl Node {
+    fn new(keys: MeshKeys, remembered: Remembered, underlay: Vec<Underlay>) -> Result<Self, Error> {
+        let Remembered { files, node, cache, settings, lan } = remembered;
         let now = clock::now();
-        let mut mesh = Mesh::new(settings, keys.clone(), node, random()?, now);
+        let mut mesh = Mesh::new(settings, keys, node, underlay, random()?, now);
         let restored = mesh.restore(&cache, now);
         tracing::info!(key = %mesh.public_key(), restored, "starting");
         let storage = Storage::start(files).map_err(system("start a thread"))?;
@@ -231,13 +250,13 @@ async fn read(kernel: Kernel) -> Result<(Arc<Observed>, Vec<Underlay>), KernelEr
 }
 
 impl Daemon {
-    fn start(node: Node, outside: Outside, observed: Arc<Observed>, underlay: Vec<Underlay>) -> Self {
+    fn start(node: Node, outside: Outside, observed: Arc<Observed>, underlay: &[Underlay]) -> Self {
         let Node { mesh, lan, storage } = node;
         let (progress, failures, last_line) = (Progress::default(), None, String::new());
         let mut daemon = Self { mesh, lan, storage, outside, progress, ready: false, failures, last_line };
-        daemon.follow_underlay(&underlay);
+        daemon.follow_underlay(underlay);
         let links = underlay.len();
-        daemon.feed(Event::Started { observed, underlay });
+        daemon.feed(Event::Started(observed));
         tracing::debug!(links, "announced");
         daemon
     }
@@ -426,7 +445,9 @@ impl Daemon {
 
 fn datagram(received: io::Result<Received>) -> Option<Event> {
     match received {
-        Ok(Received { interface, from, bytes }) => Some(Event::Datagram { via: Via::Link(interface), from, bytes }),
+        Ok(Received { interface, from, bytes }) => {
+            Some(Event::Datagram { via: Via::Link(interface), from, bytes })
+        }
         // An error that an earlier send caused; the socket goes on.
         Err(error) => {
             tracing::debug!(%error, "cannot receive on the LAN");

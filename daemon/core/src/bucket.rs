@@ -22,8 +22,7 @@ impl TokenBucket {
 
     /// Takes a token if there is one.
     pub fn take(&mut self, now: Monotonic) -> bool {
-        let fresh = now.since(self.refilled).as_nanos() / self.interval.as_nanos().max(1);
-        let fresh = u32::try_from(fresh).unwrap_or(u32::MAX);
+        let fresh = self.fresh(now);
         if fresh >= self.burst - self.tokens {
             self.tokens = self.burst;
             self.refilled = now;
@@ -34,6 +33,17 @@ impl TokenBucket {
         let taken = self.tokens > 0;
         self.tokens = self.tokens.saturating_sub(1);
         taken
+    }
+
+    /// Whether it is as good as a new one.
+    pub const fn is_full(&self, now: Monotonic) -> bool {
+        self.fresh(now) >= self.burst - self.tokens
+    }
+
+    const fn fresh(&self, now: Monotonic) -> u32 {
+        let interval = self.interval.as_nanos();
+        let fresh = now.since(self.refilled).as_nanos() / if interval == 0 { 1 } else { interval };
+        if fresh > u32::MAX as u128 { u32::MAX } else { fresh as u32 }
     }
 }
 

@@ -28,6 +28,10 @@ pub struct Settings {
     pub accept_routes: BTreeSet<IpNet>,
     /// Whether peers are looked for on common links.
     pub lan: bool,
+    /// Whether paths through NATs are looked for (`nat.punching`).
+    pub punching: bool,
+    /// Whether records are exchanged over TLS (`discovery.enabled_methods` has `exchange`).
+    pub exchange: bool,
     /// The most peers to hold; more are refused (seed 003, W-D19).
     pub max_peers: usize,
 }

@@ -176,6 +176,21 @@ impl Contact {
         }
     }
 
+    /// Takes the place that a ping and its answer have proved for a run of the peer.
+    pub fn handle_path(&mut self, place: Place, token: Token, now: Monotonic) {
+        (self.place, self.lead, self.heard_at_place) = (place, place, now);
+        self.echo = Some(token);
+        if self.token != Some(token) {
+            self.forget_run(token);
+            self.sent = None;
+        }
+        if !self.is_settled() {
+            self.attempts = 0;
+            let wait = if self.phase >= Phase::Installed { Duration::ZERO } else { FIRST_RETRY };
+            self.due = Some(now + wait);
+        }
+    }
+
     /// Follows a hello whose sender was proved. `own_token` is this run's, `sequence` our record's.
     ///
     /// # Errors
@@ -305,6 +320,8 @@ impl Contact {
     fn on_heard_at(&mut self, place: Place, now: Monotonic) {
         if place == self.place {
             self.heard_at_place = now;
+        } else if place.via == Via::WireGuard {
+            // Which of the addresses behind NATs to use is for the pings to say.
         } else if now.since(self.heard_at_place) >= ADDRESS_SILENCE {
             self.place = place;
             self.heard_at_place = now;

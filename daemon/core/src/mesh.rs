@@ -10,7 +10,7 @@
 //! - Input from the network is a counted drop at worst; it never stops the node.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,16 +26,21 @@ use crate::derive::MeshKeys;
 use crate::identity::NodeState;
 use crate::kernel::{Desired, Observed, ObservedPeer, Underlay};
 use crate::key::PublicKey;
-use crate::message::Token;
+use crate::message::{Stamp, Token};
+use crate::nat::Nat;
+use crate::path::Paths;
 use crate::record::{Record, SignedRecord};
 use crate::seal::Opener;
 use crate::store::PeerStore;
+use crate::stun::Stun;
 use crate::time::{Monotonic, Now};
 
 mod handshakes;
 mod kernel;
 mod lan;
 mod memory;
+mod nat;
+mod paths;
 mod planning;
 mod status;
 
@@ -52,14 +57,11 @@ pub const RECORD_REFRESH: Duration = Duration::from_secs(1800);
 #[derive(Clone, Debug)]
 pub enum Event {
     /// The shell is ready. Comes first, once, with what an earlier run may have left in the kernel.
-    Started {
-        /// The kernel before we touch it.
-        observed: Arc<Observed>,
-        /// The links that peers may be met on.
-        underlay: Vec<Underlay>,
-    },
+    Started(Arc<Observed>),
     /// The links that peers may be met on have changed; the whole new list.
     Underlay(Vec<Underlay>),
+    /// The addresses of the STUN servers are known, the most trusted first; the whole new list.
+    StunServers(Vec<SocketAddr>),
     /// A datagram came in.
     Datagram {
         /// The socket that took it.
@@ -165,6 +167,10 @@ pub enum TimeoutReason {
     SaveCache,
     /// A grace period ends and the plan may change.
     Replan,
+    /// A path is to be tried or judged.
+    Path,
+    /// A STUN server is to be asked, or given up.
+    Stun,
 }
 
 /// One node.
@@ -184,6 +190,10 @@ pub struct Mesh {
     store: PeerStore,
     contacts: BTreeMap<PublicKey, Contact>,
     underlay: Vec<Underlay>,
+    stun: Stun,
+    paths: BTreeMap<PublicKey, Paths>,
+    carries: BTreeMap<PublicKey, TokenBucket>,
+    targets: BTreeMap<IpAddr, TokenBucket>,
     announces_in_full: u32,
     observed: Option<Arc<Observed>>,
     orphans: BTreeMap<PublicKey, ObservedPeer>,
@@ -210,8 +220,15 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Makes a node that has yet to start. `seed` feeds everything random that it does.
-    pub fn new(settings: Settings, keys: MeshKeys, state: NodeState, seed: [u8; 32], now: Now) -> Self {
+    /// Makes a node that has yet to start, on a host with these links. `seed` feeds everything random that it does.
+    pub fn new(
+        settings: Settings,
+        keys: MeshKeys,
+        state: NodeState,
+        underlay: Vec<Underlay>,
+        seed: [u8; 32],
+        now: Now,
+    ) -> Self {
         let mut rng = ChaCha8Rng::from_seed(seed);
         let subnets = MeshSubnets {
             v4: settings.subnet.unwrap_or_else(|| keys.default_subnet()),
@@ -222,7 +239,14 @@ impl Mesh {
             port => port,
         };
         let mut state = state;
-        let record = sign_record(&settings, &keys, subnets, &mut state, listen_port, now, &mut rng);
+        let whereabouts = Whereabouts {
+            listen_port,
+            candidates: paths::own_candidates(&[], &underlay, listen_port),
+            nat: Nat::Unknown,
+            exchange_port: None,
+            introducer: false,
+        };
+        let record = sign_record(&settings, &keys, subnets, &mut state, whereabouts, now, &mut rng);
         let token = Token(rng.next_u64());
         let mut mesh = Self {
             opener: Opener::new(now),
@@ -239,7 +263,11 @@ impl Mesh {
             counter: 0,
             rng,
             contacts: BTreeMap::new(),
-            underlay: Vec::new(),
+            underlay,
+            stun: Stun::new(),
+            paths: BTreeMap::new(),
+            carries: BTreeMap::new(),
+            targets: BTreeMap::new(),
             announces_in_full: 0,
             observed: None,
             orphans: BTreeMap::new(),
@@ -284,18 +312,20 @@ impl Mesh {
             return;
         }
         self.on_time(now);
+        self.drive_stun(now);
+        self.drive_paths(now);
         self.replan(now);
         self.send_hellos(now);
     }
 
     fn on_event(&mut self, event: Event, now: Now) {
         match event {
-            Event::Started { observed, underlay } => {
-                self.on_started(observed, now);
-                self.on_underlay(underlay, now);
-            }
+            Event::Started(observed) => self.on_started(observed, now),
             Event::Underlay(underlay) => self.on_underlay(underlay, now),
-            Event::Datagram { via, from, bytes } => self.on_datagram(Place { via, address: from }, &bytes, now),
+            Event::StunServers(servers) => self.stun.set_servers(&servers, now.monotonic),
+            Event::Datagram { via, from, bytes } => {
+                self.on_datagram(Place { via, address: from }, &bytes, now)
+            }
             Event::Kernel(report) => self.on_kernel(report, now),
             Event::Timeout => {}
             Event::Stop(stop) => self.on_stop(stop, now),
@@ -322,11 +352,13 @@ impl Mesh {
             (self.store.next_removal(), TimeoutReason::RemoveStale),
             (self.replan_at, TimeoutReason::Replan),
             (self.next_look(), TimeoutReason::Session),
+            (self.stun.poll_timeout(), TimeoutReason::Stun),
         ];
         let contacts = self.contacts.values().filter_map(Contact::poll_timeout).min();
+        let paths = self.paths.values().filter_map(Paths::poll_timeout).min();
         fixed
             .into_iter()
-            .chain([(contacts, TimeoutReason::Contact)])
+            .chain([(contacts, TimeoutReason::Contact), (paths, TimeoutReason::Path)])
             .filter_map(|(at, reason)| at.map(|at| (at, reason)))
             .min()
     }
@@ -392,11 +424,18 @@ impl Mesh {
 
     /// Signs the record anew, with whatever has changed, and tells everyone.
     fn renew_record(&mut self, now: Now) {
-        let Self { settings, keys, subnets, state, listen_port, rng, .. } = self;
-        self.record = sign_record(settings, keys, *subnets, state, *listen_port, now, rng);
+        let whereabouts = self.whereabouts();
+        let Self { settings, keys, subnets, state, rng, .. } = self;
+        self.record = sign_record(settings, keys, *subnets, state, whereabouts, now, rng);
         self.refresh_at = now.monotonic + RECORD_REFRESH;
         self.save_state();
         self.announce_soon(now);
+    }
+
+    /// Returns a stamp for the next message.
+    fn next_stamp(&mut self) -> Stamp {
+        self.counter += 1;
+        Stamp { sequence: self.record.record().sequence, counter: self.counter }
     }
 
     fn save_state(&mut self) {
@@ -412,15 +451,25 @@ impl Mesh {
     }
 }
 
+/// The part of a record that follows the host around.
+struct Whereabouts {
+    listen_port: u16,
+    candidates: Vec<SocketAddr>,
+    nat: Nat,
+    exchange_port: Option<u16>,
+    introducer: bool,
+}
+
 fn sign_record(
     settings: &Settings,
     keys: &MeshKeys,
     subnets: MeshSubnets,
     state: &mut NodeState,
-    listen_port: u16,
+    whereabouts: Whereabouts,
     now: Now,
     rng: &mut ChaCha8Rng,
 ) -> SignedRecord {
+    let Whereabouts { listen_port, candidates, nat, exchange_port, introducer } = whereabouts;
     state.sequence = state.sequence.advance(now.wall);
     let record = Record {
         key: state.wg_pubkey,
@@ -432,6 +481,10 @@ fn sign_record(
         routes: settings.advertise_routes.iter().copied().collect(),
         issued: now.wall,
         lifetime_s: u32::try_from(RECORD_LIFETIME.as_secs()).expect("an hour in seconds"),
+        candidates,
+        nat,
+        exchange_port,
+        introducer,
     };
     SignedRecord::sign(record, &state.wg_private_key, keys.network_id(), rng)
 }

@@ -1,4 +1,4 @@
-//! What nodes on one link say to each other, inside the envelope of [`crate::seal`].
+//! What nodes say to each other in datagrams, inside the envelope of [`crate::seal`].
 //!
 //! An [`Announce`] goes to the mesh's multicast group: "this node is here, with this record". Any member could
 //! forge one, and anyone could replay one, so it is a lead and no more: its receiver answers with a [`Hello`].
@@ -6,6 +6,11 @@
 //! A hello goes to one node and carries a proof that only the pair can make (HMAC-SHA256 under a key of both
 //! X25519 keys), a [`Stamp`] that only rises, and the other's token as an echo. A hello that echoes the token of
 //! this run is fresh, whatever the clocks say; only a fresh one moves an endpoint.
+//!
+//! A [`Disco`] carries the same proof. Its pings and pongs try paths between two WireGuard ports; its carries take an
+//! [`Offer`], proved by the pair of its own two ends, to a node that the sender cannot reach yet.
+
+use std::net::SocketAddr;
 
 use hmac::{Hmac, Mac as _};
 use minicbor::bytes::{ByteArray, ByteVec};
@@ -18,7 +23,6 @@ use crate::key::PublicKey;
 use crate::record::SignedRecord;
 use crate::wire::decode_all;
 
-const PROOF_CONTEXT: &[u8] = b"wgmesh hello v1";
 const PROOF_BYTES: usize = 16;
 
 /// A random number that a node makes at each start, to know its own run again in what others echo.
@@ -101,6 +105,129 @@ pub struct Hello {
     pub record: Option<ByteVec>,
 }
 
+/// Between two nodes that look for a path.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Disco {
+    /// Whose it is.
+    #[n(0)]
+    pub key: PublicKey,
+    /// Never used twice by this sender.
+    #[n(1)]
+    pub stamp: Stamp,
+    /// The sender's run.
+    #[n(2)]
+    pub token: Token,
+    /// What it says.
+    #[n(3)]
+    pub body: DiscoBody,
+}
+
+/// What a [`Disco`] says.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum DiscoBody {
+    /// Does this reach you?
+    #[n(0)]
+    Ping {
+        /// To tell the answer by.
+        #[n(0)]
+        id: u64,
+    },
+    /// It did.
+    #[n(1)]
+    Pong {
+        /// The ping's.
+        #[n(0)]
+        id: u64,
+        /// Where the ping came from, as the answering node sees it.
+        #[n(1)]
+        #[cbor(with = "crate::wire::socket_address")]
+        seen: SocketAddr,
+    },
+    /// Take this to another node.
+    #[n(2)]
+    Carry {
+        /// Who that is.
+        #[n(0)]
+        to: PublicKey,
+        /// An [`Offer`] with its proof.
+        #[n(1)]
+        offer: ByteVec,
+    },
+    /// Another node has sent you this.
+    #[n(3)]
+    Carried {
+        /// Who that is.
+        #[n(0)]
+        from: PublicKey,
+        /// An [`Offer`] with its proof.
+        #[n(1)]
+        offer: ByteVec,
+    },
+}
+
+/// One side of a rendezvous: where to look for it, from now on.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Offer {
+    /// Whose it is.
+    #[n(0)]
+    pub key: PublicKey,
+    /// Never used twice by this sender.
+    #[n(1)]
+    pub stamp: Stamp,
+    /// The sender's run.
+    #[n(2)]
+    pub token: Token,
+    /// Where its WireGuard may answer, at most [`crate::record::MAX_CANDIDATES`].
+    #[n(3)]
+    #[cbor(with = "crate::wire::socket_addresses")]
+    pub candidates: Vec<SocketAddr>,
+    /// Whether it answers an offer, and so wants none back.
+    #[n(4)]
+    pub answer: bool,
+}
+
+/// A message that proves its sender to the one node that it is for.
+pub trait Paired: Encode<()> + for<'b> Decode<'b, ()> {
+    /// Sets its proofs apart from those of every other type.
+    const CONTEXT: &'static [u8];
+
+    /// Returns whose it claims to be.
+    fn sender(&self) -> PublicKey;
+
+    /// Encodes it, with the proof for `receiver`.
+    fn encode_proved(&self, receiver: PublicKey, pair: &PairKeys) -> Vec<u8> {
+        let body = minicbor::to_vec(self).expect("encoding into memory cannot fail");
+        let proof = proof(Self::CONTEXT, &body, receiver, pair).finalize().into_bytes();
+        let proof: [u8; PROOF_BYTES] = proof[..PROOF_BYTES].try_into().expect("SHA-256 gives 32 bytes");
+        minicbor::to_vec(Proved { body: body.into(), proof: proof.into() })
+            .expect("encoding into memory cannot fail")
+    }
+}
+
+impl Paired for Hello {
+    const CONTEXT: &'static [u8] = b"wgmesh hello v1";
+
+    fn sender(&self) -> PublicKey {
+        self.key
+    }
+}
+
+impl Paired for Disco {
+    const CONTEXT: &'static [u8] = b"wgmesh disco v1";
+
+    fn sender(&self) -> PublicKey {
+        self.key
+    }
+}
+
+impl Paired for Offer {
+    const CONTEXT: &'static [u8] = b"wgmesh offer v1";
+
+    fn sender(&self) -> PublicKey {
+        self.key
+    }
+}
+
 #[derive(Encode, Decode)]
 struct Proved {
     #[n(0)]
@@ -109,9 +236,9 @@ struct Proved {
     proof: ByteArray<PROOF_BYTES>,
 }
 
-/// A hello whose sender is not proved yet: it can tell whose pair key to check it with, and nothing else.
-pub struct UnprovedHello {
-    hello: Hello,
+/// A message whose sender is not proved yet: it can tell whose pair key to check it with, and nothing else.
+pub struct Unproved<T> {
+    message: T,
     proved: Proved,
 }
 
@@ -127,35 +254,24 @@ impl Announce {
     }
 }
 
-impl Hello {
-    /// Encodes it for the envelope, with the proof for `receiver`.
-    pub fn encode(&self, receiver: PublicKey, pair: &PairKeys) -> Vec<u8> {
-        let body = minicbor::to_vec(self).expect("encoding into memory cannot fail");
-        let proof = proof(&body, receiver, pair).finalize().into_bytes();
-        let proof: [u8; PROOF_BYTES] = proof[..PROOF_BYTES].try_into().expect("SHA-256 gives 32 bytes");
-        minicbor::to_vec(Proved { body: body.into(), proof: proof.into() })
-            .expect("encoding into memory cannot fail")
-    }
-}
-
-impl UnprovedHello {
-    /// Decodes an envelope's content.
+impl<T: Paired> Unproved<T> {
+    /// Decodes what [`Paired::encode_proved`] gives.
     pub fn decode(content: &[u8]) -> Option<Self> {
         let proved: Proved = decode_all(content)?;
-        let hello = decode_all(&proved.body)?;
-        Some(Self { hello, proved })
+        let message = decode_all(&proved.body)?;
+        Some(Self { message, proved })
     }
 
     /// Returns whose it claims to be.
-    pub const fn claimed_key(&self) -> PublicKey {
-        self.hello.key
+    pub fn claimed_key(&self) -> PublicKey {
+        self.message.sender()
     }
 
-    /// Returns the hello if its sender is the other node of `pair`.
-    pub fn prove(self, receiver: PublicKey, pair: &PairKeys) -> Option<Hello> {
-        let expected = proof(&self.proved.body, receiver, pair);
+    /// Returns the message if its sender is the other node of `pair`.
+    pub fn prove(self, receiver: PublicKey, pair: &PairKeys) -> Option<T> {
+        let expected = proof(T::CONTEXT, &self.proved.body, receiver, pair);
         expected.verify_truncated_left(&*self.proved.proof).ok()?;
-        Some(self.hello)
+        Some(self.message)
     }
 }
 
@@ -164,9 +280,9 @@ pub(crate) fn attach(record: &SignedRecord) -> Option<ByteVec> {
     Some(record.as_bytes().to_vec().into())
 }
 
-fn proof(body: &[u8], receiver: PublicKey, pair: &PairKeys) -> Hmac<Sha256> {
+fn proof(context: &[u8], body: &[u8], receiver: PublicKey, pair: &PairKeys) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(&pair.proof).expect("HMAC takes a key of any length");
-    mac.update(PROOF_CONTEXT);
+    mac.update(context);
     mac.update(receiver.as_bytes());
     mac.update(body);
     mac
@@ -198,8 +314,9 @@ mod tests {
         let mesh = MeshKeys::derive(&MeshSecret::from_random([1; 32]).mesh_key());
         let [a, b, c] = [1, 2, 3].map(|byte| SecretKey::from_random([byte; 32]));
         let pair = mesh.pair(&a, a.public(), b.public());
-        let bytes = hello(a.public()).encode(b.public(), &pair);
-        let prove = |receiver, pair: &PairKeys| UnprovedHello::decode(&bytes).unwrap().prove(receiver, pair);
+        let bytes = hello(a.public()).encode_proved(b.public(), &pair);
+        let prove =
+            |receiver, pair: &PairKeys| Unproved::<Hello>::decode(&bytes).unwrap().prove(receiver, pair);
         assert_eq!(prove(b.public(), &pair), Some(hello(a.public())));
         assert_eq!(prove(a.public(), &pair), None, "reflected");
         assert_eq!(prove(b.public(), &mesh.pair(&c, c.public(), b.public())), None, "another member");
@@ -223,6 +340,6 @@ mod tests {
         for length in 0..announce.len() {
             assert_eq!(Announce::decode(&announce[..length]), None);
         }
-        assert!(UnprovedHello::decode(&announce).is_none());
+        assert!(Unproved::<Hello>::decode(&announce).is_none());
     }
 }

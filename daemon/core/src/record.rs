@@ -8,7 +8,7 @@
 //! (hostname, routes, counts), so that a [`SignedRecord`] in hand needs no further checks.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -20,13 +20,17 @@ use crate::address::AddressNonce;
 use crate::config::Hostname;
 use crate::identity::Sequence;
 use crate::key::{PublicKey, SecretKey};
+use crate::nat::Nat;
 use crate::time::WallClock;
 
 /// The longest signed record. Sealed it stays under 1,000 bytes, BEP 44's limit, so that one format serves every
 /// source.
 pub const MAX_SIGNED_BYTES: usize = 900;
 
-/// The most routes in one record: they fit [`MAX_SIGNED_BYTES`] beside the longest hostname.
+/// The most candidates in one record.
+pub const MAX_CANDIDATES: usize = 8;
+
+/// The most routes in one record: they fit [`MAX_SIGNED_BYTES`] beside the longest hostname and all candidates.
 pub const MAX_ROUTES: usize = 24;
 
 const CONTEXT: &[u8] = b"wgmesh record v1";
@@ -64,6 +68,19 @@ pub struct Record {
     /// For how many seconds it holds. Zero is a goodbye: the node has left.
     #[n(8)]
     pub lifetime_s: u32,
+    /// Where the node's WireGuard may answer, as the node knows it.
+    #[n(9)]
+    #[cbor(with = "crate::wire::socket_addresses")]
+    pub candidates: Vec<SocketAddr>,
+    /// What the node's NAT does.
+    #[n(10)]
+    pub nat: Nat,
+    /// The TCP port of the node's exchange; `None` if it has none.
+    #[n(11)]
+    pub exchange_port: Option<u16>,
+    /// Whether anyone can reach it without more ado, so that it makes a good introducer.
+    #[n(12)]
+    pub introducer: bool,
 }
 
 impl Record {
@@ -177,6 +194,12 @@ fn check_meaning(record: &Record) -> Result<(), &'static str> {
     if record.routes.len() > MAX_ROUTES {
         return Err("too many routes");
     }
+    if record.candidates.len() > MAX_CANDIDATES {
+        return Err("too many candidates");
+    }
+    if record.candidates.iter().any(|address| !may_be_an_endpoint(*address)) {
+        return Err("a candidate that no host answers at");
+    }
     if record.routes.iter().any(|route| *route != route.trunc()) {
         return Err("a route with host bits");
     }
@@ -187,6 +210,26 @@ fn check_meaning(record: &Record) -> Result<(), &'static str> {
         return Err("subnet that is not for hosts");
     }
     Ok(())
+}
+
+/// Whether a host on the internet or on a LAN could answer at this address.
+pub const fn may_be_an_endpoint(address: SocketAddr) -> bool {
+    let fits = match address {
+        SocketAddr::V4(v4) => {
+            let ip = v4.ip();
+            !(ip.is_multicast() || ip.is_loopback() || ip.is_link_local() || ip.is_broadcast())
+                && ip.octets()[0] != 0
+                && ip.octets()[0] < 240
+        }
+        SocketAddr::V6(v6) => {
+            let ip = v6.ip();
+            // A scope means nothing to another host.
+            let link_local = ip.segments()[0] & 0xffc0 == 0xfe80;
+            !(ip.is_multicast() || ip.is_loopback() || ip.is_unspecified() || link_local)
+                && ip.to_ipv4_mapped().is_none()
+        }
+    };
+    fits && address.port() != 0
 }
 
 const fn is_unusable_subnet(network: Ipv4Addr) -> bool {
@@ -210,6 +253,10 @@ pub(crate) mod tests {
             routes: vec!["192.168.7.0/24".parse().unwrap()],
             issued: WallClock::from_millis(1_000_000),
             lifetime_s: 3600,
+            candidates: vec!["192.0.2.7:51820".parse().unwrap()],
+            nat: Nat::Cone,
+            exchange_port: Some(51900),
+            introducer: false,
         }
     }
 
@@ -260,6 +307,9 @@ pub(crate) mod tests {
         record.sequence = Sequence(u64::MAX);
         record.routes = (0..MAX_ROUTES).map(|n| format!("2001:db8:{n:x}::/64").parse().unwrap()).collect();
         record.nonce = AddressNonce(u32::MAX);
+        record.exchange_port = Some(u16::MAX);
+        let candidate = |n: usize| format!("[2001:db8::{n:x}]:65535").parse().unwrap();
+        record.candidates = (0..MAX_CANDIDATES).map(candidate).collect();
         record.issued = WallClock::from_millis(u64::MAX);
         assert!(signed(record, &secret).as_bytes().len() <= MAX_SIGNED_BYTES);
     }
@@ -268,11 +318,15 @@ pub(crate) mod tests {
     fn signed_nonsense_is_refused() {
         let secret = SecretKey::from_random([1; 32]);
         let body = |record: &Record| minicbor::to_vec(record).unwrap();
-        let nonsense: [fn(&mut Record); 4] = [
+        let nonsense: [fn(&mut Record); 8] = [
             |r| r.listen_port = 0,
             |r| r.subnet = "224.0.0.0/8".parse().unwrap(),
             |r| r.subnet = Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 31).unwrap(),
             |r| r.routes = vec!["10.1.2.3/8".parse().unwrap()],
+            |r| r.candidates = vec!["192.0.2.7:0".parse().unwrap()],
+            |r| r.candidates = vec!["255.255.255.255:51820".parse().unwrap()],
+            |r| r.candidates = vec!["[fe80::1]:51820".parse().unwrap()],
+            |r| r.candidates = vec!["192.0.2.7:51820".parse().unwrap(); MAX_CANDIDATES + 1],
         ];
         for (number, change) in nonsense.into_iter().enumerate() {
             let mut record = sample(&secret);

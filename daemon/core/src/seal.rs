@@ -44,6 +44,8 @@ pub enum Kind {
     Announce,
     /// To one node: an answer or a question.
     Hello,
+    /// To one node, through WireGuard's own port: is there a path?
+    Disco,
 }
 
 impl Kind {
@@ -51,6 +53,7 @@ impl Kind {
         match self {
             Self::Announce => 1,
             Self::Hello => 2,
+            Self::Disco => 3,
         }
     }
 
@@ -58,6 +61,7 @@ impl Kind {
         match byte {
             1 => Some(Self::Announce),
             2 => Some(Self::Hello),
+            3 => Some(Self::Disco),
             _ => None,
         }
     }

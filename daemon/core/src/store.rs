@@ -38,8 +38,20 @@ pub const MAX_TOMBSTONES: usize = 4096;
 pub enum Source {
     /// Our own file from an earlier run.
     Cache,
+    /// Another node's exchange, about a third.
+    #[serde(rename = "exchange-transitive")]
+    ExchangeTransitive,
+    /// The node itself, in an exchange.
+    Exchange,
+    /// The node itself, by what came to WireGuard's port.
+    Incoming,
+    /// The node itself, after both were introduced and WireGuard shook hands.
+    #[serde(rename = "dht-rendezvous")]
+    Rendezvous,
     /// The node itself, heard on a common link.
     Lan,
+    /// The operator.
+    Static,
 }
 
 impl Source {
@@ -47,14 +59,24 @@ impl Source {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Cache => "cache",
+            Self::ExchangeTransitive => "exchange-transitive",
+            Self::Exchange => "exchange",
+            Self::Incoming => "incoming",
+            Self::Rendezvous => "dht-rendezvous",
             Self::Lan => "lan",
+            Self::Static => "static",
         }
     }
 
     /// Returns how much an address from this source is worth beside others (REQUIREMENTS X-18).
     pub const fn rank(self) -> u8 {
         match self {
+            Self::Static => 110,
             Self::Lan => 100,
+            Self::Rendezvous => 90,
+            Self::Incoming => 80,
+            Self::Exchange => 62,
+            Self::ExchangeTransitive => 35,
             Self::Cache => 20,
         }
     }
@@ -62,8 +84,8 @@ impl Source {
     /// Whether it speaks for the node's being alive now.
     const fn is_direct(self) -> bool {
         match self {
-            Self::Lan => true,
-            Self::Cache => false,
+            Self::Lan | Self::Rendezvous | Self::Incoming | Self::Exchange => true,
+            Self::Cache | Self::ExchangeTransitive | Self::Static => false,
         }
     }
 }

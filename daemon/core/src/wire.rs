@@ -61,6 +61,58 @@ pub(crate) mod ipv4_net {
     }
 }
 
+/// A socket address: its address bytes and its port, six or eighteen bytes. A scope is of no use to another host.
+pub(crate) mod socket_address {
+    use std::net::{IpAddr, SocketAddr};
+
+    use super::*;
+
+    pub(crate) fn encode<C, W: encode::Write>(
+        address: &SocketAddr,
+        e: &mut Encoder<W>,
+        _: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
+        let mut bytes = match address.ip() {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
+        };
+        bytes.extend(address.port().to_be_bytes());
+        e.bytes(&bytes)?.ok()
+    }
+
+    pub(crate) fn decode<'b, C>(d: &mut Decoder<'b>, _: &mut C) -> Result<SocketAddr, Error> {
+        let wrong = || Error::message("a socket address");
+        let (ip, port) = d.bytes()?.split_last_chunk().ok_or_else(wrong)?;
+        let ip = match ip.len() {
+            4 => IpAddr::from(<[u8; 4]>::try_from(ip).map_err(|_| wrong())?),
+            16 => IpAddr::from(<[u8; 16]>::try_from(ip).map_err(|_| wrong())?),
+            _ => return Err(wrong()),
+        };
+        Ok(SocketAddr::new(ip, u16::from_be_bytes(*port)))
+    }
+}
+
+/// A list of socket addresses.
+pub(crate) mod socket_addresses {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    pub(crate) fn encode<C, W: encode::Write>(
+        addresses: &[SocketAddr],
+        e: &mut Encoder<W>,
+        context: &mut C,
+    ) -> Result<(), encode::Error<W::Error>> {
+        e.array(addresses.len() as u64)?;
+        addresses.iter().try_for_each(|address| socket_address::encode(address, e, context))
+    }
+
+    pub(crate) fn decode<'b, C>(d: &mut Decoder<'b>, context: &mut C) -> Result<Vec<SocketAddr>, Error> {
+        let count = d.array()?.ok_or_else(|| Error::message("a list of known length"))?;
+        (0..count).map(|_| socket_address::decode(d, context)).collect()
+    }
+}
+
 /// A list of networks of both families: address bytes and prefix length, five or seventeen bytes each.
 pub(crate) mod ip_nets {
     use std::net::{Ipv4Addr, Ipv6Addr};

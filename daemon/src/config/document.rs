@@ -12,7 +12,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Every key, and what it takes. A table is listed by its own name too.
-const KEYS: [(&str, &str); 14] = [
+const KEYS: [(&str, &str); 20] = [
     ("interface", "the name of the WireGuard link, such as \"wgmesh0\""),
     ("secret_file", "the path of a file with the secret, such as \"/etc/wgmesh/wgmesh0.secret\""),
     ("listen_port", "a UDP port from 0 to 65535, 0 for any that is free"),
@@ -25,6 +25,15 @@ const KEYS: [(&str, &str); 14] = [
     ("accept_routes", "a list of networks, such as [\"192.168.0.0/16\"]"),
     ("discovery", "a table: [discovery]"),
     ("discovery.enabled_methods", "a list of methods, such as [\"lan\"]"),
+    (
+        "discovery.bootstrap_nodes",
+        "a list of hosts, such as [\"mesh1.example.org\", \"203.0.113.7:51900#KEY\"]",
+    ),
+    ("discovery.static_peers", "a list of peers, such as [\"KEY\", \"KEY@203.0.113.7:51820\"]"),
+    ("discovery.exchange_port", "a TCP port from 1 to 65535"),
+    ("nat", "a table: [nat]"),
+    ("nat.stun_servers", "a list of hosts, such as [\"stun.example.org:3478\"]"),
+    ("nat.punching", "true or false"),
     ("limits", "a table: [limits]"),
     ("limits.max_peers", "a number of peers from 1 to 65535"),
 ];

@@ -50,6 +50,11 @@ impl Mesh {
         self.replan_at =
             Some(self.cache_trusted_at()).filter(|&at| at > now.monotonic && !self.store.is_empty());
         self.dirty = true;
+        for key in self.store.iter().map(|(key, _)| key).collect::<Vec<_>>() {
+            self.seek(key, now);
+        }
+        self.restart_stun(now);
+        self.announce_soon(now);
     }
 
     pub(super) fn on_kernel(&mut self, report: KernelReport, now: Now) {
@@ -70,6 +75,8 @@ impl Mesh {
         self.contacts.remove(&key);
         self.proved.remove(&key);
         self.attempts.remove(&key);
+        self.paths.remove(&key);
+        self.carries.remove(&key);
     }
 
     fn on_observed(&mut self, observed: Arc<Observed>, fresh: bool, now: Now) {
@@ -87,6 +94,7 @@ impl Mesh {
         }
         self.confirm_proved_endpoints();
         self.follow_handshakes(&observed, fresh, now);
+        self.follow_paths(&observed, before.as_deref(), now);
         let orphans = self.orphans.len();
         self.orphans.retain(|key, _| {
             let live = observed.peers.get(key).and_then(|peer| peer.last_handshake);

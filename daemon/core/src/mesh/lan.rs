@@ -11,7 +11,7 @@ use crate::derive::PairKeys;
 use crate::identity::Sequence;
 use crate::kernel::Underlay;
 use crate::key::PublicKey;
-use crate::message::{Announce, Hello, Phase, Stamp, Token, UnprovedHello, attach};
+use crate::message::{Announce, Hello, Paired as _, Phase, Token, Unproved, attach};
 use crate::record::{InvalidRecord, Record, SignedRecord};
 use crate::seal::{Kind, Unopened, seal};
 use crate::store::{Claim, Outcome, Refused, Source};
@@ -48,19 +48,25 @@ impl Mesh {
             return;
         }
         self.underlay = underlay;
+        self.restart_stun(now);
+        self.verify_paths(now);
         let links: Vec<u32> = self.underlay.iter().map(|link| link.index).collect();
         let contacts = self.contacts.len();
-        self.contacts
-            .retain(|_, contact| contact.proved_place().is_none_or(|place| match place.via {
+        self.contacts.retain(|_, contact| {
+            contact.proved_place().is_none_or(|place| match place.via {
                 Via::Link(index) => links.contains(&index),
                 Via::WireGuard => true,
-            }));
+            })
+        });
         if self.contacts.len() < contacts {
             // Peers that still look for us on the link that went must begin anew where they hear us now.
             self.token = Token(self.rng.next_u64());
         }
         self.dirty = true;
-        self.announce_soon(now);
+        match self.whereabouts().candidates == self.record.record().candidates {
+            true => self.announce_soon(now),
+            false => self.renew_record(now),
+        }
     }
 
     pub(super) fn announce_soon(&mut self, now: Now) {
@@ -97,12 +103,19 @@ impl Mesh {
 
     pub(super) fn on_datagram(&mut self, place: Place, bytes: &[u8], now: Now) {
         let Place { via, address: from } = place;
-        if let Via::Link(index) = via && !self.is_on_link(index, from.ip()) {
+        if let Via::Link(index) = via
+            && !self.is_on_link(index, from.ip())
+        {
             return self.drop_input("off-link", from);
         }
+        if via == Via::WireGuard && self.take_stun(from, bytes, now) {
+            return;
+        }
         match self.opener.open(&self.keys, bytes, now) {
+            Ok((Kind::Announce, _)) if via == Via::WireGuard => self.drop_input("off-link", from),
             Ok((Kind::Announce, content)) => self.on_announce(&content, place, now),
             Ok((Kind::Hello, content)) => self.on_hello(&content, place, now),
+            Ok((Kind::Disco, content)) => self.on_disco(&content, from, now),
             Err(Unopened::Size) => self.drop_input("size", from),
             Err(Unopened::Version) => self.drop_input("version", from),
             Err(Unopened::Tag) => self.drop_input("tag", from),
@@ -181,7 +194,7 @@ impl Mesh {
 
     fn on_hello(&mut self, content: &[u8], place: Place, now: Now) {
         let from = place.address;
-        let Some(unproved) = UnprovedHello::decode(content) else {
+        let Some(unproved) = Unproved::<Hello>::decode(content) else {
             return self.drop_input("malformed", from);
         };
         let key = unproved.claimed_key();
@@ -203,12 +216,16 @@ impl Mesh {
     /// Acts on a hello whose sender is proved.
     fn follow_hello(&mut self, hello: &Hello, place: Place, now: Now) {
         let (key, from) = (hello.key, place.address);
+        let source = match place.via {
+            Via::Link(_) => Source::Lan,
+            Via::WireGuard => Source::Incoming,
+        };
         let known = self.store.get(key).map(|peer| peer.record().record().sequence);
         if let Some(bytes) = &hello.record
             && known.is_none_or(|known| known < hello.stamp.sequence)
         {
             let Some(record) = self.verify_record(bytes, key, from) else { return };
-            self.claim(Claim { record, source: Source::Lan, endpoint: None, fresh: false }, place, now);
+            self.claim(Claim { record, source, endpoint: None, fresh: false }, place, now);
         }
         let Some(peer) = self.store.get(key) else { return self.drop_input("no record", from) };
         let record = peer.record().clone();
@@ -223,7 +240,7 @@ impl Mesh {
             Ok(()) => {
                 self.dirty |= reach(contact) != before;
                 let endpoint = Some(place.endpoint(record.record().listen_port));
-                self.claim(Claim { record, source: Source::Lan, endpoint, fresh: true }, place, now);
+                self.claim(Claim { record, source, endpoint, fresh: true }, place, now);
             }
             Err(Ignored::Replayed) => self.drop_input("replayed", from),
             Err(Ignored::NotFresh) => {}
@@ -238,6 +255,7 @@ impl Mesh {
             contact.handle_installed(true, now.monotonic);
         }
         contact.handle_announce(place, token, now.monotonic);
+        self.compare_with_link(key, place, now);
     }
 
     /// Answers the announce of a node whose record we lack, so that it sends it. Keeps nothing.
@@ -265,10 +283,9 @@ impl Mesh {
         plan: HelloPlan,
         now: Now,
     ) {
-        self.counter += 1;
         let hello = Hello {
             key: self.state.wg_pubkey,
-            stamp: Stamp { sequence: self.record.record().sequence, counter: self.counter },
+            stamp: self.next_stamp(),
             token: self.token,
             echo: plan.echo,
             phase: plan.phase,
@@ -277,7 +294,7 @@ impl Mesh {
             ask: plan.ask,
             record: plan.with_record.then(|| attach(&self.record)).flatten(),
         };
-        let bytes = seal(&self.keys, Kind::Hello, &hello.encode(key, pair), now, &mut self.rng);
+        let bytes = seal(&self.keys, Kind::Hello, &hello.encode_proved(key, pair), now, &mut self.rng);
         let Place { via, address } = plan.place;
         let transmit = Transmit { via, to: Recipient::Node(address), bytes };
         self.commands.push_back(Command::Send(transmit));
@@ -295,18 +312,21 @@ impl Mesh {
         None
     }
 
-    fn claim(&mut self, claim: Claim, place: Place, now: Now) {
+    pub(super) fn claim(&mut self, claim: Claim, place: Place, now: Now) {
         let record = claim.record.record().clone();
+        let source = claim.source.name();
         let Self { store, keys, state, .. } = self;
         let pair = || keys.pair(&state.wg_private_key, state.wg_pubkey, record.key);
         match store.claim(claim, pair, now.monotonic) {
             Outcome::New => {
-                tracing::info!(peer = %record.key, hostname = %record.hostname, source = "lan", "found a peer");
+                tracing::info!(peer = %record.key, hostname = %record.hostname, source, "found a peer");
                 self.orphans.remove(&record.key);
+                self.seek(record.key, now);
                 self.on_peers_changed(now);
             }
             Outcome::Updated => {
                 tracing::info!(peer = %record.key, hostname = %record.hostname, "a peer has news");
+                self.seek(record.key, now);
                 self.on_peers_changed(now);
             }
             Outcome::Refreshed => {}

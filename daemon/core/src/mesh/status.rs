@@ -10,6 +10,7 @@ use super::{KernelTrouble, Mesh};
 use crate::address::derive_mesh_addresses;
 use crate::kernel::ObservedPeer;
 use crate::key::PublicKey;
+use crate::path::Kind;
 use crate::plan;
 use crate::status::{Ebpf, Kernel, Node, Path, Peer, PeerState, Source, SourceState, Status};
 use crate::store;
@@ -31,8 +32,8 @@ impl Mesh {
                 mesh_ipv6: addresses.v6,
                 listen_port: device.map(|device| device.listen_port).filter(|&port| port != 0),
                 exchange_port: None,
-                nat_type: None,
-                mapped: None,
+                nat_type: Some(self.stun.nat_type().name().to_owned()),
+                mapped: self.stun.mapped_v4().or(self.stun.mapped_v6()),
             },
             peers: self.store.iter().map(|(key, peer)| self.peer_status(key, peer, now)).collect(),
             sources: self.source_status(now),
@@ -82,7 +83,9 @@ impl Mesh {
             mesh_ipv4: addresses.v4,
             mesh_ipv6: addresses.v6,
             state,
-            path: observed.and_then(|observed| observed.endpoint).map(|endpoint| path(endpoint, peer)),
+            path: observed
+                .and_then(|observed| observed.endpoint)
+                .map(|endpoint| self.path(key, endpoint, peer)),
             last_handshake_s: age.map(|age| age.as_secs()),
             rx_bytes: observed.map_or(0, |observed| observed.rx_bytes),
             tx_bytes: observed.map_or(0, |observed| observed.tx_bytes),
@@ -93,6 +96,20 @@ impl Mesh {
                 .unwrap_or_default(),
             why: self.why(key, peer, state, observed),
         }
+    }
+
+    fn path(&self, key: PublicKey, endpoint: SocketAddr, peer: &store::Peer) -> Path {
+        let tried = self.paths.get(&key).and_then(|paths| paths.candidate(endpoint));
+        let on_link =
+            peer.candidates.get(&endpoint).is_some_and(|candidate| candidate.source == store::Source::Lan);
+        let kind = match tried {
+            _ if on_link => Kind::Lan,
+            Some(candidate) => candidate.kind,
+            None => self.kind_of(endpoint.ip()),
+        };
+        let rtt = tried.and_then(|candidate| candidate.rtt);
+        let rtt_ms = rtt.map(|rtt| u32::try_from(rtt.as_millis()).unwrap_or(u32::MAX));
+        Path { kind: kind.name().to_owned(), endpoint, relay: None, rtt_ms, mtu: None }
     }
 
     fn why(
@@ -159,11 +176,6 @@ impl Mesh {
         }
         problems
     }
-}
-
-fn path(endpoint: SocketAddr, peer: &store::Peer) -> Path {
-    let kind = peer.candidates.get(&endpoint).map_or("roamed", |candidate| candidate.source.name());
-    Path { kind: kind.to_owned(), endpoint, relay: None, rtt_ms: None, mtu: None }
 }
 
 fn describe(trouble: &KernelTrouble) -> String {

@@ -26,15 +26,17 @@ impl Node {
             advertise_routes: BTreeSet::new(),
             accept_routes: BTreeSet::new(),
             lan: true,
+            punching: true,
+            exchange: false,
             max_peers: 10,
         };
         let keys = MeshKeys::derive(&MeshSecret::from_random([7; 32]).mesh_key());
         let state = NodeState::from_random([number; 32]);
-        let mut mesh = Mesh::new(settings, keys, state, [number; 32], at);
         let address: IpNet = format!("192.0.2.{number}/24").parse().unwrap();
         let (name, addresses) = ("eth0".to_owned(), BTreeSet::from([address]));
         let underlay = vec![Underlay { index: 2, name, multicast: true, ethernet: true, addresses }];
-        mesh.handle(Event::Started { observed: Arc::default(), underlay }, at);
+        let mut mesh = Mesh::new(settings, keys, state, underlay, [number; 32], at);
+        mesh.handle(Event::Started(Arc::default()), at);
         Self { mesh, from: SocketAddr::new(address.addr(), PORT) }
     }
 

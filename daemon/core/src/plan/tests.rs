@@ -25,6 +25,10 @@ fn record(byte: u8, routes: &[&str]) -> Record {
         routes: routes.iter().map(|route| route.parse().unwrap()).collect(),
         issued: WallClock::default(),
         lifetime_s: 3600,
+        candidates: Vec::new(),
+        nat: crate::nat::Nat::Unknown,
+        exchange_port: None,
+        introducer: false,
     }
 }
 

@@ -1,0 +1,543 @@
+//! The paths to one peer: the addresses at which its WireGuard may answer, which of them do, and which is best.
+//!
+//! Every candidate is pinged from WireGuard's own port, all side by side; the pings of both sides open the holes of
+//! the NATs between them. Only an address that has answered is taken for a path.
+//!
+//! - **Effort** is bounded: an attempt sends at most [`PINGS_PER_CANDIDATE`] pings to each of [`MAX_CANDIDATES`]
+//!   addresses within [`ATTEMPT`], and rests between attempts, from [`FIRST_REST`] up to [`LONGEST_REST`].
+//! - **A path that is used is watched**: as long as traffic flows it is pinged each [`WATCH_INTERVAL`], and after
+//!   [`MISSES`] pings in a row without an answer it counts as lost. A path at rest costs nothing.
+//! - **A working path is only left for a better one**: of a better [`Kind`] and not slower, or of the same kind and
+//!   quicker by a fifth or 10 ms, seen [`CHECKS`] times. A lost one is left for the first that answers.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::message::Stamp;
+use crate::time::Monotonic;
+
+/// The most addresses that are tried for one peer; the least trusted, then the oldest, makes room.
+pub const MAX_CANDIDATES: usize = 12;
+
+/// When the pings of an attempt go to a candidate, in milliseconds from its begin: dense where both sides are
+/// likely to begin, sparse until [`ATTEMPT`] is over (seed 000, W-X23).
+const SCHEDULE_MS: [u64; 12] = [0, 60, 160, 300, 450, 700, 1000, 1400, 1900, 2500, 3200, 3900];
+
+/// How many pings an attempt sends to one candidate.
+pub const PINGS_PER_CANDIDATE: usize = SCHEDULE_MS.len();
+
+/// Once another path works, so many pings are enough to compare a candidate with it.
+const PINGS_TO_COMPARE: usize = 6;
+
+/// How long an attempt lasts.
+pub const ATTEMPT: Duration = Duration::from_secs(4);
+
+/// The rest after the first attempt that failed; doubled after each next one.
+pub const FIRST_REST: Duration = Duration::from_secs(3);
+
+/// The longest rest between two attempts.
+pub const LONGEST_REST: Duration = Duration::from_secs(30);
+
+/// How often a path is pinged while it is used.
+pub const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// For how long a path counts as used after traffic was seen on it: three readings of the kernel's counters.
+pub const USED_FOR: Duration = Duration::from_secs(15);
+
+/// After so many pings in a row without an answer a path counts as lost. At a loss of 30 % each way that happens
+/// by chance to one in fifteen: it costs an attempt, not the path.
+const MISSES: u32 = 4;
+
+/// How often a challenger must be seen to be better.
+const CHECKS: u32 = 3;
+
+/// A ping is missed after three round trips, but not before this.
+const SHORTEST_PATIENCE: Duration = Duration::from_millis(250);
+
+/// A ping is missed after this at the latest.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A candidate that has not answered for this long is no proof of anything.
+const PROOF_LIFETIME: Duration = Duration::from_secs(10);
+
+/// Pings to one candidate that may be unanswered and still count when answered.
+const OUTSTANDING: usize = 4;
+
+/// Who named a candidate. The declared order is the order of trust, lowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// An earlier run of this node.
+    Cache,
+    /// The peer, in its record.
+    Record,
+    /// The peer, in an offer.
+    Offer,
+    /// A ping of the peer that came from there.
+    Ping,
+    /// Our kernel, which sends there.
+    Kernel,
+    /// The operator.
+    Static,
+}
+
+/// What kind of address a candidate is. The declared order is the order of preference, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// In a network that this host is in too.
+    Lan,
+    /// Any other IPv6 address: seldom behind a NAT.
+    Ipv6,
+    /// Any other IPv4 address.
+    Ipv4,
+}
+
+impl Kind {
+    /// Returns the name that `status` uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lan => "lan",
+            Self::Ipv6 => "direct-ipv6",
+            Self::Ipv4 => "direct",
+        }
+    }
+}
+
+/// One address and what is known of it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Who named it, the most trusted of them.
+    pub origin: Origin,
+    /// What kind of address it is.
+    pub kind: Kind,
+    /// When it was last named.
+    pub named: Monotonic,
+    /// When it last answered.
+    pub answered: Option<Monotonic>,
+    /// The round trip, smoothed.
+    pub rtt: Option<Duration>,
+    /// Pings on their way: the id and when it was sent.
+    pings: Vec<(u64, Monotonic)>,
+    schedule: Option<Schedule>,
+}
+
+/// The pings that are still to come.
+#[derive(Clone, Copy, Debug)]
+struct Schedule {
+    begun: Monotonic,
+    step: usize,
+}
+
+impl Schedule {
+    fn due(self) -> Option<Monotonic> {
+        SCHEDULE_MS.get(self.step).map(|&millis| self.begun + Duration::from_millis(millis))
+    }
+}
+
+/// The path in use.
+#[derive(Clone, Copy, Debug)]
+struct Current {
+    address: SocketAddr,
+    next_ping: Option<Monotonic>,
+    /// Whether the last ping of the watch is unanswered.
+    asked: bool,
+    /// Pings in a row without an answer.
+    misses: u32,
+    lost: bool,
+}
+
+impl Current {
+    const fn new(address: SocketAddr, next_ping: Option<Monotonic>) -> Self {
+        Self { address, next_ping, asked: false, misses: 0, lost: false }
+    }
+}
+
+/// What is being done to find a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effort {
+    /// Nothing.
+    None,
+    /// Every candidate is pinged, until then.
+    Attempt { until: Monotonic },
+    /// The next attempt is to begin then.
+    Rest { until: Monotonic },
+}
+
+/// What an answer to a ping has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// The round trip of this ping.
+    pub rtt: Duration,
+    /// Whether the path in use is another now, or works again.
+    pub switched: bool,
+}
+
+/// The paths to one peer.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    candidates: BTreeMap<SocketAddr, Candidate>,
+    current: Option<Current>,
+    challenger: Option<(SocketAddr, u32)>,
+    effort: Effort,
+    failures: u32,
+    used_until: Option<Monotonic>,
+    offer_due: bool,
+    window: ReplayWindow,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            candidates: BTreeMap::new(),
+            current: None,
+            challenger: None,
+            effort: Effort::None,
+            failures: 0,
+            used_until: None,
+            offer_due: false,
+            window: ReplayWindow::default(),
+        }
+    }
+}
+
+impl Paths {
+    /// Takes note of an address at which the peer may answer.
+    pub fn add(&mut self, address: SocketAddr, origin: Origin, kind: Kind, now: Monotonic) {
+        let attempting = matches!(self.effort, Effort::Attempt { .. });
+        let candidate = self.candidates.entry(address).or_insert_with(|| Candidate {
+            origin,
+            kind,
+            named: now,
+            answered: None,
+            rtt: None,
+            pings: Vec::new(),
+            schedule: attempting.then_some(Schedule { begun: now, step: 0 }),
+        });
+        candidate.origin = candidate.origin.max(origin);
+        candidate.kind = kind;
+        candidate.named = now;
+        while self.candidates.len() > MAX_CANDIDATES {
+            let kept = self.current.map(|current| current.address);
+            let others = self.candidates.iter().filter(|(address, _)| Some(**address) != kept);
+            let weakest = others.min_by_key(|(_, candidate)| (candidate.origin, candidate.named));
+            let weakest = *weakest.expect("there are more than MAX_CANDIDATES").0;
+            self.candidates.remove(&weakest);
+        }
+    }
+
+    /// Begins an attempt, unless one is under way; `now` also ends a rest.
+    pub fn begin(&mut self, now: Monotonic) {
+        if !matches!(self.effort, Effort::Attempt { .. }) {
+            self.attempt(now);
+        }
+    }
+
+    /// Begins an attempt at `at`, unless one begins before.
+    pub fn begin_at(&mut self, at: Monotonic) {
+        if self.effort == Effort::None {
+            self.effort = Effort::Rest { until: at };
+        }
+    }
+
+    /// Pings one address beside the path in use, to see whether it is better.
+    pub fn compare(&mut self, address: SocketAddr, now: Monotonic) {
+        let fresh = Schedule { begun: now, step: 0 };
+        let current = self.current.map(|current| current.address);
+        for address in current.into_iter().chain([address]) {
+            if let Some(candidate) = self.candidates.get_mut(&address)
+                && candidate.schedule.is_none()
+            {
+                candidate.schedule = Some(fresh);
+            }
+        }
+    }
+
+    /// Makes sure soon that the path in use still works.
+    pub fn verify(&mut self, now: Monotonic) {
+        if let Some(current) = &mut self.current {
+            let at = current.next_ping.map_or(now, |at| at.min(now));
+            current.next_ping = Some(at);
+        }
+    }
+
+    /// Takes note of traffic with the peer: for a while, the path in use is watched.
+    pub fn note_traffic(&mut self, now: Monotonic) {
+        self.used_until = Some(now + USED_FOR);
+        if let Some(current) = &mut self.current
+            && current.next_ping.is_none()
+            && !current.lost
+        {
+            current.next_ping = Some(now);
+        }
+    }
+
+    /// Notes that there is nothing to look for: the peer is reached by other means.
+    pub const fn stop(&mut self) {
+        self.effort = Effort::None;
+        self.failures = 0;
+    }
+
+    /// Whether traffic was seen lately.
+    pub fn is_used(&self, now: Monotonic) -> bool {
+        self.used_until.is_some_and(|until| now < until)
+    }
+
+    /// Whether a message with this stamp is the first of its kind. Forgets nothing that matters: stamps rise.
+    pub fn is_new(&mut self, stamp: Stamp) -> bool {
+        self.window.take(stamp)
+    }
+
+    /// Follows a ping of the peer: what it came from is worth an answer and a ping of our own.
+    pub fn handle_ping(&mut self, from: SocketAddr, kind: Kind, now: Monotonic) {
+        self.add(from, Origin::Ping, kind, now);
+        let works = self.current.is_some_and(|current| !current.lost);
+        let Some(candidate) = self.candidates.get_mut(&from) else { return };
+        let proved = candidate.answered.is_some_and(|at| now.since(at) < PROOF_LIFETIME);
+        let is_current = self.current.is_some_and(|current| current.address == from);
+        if candidate.schedule.is_none() && !(proved || works && is_current) {
+            candidate.schedule = Some(Schedule { begun: now, step: 0 });
+        }
+    }
+
+    /// Follows an answer. Returns `None` if it answers no ping of ours to that address.
+    pub fn handle_pong(&mut self, from: SocketAddr, id: u64, now: Monotonic) -> Option<Answered> {
+        let candidate = self.candidates.get_mut(&from)?;
+        let place = candidate.pings.iter().position(|&(ping, _)| ping == id)?;
+        let (_, sent) = candidate.pings.swap_remove(place);
+        let rtt = now.since(sent);
+        candidate.answered = Some(now);
+        candidate.rtt = Some(candidate.rtt.map_or(rtt, |old| (old * 7 + rtt * 3) / 10));
+        let switched = self.choose(from, now);
+        Some(Answered { rtt, switched })
+    }
+
+    /// Follows the kernel, which sends to `address` because the peer was heard there or because we said so.
+    pub fn follow_kernel(&mut self, address: SocketAddr, kind: Kind, now: Monotonic) {
+        match &mut self.current {
+            Some(current) if current.address == address => {}
+            None => {
+                self.add(address, Origin::Kernel, kind, now);
+                self.current = Some(Current::new(address, None));
+            }
+            Some(_) => {
+                self.add(address, Origin::Kernel, kind, now);
+                self.compare(address, now);
+            }
+        }
+    }
+
+    /// Does what is due. Call it before [`Paths::poll_ping`].
+    pub fn handle_timeout(&mut self, now: Monotonic) {
+        match self.effort {
+            Effort::Attempt { until } if until <= now => self.end_attempt(now),
+            Effort::Rest { until } if until <= now => self.attempt(now),
+            Effort::None | Effort::Attempt { .. } | Effort::Rest { .. } => {}
+        }
+    }
+
+    /// Returns a ping that is due, under the id that `new_id` makes, and notes it as sent.
+    pub fn poll_ping(&mut self, now: Monotonic, new_id: impl FnOnce() -> u64) -> Option<(SocketAddr, u64)> {
+        let address = self.watched_due(now).or_else(|| self.scheduled_due(now))?;
+        let id = new_id();
+        let candidate = self.candidates.get_mut(&address)?;
+        if candidate.pings.len() >= OUTSTANDING {
+            candidate.pings.remove(0);
+        }
+        candidate.pings.push((id, now));
+        Some((address, id))
+    }
+
+    /// Returns when [`Paths::handle_timeout`] or [`Paths::poll_ping`] has something to do.
+    pub fn poll_timeout(&self) -> Option<Monotonic> {
+        let effort = match self.effort {
+            Effort::None => None,
+            Effort::Attempt { until } | Effort::Rest { until } => Some(until),
+        };
+        let schedules = self.candidates.values().filter_map(|candidate| candidate.schedule?.due());
+        let watch = self.current.and_then(|current| current.next_ping);
+        schedules.chain(effort).chain(watch).min()
+    }
+
+    /// Whether an attempt has begun that the peer should hear of.
+    pub const fn take_offer_due(&mut self) -> bool {
+        std::mem::replace(&mut self.offer_due, false)
+    }
+
+    /// Returns the path in use.
+    pub fn current(&self) -> Option<SocketAddr> {
+        self.current.map(|current| current.address)
+    }
+
+    /// Whether there is a path and it was not lost.
+    pub fn works(&self) -> bool {
+        self.current.is_some_and(|current| !current.lost)
+    }
+
+    /// Returns what is known of an address.
+    pub fn candidate(&self, address: SocketAddr) -> Option<&Candidate> {
+        self.candidates.get(&address)
+    }
+
+    /// Goes through everything that was named.
+    pub fn candidates(&self) -> impl Iterator<Item = (SocketAddr, &Candidate)> {
+        self.candidates.iter().map(|(&address, candidate)| (address, candidate))
+    }
+
+    /// Returns how many attempts in a row have failed.
+    pub const fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    fn attempt(&mut self, now: Monotonic) {
+        self.effort = Effort::Attempt { until: now + ATTEMPT };
+        self.offer_due = true;
+        for candidate in self.candidates.values_mut() {
+            candidate.schedule = Some(Schedule { begun: now, step: 0 });
+        }
+    }
+
+    fn end_attempt(&mut self, now: Monotonic) {
+        for candidate in self.candidates.values_mut() {
+            candidate.schedule = None;
+        }
+        if self.works() {
+            return self.stop();
+        }
+        let rest = FIRST_REST.saturating_mul(1 << self.failures.min(8)).min(LONGEST_REST);
+        self.failures += 1;
+        self.effort = Effort::Rest { until: now + rest };
+    }
+
+    /// Returns the path in use if it is due for a ping, and judges it if the last was not answered in time.
+    fn watched_due(&mut self, now: Monotonic) -> Option<SocketAddr> {
+        let current = self.current.as_mut()?;
+        current.next_ping.filter(|&at| at <= now)?;
+        let patience = self.candidates.get(&current.address)?.patience();
+        if std::mem::replace(&mut current.asked, true) {
+            current.misses += 1;
+        }
+        if current.misses >= MISSES {
+            current.next_ping = None;
+            if !std::mem::replace(&mut current.lost, true) {
+                self.attempt(now);
+            }
+            return None;
+        }
+        current.next_ping = Some(now + patience);
+        Some(current.address)
+    }
+
+    fn scheduled_due(&mut self, now: Monotonic) -> Option<SocketAddr> {
+        let works = self.works();
+        let due =
+            |candidate: &Candidate| candidate.schedule.and_then(Schedule::due).is_some_and(|at| at <= now);
+        let (&address, candidate) = self.candidates.iter_mut().find(|(_, candidate)| due(candidate))?;
+        let schedule = candidate.schedule.as_mut()?;
+        schedule.step += 1;
+        if schedule.step >= if works { PINGS_TO_COMPARE } else { PINGS_PER_CANDIDATE } {
+            candidate.schedule = None;
+        }
+        Some(address)
+    }
+
+    /// Decides which path to use after `from` has answered. Returns whether it is another, or works again.
+    fn choose(&mut self, from: SocketAddr, now: Monotonic) -> bool {
+        let Some(current) = self.current.filter(|current| !current.lost) else {
+            self.use_path(from, now);
+            return true;
+        };
+        if current.address == from {
+            self.follow_answer_of_current(now);
+            return false;
+        }
+        if !self.is_better(from, current.address) {
+            self.challenger = self.challenger.filter(|&(challenger, _)| challenger != from);
+            return false;
+        }
+        let seen = match self.challenger {
+            Some((challenger, seen)) if challenger == from => seen + 1,
+            Some(_) | None => 1,
+        };
+        self.challenger = Some((from, seen));
+        if seen < CHECKS {
+            return false;
+        }
+        self.use_path(from, now);
+        true
+    }
+
+    fn use_path(&mut self, address: SocketAddr, now: Monotonic) {
+        let is_used = self.is_used(now);
+        let next_ping = is_used.then_some(now + WATCH_INTERVAL);
+        self.current = Some(Current::new(address, next_ping));
+        self.challenger = None;
+        self.failures = 0;
+    }
+
+    fn follow_answer_of_current(&mut self, now: Monotonic) {
+        let is_used = self.is_used(now);
+        if let Some(current) = &mut self.current {
+            *current = Current::new(current.address, is_used.then_some(now + WATCH_INTERVAL));
+        }
+    }
+
+    fn is_better(&self, challenger: SocketAddr, current: SocketAddr) -> bool {
+        let (Some(challenger), Some(current)) =
+            (self.candidates.get(&challenger), self.candidates.get(&current))
+        else {
+            return true;
+        };
+        let Some(rtt) = challenger.rtt else { return false };
+        let Some(rtt_now) = current.rtt else { return challenger.kind <= current.kind };
+        match challenger.kind.cmp(&current.kind) {
+            std::cmp::Ordering::Less => !is_quicker(rtt_now, rtt),
+            std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => is_quicker(rtt, rtt_now),
+        }
+    }
+}
+
+impl Candidate {
+    fn patience(&self) -> Duration {
+        let three = self.rtt.map_or(SHORTEST_PATIENCE, |rtt| rtt * 3);
+        three.clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE)
+    }
+}
+
+/// Whether a path is quicker than another by a fifth or by 10 ms; below a millisecond the difference is noise.
+fn is_quicker(one: Duration, other: Duration) -> bool {
+    let gain = other.saturating_sub(one);
+    gain >= Duration::from_millis(10) || (gain >= Duration::from_millis(1) && gain * 5 >= other)
+}
+
+/// Which stamps of one sender were seen: everything above the highest is new, and of the 64 below it what was not
+/// seen yet (as RFC 6479 does for packets).
+#[derive(Clone, Copy, Debug, Default)]
+struct ReplayWindow {
+    highest: Option<Stamp>,
+    seen: u64,
+}
+
+impl ReplayWindow {
+    fn take(&mut self, stamp: Stamp) -> bool {
+        let Some(highest) = self.highest else {
+            *self = Self { highest: Some(stamp), seen: 1 };
+            return true;
+        };
+        if stamp > highest {
+            let gap = stamp.counter.saturating_sub(highest.counter);
+            let shifted = if gap < 64 { self.seen << gap } else { 0 };
+            let kept = if stamp.sequence == highest.sequence { shifted } else { 0 };
+            *self = Self { highest: Some(stamp), seen: kept | 1 };
+            return true;
+        }
+        let age = highest.counter.saturating_sub(stamp.counter);
+        if stamp.sequence != highest.sequence || age >= 64 || self.seen & (1 << age) != 0 {
+            return false;
+        }
+        self.seen |= 1 << age;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

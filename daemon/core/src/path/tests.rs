@@ -1,0 +1,180 @@
+use super::*;
+use crate::identity::Sequence;
+
+fn at(millis: u64) -> Monotonic {
+    Monotonic::from_nanos(millis * 1_000_000)
+}
+
+fn address(host: u8) -> SocketAddr {
+    SocketAddr::from(([203, 0, 113, host], 51820))
+}
+
+/// Paths with a link to the peer: which addresses answer, and after how long.
+struct Peer {
+    paths: Paths,
+    rtt: BTreeMap<SocketAddr, u64>,
+    pongs: Vec<(u64, SocketAddr, u64)>,
+    pings: Vec<(u64, SocketAddr)>,
+    switches: Vec<(u64, SocketAddr)>,
+    next_id: u64,
+}
+
+impl Peer {
+    fn new(candidates: &[(u8, Kind, Option<u64>)]) -> Self {
+        let mut paths = Paths::default();
+        for &(host, kind, _) in candidates {
+            paths.add(address(host), Origin::Record, kind, at(0));
+        }
+        let answers = |&(host, _, rtt): &(u8, Kind, Option<u64>)| Some((address(host), rtt?));
+        let rtt = candidates.iter().filter_map(answers).collect();
+        Self { paths, rtt, pongs: Vec::new(), pings: Vec::new(), switches: Vec::new(), next_id: 0 }
+    }
+
+    /// Lets the time from `from` to `to` pass, in steps of 5 ms.
+    fn run(&mut self, from: u64, to: u64) {
+        for now in (from..to).step_by(5) {
+            let (due, later) = std::mem::take(&mut self.pongs).into_iter().partition(|pong| pong.0 <= now);
+            self.pongs = later;
+            let due: Vec<(u64, SocketAddr, u64)> = due;
+            for (_, address, id) in due {
+                if self.paths.handle_pong(address, id, at(now)).is_some_and(|answered| answered.switched) {
+                    self.switches.push((now, address));
+                }
+            }
+            self.paths.handle_timeout(at(now));
+            let next_id = &mut self.next_id;
+            while let Some((address, id)) = self.paths.poll_ping(at(now), || {
+                *next_id += 1;
+                *next_id
+            }) {
+                self.pings.push((now, address));
+                if let Some(rtt) = self.rtt.get(&address) {
+                    self.pongs.push((now + rtt, address, id));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_first_address_that_answers_is_taken_and_a_better_one_later() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(40)), (2, Kind::Ipv4, None), (3, Kind::Ipv4, Some(100))]);
+    peer.paths.begin(at(0));
+    peer.run(0, 3000);
+    assert_eq!(peer.switches, [(40, address(1))]);
+    assert!(peer.paths.works());
+
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(40)), (2, Kind::Lan, Some(45))]);
+    peer.paths.begin(at(0));
+    peer.run(0, 3000);
+    assert_eq!(peer.switches.len(), 2);
+    assert_eq!(peer.paths.current(), Some(address(2)), "a common network is not left for 5 ms");
+}
+
+#[test]
+fn only_a_clearly_better_path_replaces_a_working_one() {
+    for (other, expected) in [(95, 1), (92, 1), (89, 2), (30, 2)] {
+        let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(100))]);
+        peer.paths.begin(at(0));
+        peer.run(0, 5000);
+        peer.paths.add(address(2), Origin::Record, Kind::Ipv4, at(5000));
+        peer.rtt.insert(address(2), other);
+        peer.paths.compare(address(2), at(5000));
+        peer.run(5000, 9000);
+        assert_eq!(peer.paths.current(), Some(address(expected)), "{other} ms");
+    }
+}
+
+/// W-X23, DESIGN 6: an attempt is four seconds of at most so many pings, and rests from 3 to 30 s lie between.
+#[test]
+fn an_attempt_is_bounded_and_rests_grow() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, None), (2, Kind::Ipv4, None)]);
+    peer.paths.begin(at(0));
+    peer.run(0, 4000);
+    assert_eq!(peer.pings.len(), 2 * PINGS_PER_CANDIDATE);
+    let mut begins = vec![0];
+    peer.run(4000, 200_000);
+    for &(when, _) in &peer.pings {
+        if when > begins.last().unwrap() + 4000 {
+            begins.push(when);
+        }
+    }
+    let rests: Vec<_> = begins.windows(2).map(|pair| (pair[1] - pair[0] - 4000) / 1000).collect();
+    assert_eq!(rests[..6], [3, 6, 12, 24, 30, 30]);
+}
+
+#[test]
+fn a_path_without_traffic_costs_nothing_and_one_in_use_a_ping_a_second() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(20))]);
+    peer.paths.begin(at(0));
+    peer.run(0, 5000);
+    peer.pings.clear();
+    peer.run(5000, 600_000);
+    assert_eq!(peer.pings, []);
+    assert_eq!(peer.paths.poll_timeout(), None);
+    peer.paths.note_traffic(at(600_000));
+    peer.run(600_000, 700_000);
+    assert!((14..=16).contains(&peer.pings.len()), "{}", peer.pings.len());
+}
+
+#[test]
+fn a_used_path_that_dies_is_left_within_two_seconds_for_one_that_works() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(20)), (2, Kind::Ipv4, Some(100))]);
+    peer.paths.begin(at(0));
+    peer.run(0, 5000);
+    peer.paths.note_traffic(at(5000));
+    peer.run(5000, 8000);
+    peer.rtt.remove(&address(1));
+    assert!(peer.paths.take_offer_due());
+    peer.run(8000, 11_000);
+    let &(when, to) = peer.switches.last().unwrap();
+    assert_eq!(to, address(2));
+    assert!(when <= 8000 + 2300, "{when}");
+    assert!(peer.paths.take_offer_due(), "the other side is to look too");
+}
+
+#[test]
+fn an_answer_that_nobody_asked_for_moves_nothing() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, None)]);
+    peer.paths.begin(at(0));
+    peer.run(0, 100);
+    assert_eq!(peer.paths.handle_pong(address(1), 77, at(100)), None);
+    assert_eq!(peer.paths.handle_pong(address(9), 1, at(100)), None, "from elsewhere");
+    assert!(!peer.paths.works());
+}
+
+#[test]
+fn a_ping_of_the_peer_is_a_candidate_and_pinged_at_once() {
+    let mut peer = Peer::new(&[]);
+    peer.rtt.insert(address(5), 10);
+    peer.paths.handle_ping(address(5), Kind::Ipv4, at(0));
+    peer.run(0, 50);
+    assert_eq!(peer.switches, [(10, address(5))]);
+}
+
+#[test]
+fn the_most_trusted_candidates_and_the_path_in_use_are_kept() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(10))]);
+    peer.paths.begin(at(0));
+    peer.run(0, 100);
+    for host in 10..60 {
+        peer.paths.add(address(host), Origin::Offer, Kind::Ipv4, at(u64::from(host) * 10));
+    }
+    assert_eq!(peer.paths.candidates().count(), MAX_CANDIDATES);
+    assert!(peer.paths.candidate(address(1)).is_some());
+    assert!(peer.paths.candidate(address(59)).is_some());
+}
+
+#[test]
+fn a_stamp_is_new_once() {
+    let stamp = |sequence, counter| Stamp { sequence: Sequence(sequence), counter };
+    let mut window = ReplayWindow::default();
+    assert!(window.take(stamp(1, 10)));
+    assert!(!window.take(stamp(1, 10)));
+    assert!(window.take(stamp(1, 8)), "late, but new");
+    assert!(!window.take(stamp(1, 8)));
+    assert!(window.take(stamp(1, 200)));
+    assert!(!window.take(stamp(1, 9)), "too old to tell");
+    assert!(window.take(stamp(2, 0)));
+    assert!(!window.take(stamp(1, 201)), "of an earlier record");
+}
