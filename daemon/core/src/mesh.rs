@@ -73,6 +73,10 @@ pub enum Event {
     },
     /// The applier has looked at the kernel, and perhaps changed it.
     Kernel(KernelReport),
+    /// Somebody wants to know how far away a peer is; see [`Mesh::paths`].
+    Ping(PublicKey),
+    /// Somebody wants to know what the NAT does now; see [`Mesh::nat_report`].
+    CheckNat,
     /// Nothing but time has passed.
     Timeout,
     /// The daemon is going down.
@@ -327,6 +331,8 @@ impl Mesh {
                 self.on_datagram(Place { via, address: from }, &bytes, now)
             }
             Event::Kernel(report) => self.on_kernel(report, now),
+            Event::Ping(key) => self.ping(key, now),
+            Event::CheckNat => self.restart_stun(now),
             Event::Timeout => {}
             Event::Stop(stop) => self.on_stop(stop, now),
         }

@@ -172,6 +172,17 @@ pub struct Answered {
     pub switched: bool,
 }
 
+/// The last ping that was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastAnswer {
+    /// When the answer came.
+    pub at: Monotonic,
+    /// From where.
+    pub from: SocketAddr,
+    /// After how long.
+    pub rtt: Duration,
+}
+
 /// The paths to one peer.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -182,6 +193,7 @@ pub struct Paths {
     failures: u32,
     used_until: Option<Monotonic>,
     offer_due: bool,
+    last_answer: Option<LastAnswer>,
     window: ReplayWindow,
 }
 
@@ -195,6 +207,7 @@ impl Default for Paths {
             failures: 0,
             used_until: None,
             offer_due: false,
+            last_answer: None,
             window: ReplayWindow::default(),
         }
     }
@@ -260,6 +273,18 @@ impl Paths {
         }
     }
 
+    /// Pings the path in use at once, and everything else that is known where there is none.
+    pub fn ping_now(&mut self, now: Monotonic) {
+        let current = self.current.filter(|current| !current.lost).map(|current| current.address);
+        for (address, candidate) in &mut self.candidates {
+            if current.is_none_or(|current| current == *address) {
+                // The last step: one ping, nothing after it.
+                let begun = now - Duration::from_millis(SCHEDULE_MS[PINGS_PER_CANDIDATE - 1]);
+                candidate.schedule.get_or_insert(Schedule { begun, step: PINGS_PER_CANDIDATE - 1 });
+            }
+        }
+    }
+
     /// Takes note of traffic with the peer: for a while, the path in use is watched.
     pub fn note_traffic(&mut self, now: Monotonic) {
         self.used_until = Some(now + USED_FOR);
@@ -308,6 +333,7 @@ impl Paths {
         candidate.answered = Some(now);
         candidate.rtt = Some(candidate.rtt.map_or(rtt, |old| (old * 7 + rtt * 3) / 10));
         let switched = self.choose(from, now);
+        self.last_answer = Some(LastAnswer { at: now, from, rtt });
         Some(Answered { rtt, switched })
     }
 
@@ -381,6 +407,11 @@ impl Paths {
     /// Goes through everything that was named.
     pub fn candidates(&self) -> impl Iterator<Item = (SocketAddr, &Candidate)> {
         self.candidates.iter().map(|(&address, candidate)| (address, candidate))
+    }
+
+    /// Returns the last ping that was answered.
+    pub const fn last_answer(&self) -> Option<LastAnswer> {
+        self.last_answer
     }
 
     /// Returns how many attempts in a row have failed.

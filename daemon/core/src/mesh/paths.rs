@@ -63,6 +63,25 @@ impl Mesh {
         self.paths.entry(key).or_default().begin_at(now.monotonic + grace);
     }
 
+    /// Returns what is known of the paths to a peer.
+    pub fn paths(&self, key: PublicKey) -> Option<&Paths> {
+        self.paths.get(&key)
+    }
+
+    pub(super) fn ping(&mut self, key: PublicKey, now: Now) {
+        if self.store.get(key).is_none() {
+            return;
+        }
+        self.add_recorded_candidates(key, now.monotonic);
+        let endpoint = self.live_endpoint(key, now);
+        let kind = endpoint.map(|endpoint| self.kind_of(endpoint.ip()));
+        let paths = self.paths.entry(key).or_default();
+        if let (Some(endpoint), Some(kind)) = (endpoint, kind) {
+            paths.follow_kernel(endpoint, kind, now.monotonic);
+        }
+        paths.ping_now(now.monotonic);
+    }
+
     /// Has every path looked at anew: this host's links, addresses or routes are not what they were.
     pub(super) fn verify_paths(&mut self, now: Now) {
         let keys: Vec<_> = self.store.iter().map(|(key, _)| key).collect();
