@@ -50,6 +50,16 @@ enum Measure {
         #[arg(long)]
         logs: bool,
     },
+    /// The time from two hosts behind NATs knowing of each other until they ping each other, and what they send
+    /// meanwhile, for each pair of NATs.
+    Path {
+        /// How often each pair meets.
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+        /// How many pairs meet at once.
+        #[arg(long, default_value_t = 1)]
+        at_once: usize,
+    },
 }
 
 /// Measures and prints. A goal that is missed is shown and is no failure.
@@ -60,6 +70,9 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     setup::ensure()?;
     let words = match &arguments.measure {
         Measure::Join { runs } => vec!["join".to_owned(), format!("--runs={runs}")],
+        Measure::Path { runs, at_once } => {
+            vec!["path".to_owned(), format!("--runs={runs}"), format!("--at-once={at_once}")]
+        }
         Measure::Fleet { nodes, runs, quiet, logs } => {
             let nodes = nodes.iter().map(u8::to_string).collect::<Vec<_>>().join(",");
             let mut words = vec!["fleet".to_owned(), format!("--nodes={nodes}")];

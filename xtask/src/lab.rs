@@ -20,6 +20,7 @@ use clap::{Args, Subcommand};
 pub(crate) use build::Binaries;
 use image::{Image, Suite};
 use payload::Payload;
+use program::Program;
 use vm::{Boot, Guest};
 
 use crate::{setup, workspace};
@@ -63,6 +64,42 @@ enum Action {
         #[arg(long)]
         systemd: bool,
     },
+    /// Lets hosts behind every pair of NAT kinds meet, and prints each pair's path and how long it took.
+    NatMatrix {
+        /// How many pairs meet at once.
+        #[arg(long, default_value_t = 4)]
+        at_once: usize,
+        /// For how many seconds a pair is given a chance.
+        #[arg(long, default_value_t = 30)]
+        limit: u64,
+        /// Also print what the daemons of a pair logged that is not as it should be.
+        #[arg(long)]
+        logs: bool,
+        #[command(flatten)]
+        choice: Choice,
+    },
+    /// Watches all pairs of NAT kinds that can meet over several of WireGuard's rekeys.
+    Soak {
+        /// For how many seconds.
+        #[arg(long, default_value_t = 420)]
+        seconds: u64,
+        #[command(flatten)]
+        choice: Choice,
+    },
+}
+
+/// Which pairs of NATs, and on what.
+#[derive(Args)]
+struct Choice {
+    /// The Debian release whose kernel is used.
+    #[arg(long, value_enum, default_value_t = Suite::Trixie)]
+    suite: Suite,
+    /// Use this static binary of the daemon instead of building one.
+    #[arg(long, value_name = "FILE")]
+    daemon: Option<PathBuf>,
+    /// Only pairs whose name contains this, such as "symmetric" or "none × CGNAT".
+    #[arg(long, default_value = "")]
+    pair: String,
 }
 
 /// Runs `xtask lab`.
@@ -71,12 +108,30 @@ enum Action {
 /// Fails where a test failed, where none was chosen, and where the VM could not be built or died.
 pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     setup::ensure()?;
-    match arguments.action {
+    match &arguments.action {
         Some(Action::Shell { suite, systemd }) => {
-            shell(suite, if systemd { Boot::Systemd } else { Boot::Direct })
+            shell(*suite, if *systemd { Boot::Systemd } else { Boot::Direct })
+        }
+        Some(Action::NatMatrix { at_once, limit, logs, choice }) => {
+            let mut words =
+                vec!["matrix".to_owned(), format!("--at-once={at_once}"), format!("--limit={limit}")];
+            words.extend(logs.then(|| "--logs".to_owned()));
+            choice.run(words)
+        }
+        Some(Action::Soak { seconds, choice }) => {
+            choice.run(vec!["soak".to_owned(), format!("--seconds={seconds}")])
         }
         None if arguments.host => run_on_host(&Binaries::build(arguments.daemon.as_deref())?, arguments),
         None => run_in_vm(&Binaries::build(arguments.daemon.as_deref())?, arguments),
+    }
+}
+
+impl Choice {
+    /// Runs the program that shows what NATs do.
+    fn run(&self, mut words: Vec<String>) -> Result<()> {
+        words.push(format!("--pair={}", self.pair));
+        let daemon = self.daemon.as_deref();
+        Program { suite: self.suite, name: "nat", arguments: &words, daemon, deadline: DEADLINE }.run()
     }
 }
 

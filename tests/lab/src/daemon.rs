@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::StunServers;
 use crate::host::Host;
 use crate::namespace::Namespace;
 use crate::poll::wait_for;
@@ -26,6 +28,9 @@ const NOTIFICATION: Duration = Duration::from_secs(30);
 
 /// How long a daemon may take to withdraw everything and end.
 const STOP: Duration = Duration::from_secs(10);
+
+/// On which port the exchange listens where a test must know.
+const EXCHANGE_PORT: u16 = 51900;
 
 /// What a daemon is started with.
 #[derive(Clone, Debug)]
@@ -47,6 +52,18 @@ impl Settings {
         self.more += lines;
         self.more.push('\n');
         self
+    }
+
+    /// Adds that peers are found by nothing but the exchange with these nodes, and that STUN is asked of the lab's
+    /// servers. Begins tables, so keys of the top level come before.
+    pub fn over_internet(self, introducers: &[Ipv4Addr]) -> Self {
+        let nodes: Vec<_> = introducers.iter().map(|node| format!("\"{node}:{EXCHANGE_PORT}\"")).collect();
+        let stun = StunServers::ADDRESSES.map(|server| format!("\"{server}\"")).join(", ");
+        self.with(&format!(
+            "[discovery]\nenabled_methods = [\"bootstrap\", \"exchange\"]\nexchange_port = {EXCHANGE_PORT}\n\
+             bootstrap_nodes = [{}]\n[nat]\nstun_servers = [{stun}]",
+            nodes.join(", ")
+        ))
     }
 }
 

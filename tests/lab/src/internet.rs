@@ -138,6 +138,29 @@ impl Site {
         self.host.feed(["ip", "-batch", "-"], &batch);
     }
 
+    /// Gives the host another address, as a laptop gets on its way to another desk, and returns it.
+    pub fn roam(&mut self) -> Ipv4Addr {
+        let (old, interface) = (self.address, self.link.interface());
+        let [first, second, third, _] = old.octets();
+        let (new, length, onlink) = match &self.nat {
+            Some(_) => {
+                (Ipv4Addr::new(first, second, third, 200), 24, format!("via {first}.{second}.{third}.1"))
+            }
+            None => (Ipv4Addr::new(203, 0, 113, self.number), 32, format!("via {GATEWAY} onlink")),
+        };
+        if self.nat.is_none() {
+            let port = self.link.port();
+            self.link.far(&format!("route add {new}/32 dev {port}\nroute del {old}/32 dev {port}\n"));
+        }
+        let batch = format!(
+            "address flush dev {interface} scope global\naddress add {new}/{length} dev {interface}\n\
+             route replace default {onlink} dev {interface} metric 1\n"
+        );
+        self.host.feed(["ip", "-4", "-batch", "-"], &batch);
+        self.address = new;
+        new
+    }
+
     /// Takes the host's IPv6 away.
     pub fn ipv6_down(&self) {
         let (address, interface) = (self.ipv6(), self.link.interface());

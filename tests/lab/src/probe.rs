@@ -66,19 +66,32 @@ impl Probe {
     /// Where it takes too long.
     #[track_caller]
     pub fn until_meshed(hosts: &[&Host], interval: Duration, timeout: Duration) -> Vec<Answer> {
+        let (answers, waiting) = Self::mesh(hosts, interval, timeout);
+        assert!(waiting.is_empty(), "still without an answer: {waiting:?}");
+        answers
+    }
+
+    /// Pings every host from every other as [`Self::until_meshed`] does, and returns also which pings were not answered
+    /// in time, by the index of the host that pinged.
+    pub fn mesh(
+        hosts: &[&Host],
+        interval: Duration,
+        timeout: Duration,
+    ) -> (Vec<Answer>, Vec<(usize, Ipv4Addr)>) {
         let mut probe = Self::new(hosts, interval);
         let mut known = vec![None; hosts.len()];
         let end = Instant::now() + timeout;
         loop {
             probe.follow(hosts, &mut known);
-            if !probe.waiting.is_empty() {
-                probe.round();
-            } else if known.iter().all(Option::is_some) {
-                return probe.answers;
-            } else {
-                std::thread::sleep(PAUSE);
+            let is_over = Instant::now() >= end;
+            if is_over || probe.waiting.is_empty() && known.iter().all(Option::is_some) {
+                return (probe.answers, probe.waiting.into_keys().collect());
             }
-            assert!(Instant::now() < end, "still without an answer: {:?}", probe.waiting.keys());
+            if probe.waiting.is_empty() {
+                std::thread::sleep(PAUSE);
+            } else {
+                probe.round();
+            }
         }
     }
 

@@ -19,9 +19,19 @@ mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
 modprobe -a virtio_console wireguard veth bridge nf_tables sch_netem
 exec </dev/null >/dev/vport0p1 2>&1
 # QEMU's emulation of several processors loses a race when the kernel patches its own code, and the kernel dies of a
-# stale breakpoint. So the branches that tests would flip are flipped here and held: packet timestamps and tc's hooks.
+# stale breakpoint. So the branches that tests would flip are flipped here and held: packet timestamps, tc's hooks, and
+# netfilter's, these in a namespace of their own.
 ping -q -i 86400 127.0.0.1 >/dev/null &
 tc qdisc add dev lo clsact
+unshare --net sh -c 'nft -f - && exec sleep infinity' <<'END' &
+table inet held {
+    chain prerouting { type nat hook prerouting priority -100; ct state new; }
+    chain input { type filter hook input priority 0; }
+    chain forward { type filter hook forward priority 0; }
+    chain output { type filter hook output priority 0; }
+    chain postrouting { type nat hook postrouting priority 100; }
+}
+END
 echo "lab: booted"
 /lab/command.sh
 echo $? >/dev/vport0p2

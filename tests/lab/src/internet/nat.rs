@@ -40,6 +40,12 @@ impl NatKind {
         Self::Cgnat,
     ];
 
+    /// Returns every pair of kinds once, whichever comes first.
+    pub fn pairs() -> Vec<[Self; 2]> {
+        let all = Self::ALL.iter().enumerate();
+        all.flat_map(|(index, left)| Self::ALL[index..].iter().map(|right| [*left, *right])).collect()
+    }
+
     /// Tells whether two hosts behind such NATs can reach each other without help, once both know where the other one
     /// is seen by third parties: only a symmetric NAT's port, which nobody can know, against a filter that looks at
     /// ports makes it impossible.

@@ -1,8 +1,8 @@
 //! Where a start spends its time, by the daemons' own logs.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use wgmesh_lab::{Daemon, Host};
+use wgmesh_lab::{Daemon, Host, first_logged};
 
 use super::sample::Sample;
 
@@ -23,15 +23,12 @@ const NEIGHBOUR: &[(&str, &str)] = &[
     ("wrote to the kernel", "  neighbour: newcomer's peer set"),
 ];
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
-
 /// When a newcomer passed which milestone, counted from its start.
 pub(super) type Milestones = Vec<(&'static str, Duration)>;
 
 /// Reads the milestones of a newcomer on `host` and of its only neighbour.
 pub(super) fn milestones(newcomer: &Daemon, host: &Host, neighbour: &Host) -> Milestones {
-    let start = SystemTime::now() - newcomer.started().elapsed();
-    let start = start.duration_since(UNIX_EPOCH).expect("it is after 1970");
+    let start = newcomer.started();
     let mut found = find(&host.daemon_log(), start, NEWCOMER);
     found.extend(find(&neighbour.daemon_log(), start, NEIGHBOUR));
     found
@@ -53,24 +50,7 @@ pub(super) fn print(runs: &[Milestones]) {
     }
 }
 
-fn find(log: &str, start: Duration, wanted: &[(&str, &'static str)]) -> Milestones {
-    let since_start = |line: &str| {
-        let at = time_of_day(line)?;
-        let start = Duration::from_nanos((start.as_nanos() % DAY.as_nanos()).try_into().ok()?);
-        at.checked_sub(start)
-    };
-    let first = |needle: &str| {
-        let lines = log.lines().filter(|line| line.contains(needle));
-        lines.filter_map(since_start).next()
-    };
-    wanted.iter().filter_map(|(needle, name)| Some((*name, first(needle)?))).collect()
-}
-
-/// Reads `2026-01-31T12:34:56.789012Z` at a line's start.
-fn time_of_day(line: &str) -> Option<Duration> {
-    let (_, rest) = line.split_once('T')?;
-    let mut parts = rest.split_once('Z')?.0.split(':');
-    let (hours, minutes) = (parts.next()?.parse::<u64>().ok()?, parts.next()?.parse::<u64>().ok()?);
-    let seconds = parts.next()?.parse::<f64>().ok()?;
-    Some(Duration::from_secs(hours * 3600 + minutes * 60) + Duration::from_secs_f64(seconds))
+fn find(log: &str, start: Instant, wanted: &[(&str, &'static str)]) -> Milestones {
+    let since_start = |needle| Some(first_logged(log, start, &[needle])? - start);
+    wanted.iter().filter_map(|(needle, name)| Some((*name, since_start(needle)?))).collect()
 }

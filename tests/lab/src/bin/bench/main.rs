@@ -7,6 +7,7 @@
 mod fleet;
 mod join;
 mod journey;
+mod path;
 mod quiet;
 mod sample;
 
@@ -45,6 +46,15 @@ enum Bench {
         #[arg(long)]
         logs: bool,
     },
+    /// From two hosts behind NATs knowing of each other until they ping each other, for each pair of NATs.
+    Path {
+        /// How often each pair meets.
+        #[arg(long, default_value_t = 3)]
+        runs: usize,
+        /// How many pairs meet at once.
+        #[arg(long, default_value_t = 1)]
+        at_once: usize,
+    },
 }
 
 fn main() {
@@ -52,6 +62,7 @@ fn main() {
     println!("programs' addresses are {}", if randomized.trim() == "0" { "fixed" } else { "random" });
     match Bench::parse() {
         Bench::Join { runs } => join::measure(runs),
+        Bench::Path { runs, at_once } => path::measure(runs, at_once),
         Bench::Fleet { nodes, runs, quiet, logs } => {
             for &count in &nodes {
                 fleet::measure(count, runs, logs);

@@ -20,6 +20,11 @@ impl Sample {
         (self.0[lower] + self.0[upper]) / 2
     }
 
+    /// Returns the longest.
+    pub(super) fn max(&self) -> Duration {
+        self.0[self.0.len() - 1]
+    }
+
     /// Returns the smallest one that is not below 95 % of all.
     fn p95(&self) -> Duration {
         self.0[(self.0.len() * 95).div_ceil(100) - 1]
@@ -33,7 +38,7 @@ impl Sample {
     /// Prints the figures in seconds, and the ratio to the same thing made by hand.
     pub(super) fn print(&self, name: &str, by_hand: Option<&Self>) {
         let seconds = |duration: Duration| format!("{:.3}", duration.as_secs_f64());
-        let (min, max) = (self.0[0], self.0[self.0.len() - 1]);
+        let (min, max) = (self.0[0], self.max());
         let [median, p95, min, max] = [self.median(), self.p95(), min, max].map(seconds);
         let ratio = by_hand.map(|other| self.median().as_secs_f64() / other.median().as_secs_f64());
         let ratio = ratio.map_or_else(String::new, |ratio| format!("× {ratio:.2}"));
