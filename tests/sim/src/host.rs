@@ -14,16 +14,21 @@ use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::identity::NodeState;
 use wgmesh_core::kernel::{OwnerMark, Underlay};
 use wgmesh_core::key::PublicKey;
-use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Stop, Transmit, Via};
+use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Recipient, Stop, Transmit, Via};
 use wgmesh_core::time::{Monotonic, Now, WallClock};
 
 use crate::applier::{Applier, Pace};
 use crate::kernel::{Kernel, Sabotage};
+use crate::network::HEADER_BYTES;
 use crate::random::Random;
+use crate::world::LAN_PORT;
 
 /// What a socket's default buffer (`net.core.rmem_default`, 212,992 bytes) holds of datagrams like ours, each of
 /// which is accounted with some 1,300 bytes.
 const SOCKET_DATAGRAMS: usize = 160;
+
+/// Datagrams that the daemon takes in at once.
+const WAITING_DATAGRAMS: usize = 64;
 
 /// The wall clock where a world's time is zero: some day in 2027.
 const EPOCH_MILLIS: u64 = 1_800_000_000_000;
@@ -80,10 +85,25 @@ pub struct Totals {
     pub announces: u64,
     /// The daemon's datagrams to single nodes.
     pub hellos: u64,
-    /// The bytes of both, with IP and UDP headers.
+    /// The daemon's datagrams from WireGuard's port.
+    pub probes: u64,
+    /// The bytes of all three, with IP and UDP headers.
     pub bytes: u64,
     /// Datagrams that came while the daemon's socket was full.
     pub overflows: u64,
+}
+
+impl Totals {
+    /// Counts a datagram that the daemon sends.
+    pub const fn count(&mut self, transmit: &Transmit) {
+        let counter = match (transmit.via, transmit.to) {
+            (Via::WireGuard, _) => &mut self.probes,
+            (Via::Link(_), Recipient::GroupV4 | Recipient::GroupV6) => &mut self.announces,
+            (Via::Link(_), Recipient::Node(_)) => &mut self.hellos,
+        };
+        *counter += 1;
+        self.bytes += HEADER_BYTES + transmit.bytes.len() as u64;
+    }
 }
 
 struct Process {
@@ -182,13 +202,13 @@ impl Host {
         self.has_run = true;
         let now = self.now(world);
         let settings = self.settings(number);
-        let mut mesh = Mesh::new(settings, self.keys.clone(), self.disk.state.clone(), seed, now);
+        let mut mesh = Mesh::new(settings, self.keys.clone(), self.disk.state.clone(), underlay, seed, now);
         mesh.restore(&self.disk.cache, now);
         let owner = OwnerMark::new(self.keys.owner_tag());
         let applier = Applier::new(self.plan.pace, owner, now.monotonic);
         self.process = Some(Process { mesh, applier, inbox: VecDeque::new(), free_at: now.monotonic });
         let observed = Arc::new(self.kernel.observe());
-        self.handle(Event::Started { observed, underlay }, now);
+        self.handle(Event::Started(observed), now);
     }
 
     /// Ends the daemon without a word; what it left in the kernel stays.
@@ -218,14 +238,19 @@ impl Host {
         self.handle(Event::Underlay(underlay), self.now(world));
     }
 
-    /// Puts a datagram into the daemon's socket.
-    pub fn receive(&mut self, interface: u32, from: SocketAddr, bytes: &[u8]) {
+    /// Puts a datagram into the daemon's socket for its port, if there is one.
+    pub fn receive(&mut self, interface: u32, from: SocketAddr, port: u16, bytes: &[u8]) {
+        let via = match port {
+            LAN_PORT => Via::Link(interface),
+            port if self.kernel.open_port() == Some(port) => Via::WireGuard,
+            _ => return,
+        };
         let Some(process) = &mut self.process else { return };
         if process.inbox.len() >= SOCKET_DATAGRAMS {
             self.totals.overflows += 1;
             return;
         }
-        process.inbox.push_back(Event::Datagram { via: Via::Link(interface), from, bytes: bytes.to_vec() });
+        process.inbox.push_back(Event::Datagram { via, from, bytes: bytes.to_vec() });
     }
 
     /// Has somebody else change the kernel.
@@ -243,7 +268,7 @@ impl Host {
         if let Some(report) = process.applier.handle_timeout(&mut self.kernel, now) {
             self.on_report(report, now);
         }
-        self.read_socket(now);
+        self.read_sockets(now);
         let due = |process: &Process| process.mesh.poll_timeout().is_some_and(|(at, _)| at <= now.monotonic);
         if self.process.as_ref().is_some_and(due) {
             self.wants_at_once += 1;
@@ -285,20 +310,28 @@ impl Host {
             advertise_routes: [].into(),
             accept_routes: [].into(),
             lan: self.plan.lan,
+            punching: true,
+            exchange: false,
             max_peers: self.plan.max_peers,
         }
     }
 
-    /// Takes one datagram from the socket if the daemon is free to.
-    fn read_socket(&mut self, now: Now) {
-        let Some(process) = &mut self.process else { return };
+    /// Takes what waits in the sockets, if the daemon is free to.
+    fn read_sockets(&mut self, now: Now) {
+        let batch = self.take_waiting(now);
+        self.handle_all(batch, now);
+    }
+
+    /// Empties the sockets as far as the daemon does at once; it is busy for as long as that costs.
+    fn take_waiting(&mut self, now: Now) -> Vec<Event> {
+        let Some(process) = &mut self.process else { return Vec::new() };
         if process.free_at > now.monotonic {
-            return;
+            return Vec::new();
         }
-        if let Some(event) = process.inbox.pop_front() {
-            process.free_at = now.monotonic + self.plan.cost;
-            self.handle(event, now);
-        }
+        let waiting = process.inbox.len().min(WAITING_DATAGRAMS);
+        let batch: Vec<_> = process.inbox.drain(..waiting).collect();
+        process.free_at = now.monotonic + self.plan.cost * u32::try_from(batch.len()).unwrap_or(u32::MAX);
+        batch
     }
 
     fn on_report(&mut self, report: KernelReport, now: Now) {
@@ -314,9 +347,15 @@ impl Host {
         }
     }
 
+    /// Hands an event to the node, with whatever waits in its sockets, as the daemon does.
     fn handle(&mut self, event: Event, now: Now) {
-        let Some(process) = &mut self.process else { return };
-        process.mesh.handle(event, now);
+        let waiting = self.take_waiting(now);
+        self.handle_all(std::iter::once(event).chain(waiting).collect(), now);
+    }
+
+    fn handle_all(&mut self, events: Vec<Event>, now: Now) {
+        let Some(process) = self.process.as_mut().filter(|_| !events.is_empty()) else { return };
+        process.mesh.handle_all(events, now);
         while let Some(command) = process.mesh.poll_command() {
             match command {
                 Command::SaveState(state) => self.disk.state = state,

@@ -1,17 +1,28 @@
-//! The wires: segments that carry datagrams between the hosts on them, as well or badly as they are told to.
+//! The wires: segments that carry datagrams between the hosts on them, and gateways that carry them on to the internet,
+//! as well or badly as they are told to.
 //!
-//! A segment is one L2 link with one IPv4 network (or IPv6 link-local addresses only). Nothing is routed between
-//! segments; a NAT would be a host kind of its own that stands on two of them.
+//! A [`segment`] is one L2 link. What is not for it goes to its [`gateway`], if it has one: that stands with its outside
+//! on the internet, or on another segment (a carrier's), and translates or routes. Each hop takes its time, so boxes
+//! see packets in the order in which they come by. Groups stay on their segment.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use wgmesh_core::kernel::Underlay;
+use wgmesh_core::time::Monotonic;
 
 use crate::kernel::wireguard::Message;
+use crate::nat::Firewall;
 use crate::random::Random;
+
+mod gateway;
+mod segment;
+
+use gateway::{Gateway, Outside};
+pub use segment::Addressing;
+use segment::{Plug, Segment};
 
 /// The bytes that IPv4 and UDP add to each datagram.
 pub const HEADER_BYTES: u64 = 28;
@@ -24,7 +35,11 @@ pub struct HostId(pub usize);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SegmentId(usize);
 
-/// How well a segment carries.
+/// A gateway's number in its world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GatewayId(usize);
+
+/// How well a segment, or the internet, carries.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Conditions {
     /// What every datagram takes.
@@ -45,15 +60,10 @@ impl Conditions {
         loss: 0.0,
         duplication: 0.0,
     };
-}
 
-/// Which addresses the hosts of a segment have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// An IPv4 address.
-    V4,
-    /// An IPv6 link-local address and no other.
-    V6,
+    /// The internet between two gateways of one country.
+    pub const INTERNET: Self =
+        Self { latency: Duration::from_millis(10), jitter: Duration::from_millis(1), ..Self::CLEAN };
 }
 
 /// A datagram on the wire.
@@ -70,58 +80,69 @@ pub struct Datagram {
 /// What a datagram carries.
 #[derive(Clone, Debug)]
 pub enum Payload {
-    /// Of one daemon to others.
-    Lan(Arc<[u8]>),
+    /// Of a daemon, or for one.
+    Daemon(Arc<[u8]>),
     /// Of WireGuard.
     WireGuard(Message),
 }
 
-/// A datagram that reaches a host.
+/// A datagram that reaches something.
 #[derive(Clone, Debug)]
 pub struct Arrival {
-    /// Which host.
-    pub host: HostId,
-    /// On which of its links.
-    pub interface: u32,
-    /// What.
+    /// What it reaches.
+    pub stop: Stop,
+    /// The datagram as it looks there.
     pub datagram: Datagram,
     /// How long it takes.
     pub after: Duration,
 }
 
-/// All segments.
+/// What a datagram can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// A host.
+    Host {
+        /// Which one.
+        host: HostId,
+        /// On which of its links.
+        interface: u32,
+    },
+    /// A gateway, from its own segment; [`Network::forward`] carries it on.
+    Inside(GatewayId),
+    /// A gateway, from the other side.
+    Outside(GatewayId),
+    /// A server on the internet that is not a host of the world.
+    Server(IpAddr),
+}
+
+/// All segments and gateways.
 #[derive(Clone, Debug)]
 pub struct Network {
     segments: Vec<Segment>,
+    gateways: Vec<Gateway>,
+    servers: BTreeSet<IpAddr>,
+    internet: Conditions,
+    external_addresses: u16,
     random: Random,
-}
-
-#[derive(Clone, Debug)]
-struct Segment {
-    conditions: Conditions,
-    family: Family,
-    plugs: Vec<Plug>,
-}
-
-/// Where a host is plugged in.
-#[derive(Clone, Copy, Debug)]
-struct Plug {
-    host: HostId,
-    interface: u32,
-    up: bool,
-    /// Only plugs of the same island hear each other.
-    island: u32,
 }
 
 impl Network {
     /// Starts without any segment.
     pub const fn new(random: Random) -> Self {
-        Self { segments: Vec::new(), random }
+        Self {
+            segments: Vec::new(),
+            gateways: Vec::new(),
+            servers: BTreeSet::new(),
+            internet: Conditions::INTERNET,
+            external_addresses: 0,
+            random,
+        }
     }
 
     /// Adds a segment.
-    pub fn add_segment(&mut self, conditions: Conditions, family: Family) -> SegmentId {
-        self.segments.push(Segment { conditions, family, plugs: Vec::new() });
+    pub fn add_segment(&mut self, conditions: Conditions, addressing: Addressing) -> SegmentId {
+        let number = u8::try_from(self.segments.len()).expect("a world has few segments");
+        self.segments.push(Segment::new(number, conditions, addressing));
         SegmentId(self.segments.len() - 1)
     }
 
@@ -130,6 +151,14 @@ impl Network {
         let links = self.segments.iter().filter(|segment| segment.plug(host).is_some()).count();
         let interface = 2 + u32::try_from(links).expect("a host has few links");
         self.segments[segment.0].plugs.push(Plug { host, interface, up: true, island: 0 });
+    }
+
+    /// Moves a host's link from one segment to another.
+    pub fn roam(&mut self, host: HostId, from: SegmentId, to: SegmentId) {
+        let plugs = &mut self.segments[from.0].plugs;
+        let Some(index) = plugs.iter().position(|plug| plug.host == host) else { return };
+        let plug = plugs.remove(index);
+        self.segments[to.0].plugs.push(plug);
     }
 
     /// Changes how well a segment carries from now on.
@@ -151,34 +180,55 @@ impl Network {
         self.change_plugs(segment, |plug| plug.island = island(plug.host));
     }
 
+    /// Gives the hosts of a segment global IPv6 addresses behind a firewall, or takes them away.
+    pub fn set_ipv6(&mut self, segment: SegmentId, firewall: Option<Firewall>) {
+        self.segments[segment.0].has_global_v6 = firewall.is_some();
+        if let Some(gateway) = self.gateway_of(segment) {
+            self.gateways[gateway.0].firewall = firewall;
+        }
+    }
+
+    /// Returns the hosts of a segment.
+    pub fn hosts_of(&self, segment: SegmentId) -> Vec<HostId> {
+        self.segments[segment.0].plugs.iter().map(|plug| plug.host).collect()
+    }
+
     /// Returns the links of a host as its kernel lists them.
     pub fn underlay(&self, host: HostId) -> Vec<Underlay> {
-        let plugged = self.segments.iter().enumerate().filter_map(|(number, segment)| {
+        let plugged = self.segments.iter().filter_map(|segment| {
             let plug = segment.plug(host).filter(|plug| plug.up)?;
             Some(Underlay {
                 index: plug.interface,
                 name: format!("eth{}", plug.interface - 2),
                 multicast: true,
                 ethernet: true,
-                addresses: [segment.address(number, host)].into(),
+                addresses: segment.addresses(host).into_iter().collect(),
             })
         });
-        plugged.collect()
+        let mut links: Vec<_> = plugged.collect();
+        links.sort_by_key(|link| link.index);
+        links
     }
 
-    /// Whether what one host sends can reach the other.
-    pub fn are_connected(&self, one: HostId, other: HostId) -> bool {
+    /// Whether two hosts hear each other on a common segment.
+    pub fn share_link(&self, one: HostId, other: HostId) -> bool {
         self.segments.iter().any(|segment| match (segment.plug(one), segment.plug(other)) {
             (Some(one), Some(other)) => one.up && other.up && one.island == other.island,
             _ => false,
         })
     }
 
+    /// Whether what one host sends can reach the other: on a common segment, or through gateways by the rule of
+    /// [`crate::nat::direct_path_possible`].
+    pub fn are_connected(&self, one: HostId, other: HostId) -> bool {
+        self.share_link(one, other) || self.have_common_ipv6(one, other) || self.have_direct_path(one, other)
+    }
+
     /// Whether `address` is one of `host`, on a link that is up or, with `or_down`, on any.
     pub fn is_address_of(&self, address: IpAddr, host: HostId, or_down: bool) -> bool {
-        let plugged = |segment: &Segment| segment.plug(host).is_some_and(|plug| plug.up || or_down);
-        let mut segments = self.segments.iter().enumerate().filter(|(_, segment)| plugged(segment));
-        segments.any(|(number, segment)| segment.address(number, host).addr() == address)
+        let plugged = |segment: &&Segment| segment.plug(host).is_some_and(|plug| plug.up || or_down);
+        let mut segments = self.segments.iter().filter(plugged);
+        segments.any(|segment| segment.addresses(host).iter().any(|net| net.addr() == address))
     }
 
     /// Sends from one of the host's links; `to` may be a group. Returns what arrives.
@@ -194,51 +244,109 @@ impl Network {
             segment.plug(host).is_some_and(|plug| plug.interface == interface && plug.up)
         });
         let Some(number) = found else { return Vec::new() };
-        self.carry(number, host, port, to, payload)
+        let Some(from) = self.segments[number].source(host, to.ip()) else { return Vec::new() };
+        let datagram = Datagram { from: SocketAddr::new(from, port), to, payload: payload.clone() };
+        self.carry(number, Some(host), &datagram)
     }
 
-    /// Sends wherever the host's routes lead.
+    /// Sends wherever the host's routes lead: to a link that the address is on, else by the first link with a gateway.
     pub fn send(&mut self, host: HostId, port: u16, to: SocketAddr, payload: &Payload) -> Vec<Arrival> {
-        let found = self.segments.iter().enumerate().position(|(number, segment)| {
-            let Some(plug) = segment.plug(host).filter(|plug| plug.up) else { return false };
-            let is_scope = match to {
-                SocketAddr::V4(_) => true,
-                SocketAddr::V6(v6) => v6.scope_id() == plug.interface,
-            };
-            is_scope && segment.address(number, host).contains(&to.ip())
-        });
-        let Some(number) = found else { return Vec::new() };
-        self.carry(number, host, port, to, payload)
+        let Some((number, is_on_link)) = self.route(host, to) else { return Vec::new() };
+        let Some(from) = self.segments[number].source(host, to.ip()) else { return Vec::new() };
+        let datagram = Datagram { from: SocketAddr::new(from, port), to, payload: payload.clone() };
+        if is_on_link {
+            return self.carry(number, Some(host), &datagram);
+        }
+        let is_cut_off = self.segments[number].plug(host).is_none_or(|plug| plug.island != 0);
+        match self.gateway_of(SegmentId(number)).filter(|_| !is_cut_off) {
+            Some(gateway) => self.hop(self.segments[number].conditions, Stop::Inside(gateway), &datagram),
+            None => Vec::new(),
+        }
     }
 
-    fn carry(
-        &mut self,
-        number: usize,
-        sender: HostId,
+    /// Returns which host a datagram to this endpoint would reach if it were sent now and nothing got lost by chance, and
+    /// to which of its own addresses.
+    pub fn trial(
+        &self,
+        host: HostId,
         port: u16,
         to: SocketAddr,
-        payload: &Payload,
-    ) -> Vec<Arrival> {
-        let Self { segments, random } = self;
-        let segment = &segments[number];
-        let Some(source) = segment.plug(sender) else { return Vec::new() };
+        now: Monotonic,
+    ) -> Option<(HostId, SocketAddr)> {
+        let mut trial = self.clone();
+        trial.internet = Conditions::CLEAN;
+        trial.segments.iter_mut().for_each(|segment| segment.conditions = Conditions::CLEAN);
+        let mut arrivals = trial.send(host, port, to, &Payload::Daemon([].into()));
+        while let Some(arrival) = arrivals.pop() {
+            match arrival.stop {
+                Stop::Host { host, .. } => return Some((host, arrival.datagram.to)),
+                Stop::Server(_) => return None,
+                Stop::Inside(_) | Stop::Outside(_) => arrivals.extend(trial.forward(&arrival, now)),
+            }
+        }
+        None
+    }
+
+    /// Returns the first segment that a host should send by, and whether the address is on it.
+    fn route(&self, host: HostId, to: SocketAddr) -> Option<(usize, bool)> {
+        let plugged = || {
+            let mut up: Vec<_> = self.segments.iter().enumerate().collect();
+            up.retain(|(_, segment)| segment.plug(host).is_some_and(|plug| plug.up));
+            up.sort_by_key(|(_, segment)| segment.plug(host).map(|plug| plug.interface));
+            up.into_iter()
+        };
+        let on_link = plugged().find(|(_, segment)| segment.is_on_link(host, to));
+        let by_gateway = || {
+            plugged().find(|(number, segment)| {
+                self.gateway_of(SegmentId(*number)).is_some() && segment.source(host, to.ip()).is_some()
+            })
+        };
+        match on_link {
+            Some((number, _)) => Some((number, true)),
+            None => by_gateway().map(|(number, _)| (number, false)),
+        }
+    }
+
+    /// Carries a datagram over one segment, from a host on it or from a gateway.
+    fn carry(&mut self, number: usize, sender: Option<HostId>, datagram: &Datagram) -> Vec<Arrival> {
+        let segment = &self.segments[number];
+        let island = sender.map_or(Some(0), |sender| segment.plug(sender).map(|plug| plug.island));
+        let Some(island) = island else { return Vec::new() };
+        let (conditions, to) = (segment.conditions, datagram.to.ip());
+        let is_meant = |plug: &&Plug| to.is_multicast() || segment.has_address(plug.host, to);
+        let is_reached = |plug: &&Plug| Some(plug.host) != sender && plug.up && plug.island == island;
+        let mut stops: Vec<_> = segment
+            .plugs
+            .iter()
+            .filter(is_reached)
+            .filter(is_meant)
+            .map(|plug| Stop::Host { host: plug.host, interface: plug.interface })
+            .collect();
+        let gateways = self.gateways.iter().enumerate();
+        let carried = gateways.filter(|(_, gateway)| {
+            gateway.outside == Outside::Segment(SegmentId(number)) && gateway.has_external(to)
+        });
+        stops.extend(carried.map(|(number, _)| Stop::Outside(GatewayId(number))));
+        stops.into_iter().flat_map(|stop| self.hop(conditions, stop, datagram)).collect()
+    }
+
+    /// Lets a datagram reach its next stop, perhaps twice or not at all.
+    fn hop(&mut self, conditions: Conditions, stop: Stop, datagram: &Datagram) -> Vec<Arrival> {
+        let random = &mut self.random;
         let mut arrivals = Vec::new();
-        for plug in &segment.plugs {
-            let address = segment.address(number, plug.host).addr();
-            let is_meant = to.ip().is_multicast() || to.ip() == address;
-            if plug.host == sender || !plug.up || plug.island != source.island || !is_meant {
+        let copies = 1 + u32::from(random.chance(conditions.duplication));
+        for _ in 0..copies {
+            let after = conditions.latency + random.up_to(conditions.jitter);
+            if random.chance(conditions.loss) {
                 continue;
             }
-            let copies = 1 + u32::from(random.chance(segment.conditions.duplication));
-            for _ in 0..copies {
-                let after = segment.conditions.latency + random.up_to(segment.conditions.jitter);
-                if random.chance(segment.conditions.loss) {
-                    continue;
-                }
-                let from = segment.seen_from(number, sender, port, plug.interface);
-                let datagram = Datagram { from, to, payload: payload.clone() };
-                arrivals.push(Arrival { host: plug.host, interface: plug.interface, datagram, after });
+            let mut datagram = datagram.clone();
+            if let (Stop::Host { interface, .. }, SocketAddr::V6(from)) = (stop, &mut datagram.from)
+                && from.ip().is_unicast_link_local()
+            {
+                from.set_scope_id(interface);
             }
+            arrivals.push(Arrival { stop, datagram, after });
         }
         arrivals
     }
@@ -248,30 +356,5 @@ impl Network {
     }
 }
 
-impl Segment {
-    fn plug(&self, host: HostId) -> Option<Plug> {
-        self.plugs.iter().find(|plug| plug.host == host).copied()
-    }
-
-    fn address(&self, number: usize, host: HostId) -> IpNet {
-        let number = u8::try_from(number).expect("a world has few segments");
-        let host = u16::try_from(host.0 + 1).expect("a world has fewer than 65,535 hosts");
-        let [high, low] = host.to_be_bytes();
-        match self.family {
-            Family::V4 => Ipv4Net::new(Ipv4Addr::new(172, 16 + number, high, low), 16).map(IpNet::V4),
-            Family::V6 => {
-                let address = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, number.into(), host);
-                Ipv6Net::new(address, 64).map(IpNet::V6)
-            }
-        }
-        .expect("16 and 64 are prefix lengths")
-    }
-
-    /// Returns the sender's address as a receiver on its link `interface` sees it.
-    fn seen_from(&self, number: usize, sender: HostId, port: u16, interface: u32) -> SocketAddr {
-        match self.address(number, sender).addr() {
-            IpAddr::V4(v4) => SocketAddr::from((v4, port)),
-            IpAddr::V6(v6) => SocketAddrV6::new(v6, port, 0, interface).into(),
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -24,6 +24,10 @@ pub fn invented_announce(keys: &MeshKeys, now: Now, random: &mut Random) -> Vec<
         routes: Vec::new(),
         issued: now.wall,
         lifetime_s: 3600,
+        candidates: Vec::new(),
+        nat: wgmesh_core::nat::Nat::Unknown,
+        exchange_port: None,
+        introducer: false,
     };
     let record = SignedRecord::sign(record, &secret, keys.network_id(), random.generator());
     let announce = Announce {

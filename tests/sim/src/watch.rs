@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use wgmesh_core::derive::PairKeys;
 use wgmesh_core::identity::Sequence;
 use wgmesh_core::key::PublicKey;
-use wgmesh_core::message::{Announce, Hello, Phase, Stamp, UnprovedHello};
+use wgmesh_core::message::{Announce, Disco, Hello, Paired, Phase, Stamp, Unproved};
 use wgmesh_core::seal::{Kind, Opener};
 use wgmesh_core::time::Monotonic;
 
 use crate::applier::INTERVAL;
 use crate::host::Host;
+use crate::stun;
 
 /// What was seen of the nodes so far.
 #[derive(Default)]
@@ -42,16 +43,44 @@ impl Watch {
                 self.check_sequence(announce.key, announce.sequence)
             }
             Kind::Hello => {
-                let hello = receivers.iter().find_map(|receiver| {
-                    let pair = self.pair(host, *receiver);
-                    let hello = UnprovedHello::decode(&content)?.prove(*receiver, pair)?;
-                    Some((*receiver, hello))
-                });
-                let Some((receiver, hello)) = hello else {
+                let Some((receiver, hello)) = self.prove::<Hello>(host, &content, receivers) else {
                     return Err("it sent a hello that nobody at its address can prove".to_owned());
                 };
                 self.check_hello(host, receiver, &hello, world)
             }
+            Kind::Disco => Err("it sent on a link what belongs on WireGuard's port".to_owned()),
+        }
+    }
+
+    /// Checks a datagram that `host` sends from WireGuard's port, to whichever of `members` it may be meant for. It may
+    /// also be meant for a node that somebody made up.
+    ///
+    /// # Errors
+    /// Says what does not hold.
+    pub fn check_probe(
+        &mut self,
+        host: &Host,
+        bytes: &[u8],
+        members: &[PublicKey],
+        world: Monotonic,
+    ) -> Result<(), String> {
+        let now = host.now(world);
+        if stun::is_request(bytes) {
+            return Ok(());
+        }
+        let (kind, content) = Opener::new(now)
+            .open(host.keys(), bytes, now)
+            .map_err(|error| format!("it sent what no member can open: {error}"))?;
+        match kind {
+            Kind::Announce => Err("it sent an announce to a single node".to_owned()),
+            Kind::Hello => match self.prove::<Hello>(host, &content, members) {
+                Some((receiver, hello)) => self.check_hello(host, receiver, &hello, world),
+                None => Ok(()),
+            },
+            Kind::Disco => match self.prove::<Disco>(host, &content, members) {
+                Some((_, disco)) => self.check_stamp(disco.key, disco.stamp),
+                None => Ok(()),
+            },
         }
     }
 
@@ -78,15 +107,20 @@ impl Watch {
         world: Monotonic,
     ) -> Result<(), String> {
         self.check_sequence(hello.key, hello.stamp.sequence)?;
-        let last = self.stamps.insert(hello.key, hello.stamp);
-        if last.is_some_and(|last| hello.stamp <= last) {
-            return Err(format!("its stamp went from {last:?} to {:?}", hello.stamp));
-        }
+        self.check_stamp(hello.key, hello.stamp)?;
         let excused = host.was_sabotaged_within(2 * INTERVAL, world);
         if hello.phase >= Phase::Installed && host.kernel.peer(receiver).is_none() && !excused {
             return Err(format!("it says {:?} of a peer that its kernel does not hold", hello.phase));
         }
         Ok(())
+    }
+
+    fn check_stamp(&mut self, key: PublicKey, stamp: Stamp) -> Result<(), String> {
+        let last = self.stamps.insert(key, stamp);
+        match last.filter(|last| stamp <= *last) {
+            Some(last) => Err(format!("its stamp went from {last:?} to {stamp:?}")),
+            None => Ok(()),
+        }
     }
 
     fn check_sequence(&mut self, key: PublicKey, sequence: Sequence) -> Result<(), String> {
@@ -95,6 +129,19 @@ impl Watch {
             Some(last) => Err(format!("its sequence went back from {} to {}", last.0, sequence.0)),
             None => Ok(()),
         }
+    }
+
+    /// Returns for whom of `receivers` a message is, and the message.
+    fn prove<T: Paired>(
+        &mut self,
+        host: &Host,
+        content: &[u8],
+        receivers: &[PublicKey],
+    ) -> Option<(PublicKey, T)> {
+        receivers.iter().filter(|receiver| **receiver != host.public_key()).find_map(|receiver| {
+            let pair = self.pair(host, *receiver);
+            Some((*receiver, Unproved::decode(content)?.prove(*receiver, pair)?))
+        })
     }
 
     fn pair(&mut self, host: &Host, receiver: PublicKey) -> &PairKeys {

@@ -18,15 +18,15 @@ use wgmesh_core::time::Monotonic;
 use crate::host::{Host, HostPlan};
 use crate::kernel::Sabotage;
 use crate::log::Log;
-use crate::network::{
-    Arrival, Conditions, Datagram, Family, HEADER_BYTES, HostId, Network, Payload, SegmentId,
-};
+use crate::network::{Arrival, Datagram, HostId, Network, Payload, SegmentId, Stop as Reached};
 use crate::random::Random;
 use crate::schedule::{Schedule, Slot};
+use crate::stun::StunServer;
 use crate::trace::Trace;
 use crate::watch::Watch;
 
 mod convergence;
+mod topology;
 
 /// The UDP port of the mesh's groups and hellos (seed 000, W-X2).
 pub const LAN_PORT: u16 = 51830;
@@ -38,6 +38,7 @@ pub struct World {
     schedule: Schedule<Happening>,
     wakes: BTreeMap<HostId, Slot>,
     network: Network,
+    stun_servers: Vec<StunServer>,
     hosts: Vec<Host>,
     random: Random,
     trace: Trace,
@@ -49,7 +50,7 @@ pub struct World {
 }
 
 enum Happening {
-    Arrival(Arrival),
+    Arrival(Box<Arrival>),
     Wake(HostId),
 }
 
@@ -81,6 +82,7 @@ impl World {
             schedule: Schedule::default(),
             wakes: BTreeMap::new(),
             network: Network::new(Random::new(random.below(u64::MAX))),
+            stun_servers: Vec::new(),
             hosts: Vec::new(),
             random,
             trace: Trace::default(),
@@ -90,16 +92,6 @@ impl World {
             recording: None,
             unmeshed: None,
         }
-    }
-
-    /// Adds an IPv4 segment.
-    pub fn add_segment(&mut self, conditions: Conditions) -> SegmentId {
-        self.network.add_segment(conditions, Family::V4)
-    }
-
-    /// Adds a segment whose hosts have IPv6 link-local addresses only.
-    pub fn add_segment_v6(&mut self, conditions: Conditions) -> SegmentId {
-        self.network.add_segment(conditions, Family::V6)
     }
 
     /// Adds a host on these segments; its daemon does not run yet.
@@ -194,26 +186,6 @@ impl World {
         })
     }
 
-    /// Changes how well a segment carries.
-    pub fn set_conditions(&mut self, segment: SegmentId, conditions: Conditions) {
-        self.network.set_conditions(segment, conditions);
-    }
-
-    /// Cuts a segment into islands; the same island everywhere heals it.
-    pub fn partition(&mut self, segment: SegmentId, island: impl Fn(HostId) -> u32) {
-        self.network.partition(segment, island);
-    }
-
-    /// Pulls a host's cable, or puts it back.
-    ///
-    /// # Errors
-    /// [`Violation`].
-    pub fn set_link(&mut self, segment: SegmentId, id: HostId, up: bool) -> Result<(), Violation> {
-        self.network.set_up(segment, id, up);
-        let underlay = self.network.underlay(id);
-        self.act(id, |host, now| host.set_underlay(underlay, now))
-    }
-
     /// Keeps every datagram that any host sends from now on, for [`World::take_recording`].
     pub fn record(&mut self) {
         self.recording = Some(Vec::new());
@@ -224,9 +196,12 @@ impl World {
         self.recording.take().unwrap_or_default()
     }
 
-    /// Sends whatever one likes from a host's first link.
+    /// Sends whatever one likes from a host: to a group on its first link, otherwise wherever its routes lead.
     pub fn inject(&mut self, from: HostId, port: u16, to: SocketAddr, payload: &Payload) {
-        let arrivals = self.network.send_on(from, 2, port, to, payload);
+        let arrivals = match to.ip().is_multicast() {
+            true => self.network.send_on(from, 2, port, to, payload),
+            false => self.network.send(from, port, to, payload),
+        };
         self.schedule_all(arrivals);
     }
 
@@ -284,22 +259,36 @@ impl World {
     }
 
     fn on_arrival(&mut self, arrival: &Arrival) -> Result<(), Violation> {
-        let Arrival { host, interface, datagram, .. } = arrival;
-        self.trace.number(host.0 as u64);
+        match arrival.stop {
+            Reached::Host { host, interface } => self.on_delivery(host, interface, &arrival.datagram),
+            Reached::Inside(_) | Reached::Outside(_) => {
+                let arrivals = self.network.forward(arrival, self.now);
+                self.schedule_all(arrivals);
+                Ok(())
+            }
+            Reached::Server(address) => {
+                self.ask_server(address, &arrival.datagram);
+                Ok(())
+            }
+        }
+    }
+
+    fn on_delivery(&mut self, id: HostId, interface: u32, datagram: &Datagram) -> Result<(), Violation> {
+        self.trace.number(id.0 as u64);
         match &datagram.payload {
-            Payload::Lan(bytes) => {
+            Payload::Daemon(bytes) => {
                 self.trace.bytes(bytes);
-                self.act(*host, |host, now| {
-                    host.receive(*interface, datagram.from, bytes);
+                self.act(id, |host, now| {
+                    host.receive(interface, datagram.from, datagram.to.port(), bytes);
                     host.handle_timeout(now);
                 })
             }
             Payload::WireGuard(message) => {
                 self.trace.number(message.body.bytes());
-                if self.hosts[host.0].kernel.open_port() != Some(datagram.to.port()) {
+                if self.hosts[id.0].kernel.open_port() != Some(datagram.to.port()) {
                     return Ok(());
                 }
-                self.act(*host, |host, now| {
+                self.act(id, |host, now| {
                     let clocks = host.now(now);
                     host.kernel.receive(datagram.from, message, clocks);
                     host.handle_timeout(now);
@@ -331,37 +320,54 @@ impl World {
     }
 
     fn send(&mut self, id: HostId, transmit: Transmit) -> Result<(), Violation> {
-        let receivers = self.receivers(&transmit);
         let host = &self.hosts[id.0];
-        if let Some(receivers) = receivers {
-            let checked = self.watch.check_sent(host, &transmit.bytes, &receivers, self.now);
-            checked.map_err(|what| self.violation(id, what))?;
-        }
-        let host = &mut self.hosts[id.0];
-        let keys = host.keys();
-        let (counted, to) = match transmit.to {
-            Recipient::GroupV4 => (1, SocketAddr::from((keys.multicast_v4(), LAN_PORT))),
-            Recipient::GroupV6 => (1, SocketAddr::from((keys.multicast_v6(), LAN_PORT))),
-            Recipient::Node(address) => (0, address),
+        let checked = match transmit.via {
+            Via::WireGuard => {
+                let members = self.members(host.plan.secret);
+                self.watch.check_probe(host, &transmit.bytes, &members, self.now)
+            }
+            Via::Link(_) => match self.receivers(&transmit) {
+                Some(receivers) => self.watch.check_sent(host, &transmit.bytes, &receivers, self.now),
+                None => Ok(()),
+            },
         };
-        host.totals.announces += counted;
-        host.totals.hellos += 1 - counted;
-        host.totals.bytes += HEADER_BYTES + transmit.bytes.len() as u64;
-        let payload = Payload::Lan(transmit.bytes.into());
-        self.keep(SocketAddr::new(self.address_or_any(id), LAN_PORT), to, &payload);
-        if let Via::Link(interface) = transmit.via {
-            let arrivals = self.network.send_on(id, interface, LAN_PORT, to, &payload);
-            self.schedule_all(arrivals);
-        }
+        checked.map_err(|what| self.violation(id, what))?;
+        let host = &mut self.hosts[id.0];
+        host.totals.count(&transmit);
+        let keys = host.keys();
+        let to = match transmit.to {
+            Recipient::GroupV4 => SocketAddr::from((keys.multicast_v4(), LAN_PORT)),
+            Recipient::GroupV6 => SocketAddr::from((keys.multicast_v6(), LAN_PORT)),
+            Recipient::Node(address) => address,
+        };
+        // A socket on WireGuard's port is of no use before WireGuard listens there.
+        let port = match transmit.via {
+            Via::Link(_) => Some(LAN_PORT),
+            Via::WireGuard => host.kernel.open_port(),
+        };
+        let Some(port) = port else { return Ok(()) };
+        let payload = Payload::Daemon(transmit.bytes.into());
+        self.keep(SocketAddr::new(self.address_or_any(id), port), to, &payload);
+        let arrivals = match transmit.via {
+            Via::Link(interface) => self.network.send_on(id, interface, port, to, &payload),
+            Via::WireGuard => self.network.send(id, port, to, &payload),
+        };
+        self.schedule_all(arrivals);
         Ok(())
     }
 
-    /// Returns the keys of the nodes that a datagram goes to; `None` if it goes to an outsider, who may have claimed
-    /// any key.
+    /// Returns the keys of the nodes that a datagram on a link goes to; `None` if it goes to an outsider, who may have
+    /// claimed any key.
     fn receivers(&self, transmit: &Transmit) -> Option<Vec<PublicKey>> {
         let Recipient::Node(address) = transmit.to else { return Some(Vec::new()) };
         let meant = self.hosts().filter(|(id, _)| self.network.is_address_of(address.ip(), *id, true));
         meant.map(|(_, host)| host.has_run().then(|| host.public_key())).collect()
+    }
+
+    /// Returns the keys of all nodes of a mesh.
+    fn members(&self, secret: u8) -> Vec<PublicKey> {
+        let is_member = |host: &&Host| host.plan.secret == secret && host.has_run();
+        self.hosts.iter().filter(is_member).map(Host::public_key).collect()
     }
 
     fn keep(&mut self, from: SocketAddr, to: SocketAddr, payload: &Payload) {
@@ -378,7 +384,7 @@ impl World {
 
     fn schedule_all(&mut self, arrivals: Vec<Arrival>) {
         for arrival in arrivals {
-            self.schedule.push(self.now + arrival.after, Happening::Arrival(arrival));
+            self.schedule.push(self.now + arrival.after, Happening::Arrival(Box::new(arrival)));
         }
     }
 

@@ -1,6 +1,7 @@
 //! When a world counts as meshed, and as quiet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -11,7 +12,8 @@ use crate::host::Host;
 use crate::network::HostId;
 
 impl World {
-    /// Whether every node that runs can send to every other one of its mesh that it shares a segment with.
+    /// Whether every node that runs can send to every other one of its mesh that it shares a segment with, or whose NATs
+    /// let the two have a direct path.
     ///
     /// Cheap to ask after every event: it remembers the pair that was missing last and looks there first.
     pub fn is_meshed(&mut self) -> bool {
@@ -118,9 +120,8 @@ impl World {
             return Some("no route");
         }
         let Some(endpoint) = peer.endpoint else { return Some("no endpoint") };
-        let reaches = self.network.is_address_of(endpoint.ip(), other, false);
-        if !reaches || to.kernel.open_port() != Some(endpoint.port()) {
-            return Some("its endpoint is not where the peer listens");
+        if !self.leads_to(one, endpoint, other) {
+            return Some("its endpoint does not lead to the peer");
         }
         let Some(session) = peer.sending_session(from.now(self.now).monotonic) else {
             return Some("no session");
@@ -130,6 +131,19 @@ impl World {
             return Some("its session is unknown to the peer");
         }
         None
+    }
+
+    /// Whether what one host's WireGuard sends to an endpoint would reach the other's now.
+    fn leads_to(&self, one: HostId, endpoint: SocketAddr, other: HostId) -> bool {
+        let listens = self.host(other).kernel.open_port();
+        // On a common link this is enough, and cheap.
+        if self.network.share_link(one, other) && self.network.is_address_of(endpoint.ip(), other, false) {
+            return listens == Some(endpoint.port());
+        }
+        let Some(port) = self.host(one).kernel.open_port() else { return false };
+        self.network
+            .trial(one, port, endpoint, self.now)
+            .is_some_and(|(reached, to)| reached == other && listens == Some(to.port()))
     }
 }
 

@@ -46,7 +46,7 @@ fn whoever_replays_everything_from_another_address_moves_no_endpoint() -> Result
     for pause in [millis(1), mins(10), mins(200)] {
         world.run_for(pause)?;
         for datagram in &recording {
-            if let Payload::Lan(_) = datagram.payload {
+            if let Payload::Daemon(_) = datagram.payload {
                 for &node in &nodes {
                     let to = SocketAddr::new(world.address(node), LAN_PORT);
                     world.inject(outsider, LAN_PORT, to, &datagram.payload);
@@ -116,7 +116,7 @@ fn invent(world: &mut World, hostile: HostId, count: usize) -> Result<(), Violat
     let group = SocketAddr::from((keys.multicast_v4(), LAN_PORT));
     for _ in 0..count {
         let bytes = invented_announce(&keys, now, world.random());
-        world.inject(hostile, LAN_PORT, group, &Payload::Lan(bytes.into()));
+        world.inject(hostile, LAN_PORT, group, &Payload::Daemon(bytes.into()));
         world.run_for(millis(1))?;
     }
     Ok(())
