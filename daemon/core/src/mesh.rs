@@ -38,6 +38,7 @@ use crate::time::{Monotonic, Now};
 mod handshakes;
 mod kernel;
 mod lan;
+mod manual;
 mod memory;
 mod nat;
 mod paths;
@@ -73,6 +74,10 @@ pub enum Event {
     },
     /// The applier has looked at the kernel, and perhaps changed it.
     Kernel(KernelReport),
+    /// The operator names a peer, and perhaps where its WireGuard answers.
+    AddPeer(PublicKey, Option<SocketAddr>),
+    /// The operator wants a peer gone.
+    RemovePeer(PublicKey),
     /// Somebody wants to know how far away a peer is; see [`Mesh::paths`].
     Ping(PublicKey),
     /// Somebody wants to know what the NAT does now; see [`Mesh::nat_report`].
@@ -175,6 +180,8 @@ pub enum TimeoutReason {
     Path,
     /// A STUN server is to be asked, or given up.
     Stun,
+    /// A peer that the operator named wants a greeting.
+    Greet,
 }
 
 /// One node.
@@ -195,6 +202,7 @@ pub struct Mesh {
     contacts: BTreeMap<PublicKey, Contact>,
     underlay: Vec<Underlay>,
     stun: Stun,
+    named: BTreeMap<PublicKey, manual::Named>,
     paths: BTreeMap<PublicKey, Paths>,
     carries: BTreeMap<PublicKey, TokenBucket>,
     targets: BTreeMap<IpAddr, TokenBucket>,
@@ -269,6 +277,7 @@ impl Mesh {
             contacts: BTreeMap::new(),
             underlay,
             stun: Stun::new(),
+            named: BTreeMap::new(),
             paths: BTreeMap::new(),
             carries: BTreeMap::new(),
             targets: BTreeMap::new(),
@@ -316,6 +325,7 @@ impl Mesh {
             return;
         }
         self.on_time(now);
+        self.greet_named(now);
         self.drive_stun(now);
         self.drive_paths(now);
         self.replan(now);
@@ -331,6 +341,8 @@ impl Mesh {
                 self.on_datagram(Place { via, address: from }, &bytes, now)
             }
             Event::Kernel(report) => self.on_kernel(report, now),
+            Event::AddPeer(key, endpoint) => self.add_named(key, endpoint, now),
+            Event::RemovePeer(key) => self.remove_peer(key, now),
             Event::Ping(key) => self.ping(key, now),
             Event::CheckNat => self.restart_stun(now),
             Event::Timeout => {}
@@ -359,6 +371,7 @@ impl Mesh {
             (self.replan_at, TimeoutReason::Replan),
             (self.next_look(), TimeoutReason::Session),
             (self.stun.poll_timeout(), TimeoutReason::Stun),
+            (self.next_greeting(), TimeoutReason::Greet),
         ];
         let contacts = self.contacts.values().filter_map(Contact::poll_timeout).min();
         let paths = self.paths.values().filter_map(Paths::poll_timeout).min();

@@ -193,6 +193,7 @@ pub struct Paths {
     failures: u32,
     used_until: Option<Monotonic>,
     offer_due: bool,
+    introduced: bool,
     last_answer: Option<LastAnswer>,
     window: ReplayWindow,
 }
@@ -207,6 +208,7 @@ impl Default for Paths {
             failures: 0,
             used_until: None,
             offer_due: false,
+            introduced: false,
             last_answer: None,
             window: ReplayWindow::default(),
         }
@@ -407,6 +409,16 @@ impl Paths {
     /// Goes through everything that was named.
     pub fn candidates(&self) -> impl Iterator<Item = (SocketAddr, &Candidate)> {
         self.candidates.iter().map(|(&address, candidate)| (address, candidate))
+    }
+
+    /// Notes that an introducer has a part in this.
+    pub const fn note_introduction(&mut self) {
+        self.introduced = true;
+    }
+
+    /// Whether an introducer had a part in this.
+    pub const fn was_introduced(&self) -> bool {
+        self.introduced
     }
 
     /// Returns the last ping that was answered.

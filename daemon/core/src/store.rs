@@ -8,7 +8,7 @@
 //! - What left by its own goodbye comes back only with a newer record ([`Tombstone`]s, at most
 //!   [`MAX_TOMBSTONES`], the oldest forgotten first).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -202,12 +202,14 @@ pub struct PeerStore {
     capacity: usize,
     peers: BTreeMap<PublicKey, Peer>,
     departed: BTreeMap<PublicKey, Tombstone>,
+    /// What the operator named: exempt from the limit, and never forgotten (P-9, W-D19).
+    pinned: BTreeSet<PublicKey>,
 }
 
 impl PeerStore {
     /// Makes an empty store for at most `capacity` peers.
     pub const fn new(capacity: usize) -> Self {
-        Self { capacity, peers: BTreeMap::new(), departed: BTreeMap::new() }
+        Self { capacity, peers: BTreeMap::new(), departed: BTreeMap::new(), pinned: BTreeSet::new() }
     }
 
     /// Takes in a claim; `pair` computes the pair's keys if the peer is new.
@@ -251,9 +253,22 @@ impl PeerStore {
         }
         match self.peers.get(&key) {
             Some(peer) if sequence < peer.record.record().sequence => Some(Refused::Stale),
-            None if self.peers.len() >= self.capacity => Some(Refused::Full),
+            None if self.peers.len() >= self.capacity && !self.pinned.contains(&key) => Some(Refused::Full),
             Some(_) | None => None,
         }
+    }
+
+    /// Exempts a peer from the limit and from being forgotten.
+    pub fn pin(&mut self, key: PublicKey) {
+        self.pinned.insert(key);
+    }
+
+    /// Forgets a peer until it tells of itself with a newer record. Returns whether it was known.
+    pub fn remove(&mut self, key: PublicKey, now: Monotonic) -> bool {
+        self.pinned.remove(&key);
+        let Some(peer) = self.peers.get(&key) else { return false };
+        let sequence = peer.record.record().sequence;
+        self.bury(key, sequence, now) == Outcome::Departed
     }
 
     /// Notes that the kernel heard from a peer.
@@ -265,15 +280,18 @@ impl PeerStore {
 
     /// Forgets peers without news for [`REMOVED_AFTER`] and returns them.
     pub fn remove_stale(&mut self, now: Monotonic) -> Vec<PublicKey> {
-        let stale = |peer: &Peer| now.since(peer.last_seen) >= REMOVED_AFTER;
-        let keys: Vec<_> = self.peers.iter().filter(|(_, peer)| stale(peer)).map(|(&key, _)| key).collect();
-        self.peers.retain(|_, peer| !stale(peer));
+        let stale = |(key, peer): &(&PublicKey, &Peer)| {
+            now.since(peer.last_seen) >= REMOVED_AFTER && !self.pinned.contains(*key)
+        };
+        let keys: Vec<_> = self.peers.iter().filter(stale).map(|(&key, _)| key).collect();
+        self.peers.retain(|key, _| keys.binary_search(key).is_err());
         keys
     }
 
     /// Returns when [`PeerStore::remove_stale`] has something to do.
     pub fn next_removal(&self) -> Option<Monotonic> {
-        self.peers.values().map(|peer| peer.last_seen + REMOVED_AFTER).min()
+        let mortal = self.peers.iter().filter(|(key, _)| !self.pinned.contains(*key));
+        mortal.map(|(_, peer)| peer.last_seen + REMOVED_AFTER).min()
     }
 
     /// Returns one peer.

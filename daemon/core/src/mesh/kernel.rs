@@ -120,6 +120,9 @@ impl Mesh {
             if handshake_before.is_none() {
                 tracing::info!(peer = %key, endpoint = ?peer.endpoint, "a tunnel is up");
                 self.dirty = true;
+                if let Some(endpoint) = peer.endpoint {
+                    self.note_rendezvous(key, endpoint, now);
+                }
             }
         }
         if peer.last_handshake > handshake_before || peer.rx_bytes > received_before {

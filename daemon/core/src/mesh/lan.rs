@@ -275,7 +275,7 @@ impl Mesh {
         self.send_hello(key, &self.pair_with(key), known, plan, now);
     }
 
-    fn send_hello(
+    pub(super) fn send_hello(
         &mut self,
         key: PublicKey,
         pair: &PairKeys,
@@ -341,7 +341,7 @@ impl Mesh {
         }
     }
 
-    fn pair_with(&self, key: PublicKey) -> PairKeys {
+    pub(super) fn pair_with(&self, key: PublicKey) -> PairKeys {
         self.keys.pair(&self.state.wg_private_key, self.state.wg_pubkey, key)
     }
 }

@@ -288,6 +288,7 @@ impl Mesh {
             return;
         }
         if let Some(paths) = self.paths.get_mut(&origin) {
+            paths.note_introduction();
             paths.begin(now.monotonic);
             // The other side has begun: it wants an answer, and no offer of ours besides.
             paths.take_offer_due();
@@ -298,8 +299,21 @@ impl Mesh {
         self.drive(origin, now);
     }
 
+    /// Notes where a tunnel came up that introducers have helped into being (W-X24).
+    pub(super) fn note_rendezvous(&mut self, key: PublicKey, endpoint: SocketAddr, now: Now) {
+        let introduced = self.paths.get(&key).is_some_and(Paths::was_introduced) && !self.is_met_on_link(key);
+        if let (true, Some(peer)) = (introduced, self.store.get(key)) {
+            let record = peer.record().clone();
+            let claim = Claim { record, source: Source::Rendezvous, endpoint: Some(endpoint), fresh: true };
+            self.claim(claim, Place { via: Via::WireGuard, address: endpoint }, now);
+        }
+    }
+
     fn send_offers(&mut self, key: PublicKey, now: Now) {
         for introducer in self.introducers(key, now) {
+            if let Some(paths) = self.paths.get_mut(&key) {
+                paths.note_introduction();
+            }
             self.send_offer(key, introducer, false, now);
         }
     }
@@ -414,9 +428,16 @@ impl Mesh {
         for (address, origin) in named {
             self.add_candidate(key, address, origin, now);
         }
+        self.add_named_candidate(key, now);
     }
 
-    fn add_candidate(&mut self, key: PublicKey, address: SocketAddr, origin: Origin, now: Monotonic) {
+    pub(super) fn add_candidate(
+        &mut self,
+        key: PublicKey,
+        address: SocketAddr,
+        origin: Origin,
+        now: Monotonic,
+    ) {
         if self.is_candidate(address) {
             let kind = self.kind_of(address.ip());
             self.paths.entry(key).or_default().add(address, origin, kind, now);

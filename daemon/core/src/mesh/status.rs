@@ -10,6 +10,7 @@ use super::{KernelTrouble, Mesh};
 use crate::address::derive_mesh_addresses;
 use crate::kernel::ObservedPeer;
 use crate::key::PublicKey;
+use crate::nat::{Nat, NatType};
 use crate::path::Kind;
 use crate::plan;
 use crate::status::{Ebpf, Kernel, Node, Path, Peer, PeerState, Source, SourceState, Status};
@@ -136,6 +137,9 @@ impl Mesh {
         }
         match (state, observed) {
             (PeerState::Direct | PeerState::Relayed, _) => None,
+            (PeerState::Connecting | PeerState::Offline, _) if self.why_no_path(key).is_some() => {
+                self.why_no_path(key)
+            }
             (PeerState::Connecting, None) => Some("the kernel does not hold it yet".to_owned()),
             (PeerState::Connecting, Some(ObservedPeer { endpoint: None, .. })) => {
                 Some("no address of it is known to work yet".to_owned())
@@ -143,6 +147,26 @@ impl Mesh {
             (PeerState::Connecting, Some(_)) => Some("it has not answered a handshake yet".to_owned()),
             (PeerState::Offline, _) => Some("its last handshake is more than three minutes old".to_owned()),
         }
+    }
+
+    /// Says why no address of a peer answers, once an attempt has failed.
+    fn why_no_path(&self, key: PublicKey) -> Option<String> {
+        let paths = self.paths.get(&key).filter(|paths| paths.failures() > 0)?;
+        let theirs = self.store.get(key)?.record().record().nat;
+        let ours = self.stun.nat_type();
+        let tries = match paths.failures() {
+            1 => "one attempt".to_owned(),
+            failures => format!("{failures} attempts"),
+        };
+        let reason = match (ours, theirs) {
+            (NatType::Symmetric, Nat::Symmetric) => "both NATs are symmetric".to_owned(),
+            (NatType::Symmetric, _) => "our NAT is symmetric, and theirs lets in known ports only".to_owned(),
+            (NatType::PortRestricted, Nat::Symmetric) => {
+                "their NAT is symmetric, and ours lets in known ports only".to_owned()
+            }
+            _ => format!("none of its {} addresses answers", paths.candidates().count()),
+        };
+        Some(format!("no direct path after {tries}: {reason}"))
     }
 
     fn source_status(&self, now: Now) -> Vec<Source> {
