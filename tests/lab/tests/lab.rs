@@ -9,4 +9,5 @@ mod ebpf;
 mod harness;
 mod kernel;
 mod mesh;
+mod nat;
 mod systemd;

@@ -12,7 +12,7 @@ use super::name;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Between two looks at every pair.
-const INTERVAL: Duration = Duration::from_secs(15);
+const INTERVAL: Duration = Duration::from_secs(30);
 
 /// How many handshakes seven minutes see at least: the first one and three rekeys.
 const HANDSHAKES: usize = 4;
@@ -25,6 +25,7 @@ struct Watched {
     pair: Pair,
     ping: Process,
     endpoints: [BTreeSet<SocketAddr>; 2],
+    /// When the left one's WireGuard shook hands.
     handshakes: BTreeSet<u64>,
     /// How often one side was not direct when looked at.
     interruptions: u32,
@@ -70,9 +71,10 @@ pub(super) fn show(pairs: &[[NatKind; 2]], time: Duration) -> bool {
 
 impl Watched {
     fn look(&mut self) {
-        for (view, endpoints) in self.pair.views().into_iter().zip(&mut self.endpoints) {
+        let views = self.pair.views();
+        self.handshakes.insert(views[0].handshake);
+        for (view, endpoints) in views.into_iter().zip(&mut self.endpoints) {
             endpoints.extend(view.endpoint);
-            self.handshakes.insert(view.handshake);
             self.interruptions += u32::from(!view.is_direct || view.state != "direct");
         }
     }

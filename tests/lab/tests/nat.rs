@@ -1,0 +1,150 @@
+//! Paths through NATs: they are found, they last, and what changes under them is healed.
+//!
+//! That every pair of kinds meets is shown by `cargo xtask lab nat-matrix`; here stands what can change afterwards.
+
+mod changes;
+mod hostile;
+mod neighbours;
+
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use wgmesh_lab::{Host, Internet, NatKind, Pair, StunServers, eventually};
+
+/// Longer than any meeting takes, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// Issue "reach any peer", 2.
+const HEALED: Duration = Duration::from_secs(5);
+
+/// Between two pings of a path that is watched, in seconds.
+const PING_INTERVAL: f64 = 0.2;
+
+/// A pair on an internet of its own.
+struct World {
+    pair: Pair,
+    stun: StunServers,
+    internet: Internet,
+}
+
+impl World {
+    /// Starts a pair and waits until both sides are direct.
+    fn meet(name: &str, kinds: [NatKind; 2]) -> Self {
+        let internet = Internet::new(name);
+        let stun = StunServers::start(&internet);
+        let pair = Pair::start(&internet, 1, kinds);
+        let outcome = pair.meet(PATIENCE);
+        assert!(outcome.from_start.is_some(), "{outcome:?}");
+        let world = Self { pair, stun, internet };
+        world.wait_direct();
+        world
+    }
+
+    fn wait_direct(&self) {
+        eventually(PATIENCE, || self.is_direct());
+    }
+
+    fn is_direct(&self) -> bool {
+        self.pair.views().iter().all(|view| view.is_direct && view.state == "direct")
+    }
+
+    /// Pings from left to right while something changes, shows how long no answer came, and fails where that is too
+    /// long.
+    fn heals(&mut self, what: &str, change: impl FnOnce(&mut Self)) {
+        let target = self.pair.mesh_ipv4(1);
+        let watch = Watch::start(&self.pair.sites[0].host, target, 15);
+        std::thread::sleep(Duration::from_secs(2));
+        let before = SystemTime::now();
+        change(self);
+        let silence = watch.longest_silence(before);
+        show(&format!("{what}: healed in {:.2} s", silence.as_secs_f64()));
+        assert!(silence < HEALED, "{what}: silent for {silence:?}; {:?}", self.pair.views());
+    }
+}
+
+/// Pings that go on in the background.
+struct Watch {
+    ping: wgmesh_lab::Process,
+    end: SystemTime,
+}
+
+impl Watch {
+    fn start(from: &Host, target: Ipv4Addr, seconds: u32) -> Self {
+        let (count, interval) = ((f64::from(seconds) / PING_INTERVAL).to_string(), PING_INTERVAL.to_string());
+        let target = target.to_string();
+        let ping = from.spawn(["ping", "-n", "-D", "-i", &interval, "-c", &count, "-W", "1", &target]);
+        Self { ping, end: SystemTime::now() + Duration::from_secs(seconds.into()) }
+    }
+
+    /// Waits for the end and returns the longest time without an answer after the given one.
+    fn longest_silence(self, after: SystemTime) -> Duration {
+        let end = self.end;
+        let later = self.answers().into_iter().filter(|at| *at > after).chain([end]);
+        let mut last = after;
+        let mut longest = Duration::ZERO;
+        for at in later {
+            longest = longest.max(at.duration_since(last).unwrap_or_default());
+            last = last.max(at);
+        }
+        longest
+    }
+
+    /// Waits for the end and returns when the answers came.
+    fn answers(self) -> Vec<SystemTime> {
+        let text = String::from_utf8(self.ping.wait().stdout).unwrap();
+        let stamps = text.lines().filter(|line| line.contains("bytes from"));
+        let stamps = stamps.filter_map(|line| line.strip_prefix('[')?.split_once(']')?.0.parse::<f64>().ok());
+        stamps.map(|stamp| UNIX_EPOCH + Duration::from_secs_f64(stamp)).collect()
+    }
+}
+
+/// Prints a figure, also where the test passes.
+fn show(line: &str) {
+    writeln!(std::io::stdout(), "{line}").unwrap();
+}
+
+/// W-X22, W-X23, W-X24, W-X35: three daemons, nothing known but the introducer; X-18 names the source.
+#[test]
+fn two_hosts_behind_nats_meet_through_an_introducer() {
+    let world = World::meet("meet", [NatKind::PortRestricted, NatKind::PortRewriting]);
+    for index in [0, 1] {
+        let status = world.pair.daemons[index].status_json();
+        let node = &status["node"];
+        assert_eq!(node["nat_type"], "cone", "{status}");
+        let mapped: std::net::SocketAddr = node["mapped"].as_str().unwrap().parse().unwrap();
+        assert_eq!(mapped.ip(), world.pair.sites[index].public());
+        assert!(world.pair.views()[1 - index].endpoint == Some(mapped), "{:?}", world.pair.views());
+    }
+}
+
+/// No server is needed once two have met, and none to stay in touch.
+#[test]
+fn introducer_and_stun_servers_may_go_once_two_have_met() {
+    let World { pair, stun, internet } =
+        World::meet("gone", [NatKind::PortRestricted, NatKind::PortRestricted]);
+    let Pair { introducer, daemons, sites, introducer_host, .. } = pair;
+    drop(stun);
+    introducer.kill();
+    introducer_host.run(["ip", "link", "set", "eth0", "down"]);
+    let status = daemons[1].status_json();
+    let target: Ipv4Addr = status["node"]["mesh_ipv4"].as_str().unwrap().parse().unwrap();
+    let watch = Watch::start(&sites[0].host, target, 30);
+    let silence = watch.longest_silence(SystemTime::now());
+    assert!(silence < Duration::from_secs(2), "silent for {silence:?}");
+    drop((daemons, sites, introducer_host, internet));
+}
+
+/// DESIGN 6: what nobody uses stays open, although routers forget within half a minute.
+#[test]
+fn a_quiet_path_keeps_its_mappings() {
+    let mut world = World::meet("quiet-path", [NatKind::PortRestricted, NatKind::PortRestricted]);
+    for site in &mut world.pair.sites {
+        site.nat.as_mut().unwrap().set_mapping_lifetime(Duration::from_secs(30));
+    }
+    let host = &world.pair.sites[0].host;
+    let target = world.pair.mesh_ipv4(1);
+    eventually(PATIENCE, || host.pings(target));
+    std::thread::sleep(Duration::from_secs(70));
+    assert!(host.pings(target), "{:?}", world.pair.views());
+}
