@@ -128,7 +128,9 @@ pub struct Host {
     process: Option<Process>,
     sends: VecDeque<Transmit>,
     sabotaged_at: Option<Monotonic>,
-    wants_at_once: u32,
+    /// How often the daemon wanted to be called again at the same moment.
+    calls_at_once: u32,
+    called_at: Monotonic,
     has_run: bool,
 }
 
@@ -145,7 +147,8 @@ impl Host {
             process: None,
             sends: VecDeque::new(),
             sabotaged_at: None,
-            wants_at_once: 0,
+            calls_at_once: 0,
+            called_at: Monotonic::default(),
             has_run: false,
         }
     }
@@ -271,17 +274,16 @@ impl Host {
         self.read_sockets(now);
         let due = |process: &Process| process.mesh.poll_timeout().is_some_and(|(at, _)| at <= now.monotonic);
         if self.process.as_ref().is_some_and(due) {
-            self.wants_at_once += 1;
+            self.calls_at_once = if self.called_at == now.monotonic { self.calls_at_once + 1 } else { 0 };
+            self.called_at = now.monotonic;
             self.handle(Event::Timeout, now);
-        } else {
-            self.wants_at_once = 0;
         }
         self.pass_on_kernel_events(now);
     }
 
     /// Whether the node asks to be called again at once, again and again: a busy loop.
     pub const fn spins(&self) -> bool {
-        self.wants_at_once > 10
+        self.calls_at_once > 10
     }
 
     /// Returns when [`Host::handle_timeout`] is due.

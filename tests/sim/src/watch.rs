@@ -89,10 +89,11 @@ impl Watch {
     /// # Errors
     /// Says what does not hold.
     pub fn check_host(host: &Host) -> Result<(), String> {
-        if host.spins() {
-            return Err("it wants to be called again at once, again and again".to_owned());
-        }
         let Some(mesh) = host.mesh() else { return Ok(()) };
+        if host.spins() {
+            let reason = mesh.poll_timeout().map(|(_, reason)| reason);
+            return Err(format!("it wants to be called again at once, again and again, for {reason:?}"));
+        }
         if mesh.store().len() > host.plan.max_peers {
             return Err(format!("it holds {} peers", mesh.store().len()));
         }
