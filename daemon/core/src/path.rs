@@ -193,6 +193,7 @@ pub struct Paths {
     failures: u32,
     used_until: Option<Monotonic>,
     offer_due: bool,
+    was_lost: bool,
     introduced: bool,
     last_answer: Option<LastAnswer>,
     window: ReplayWindow,
@@ -208,6 +209,7 @@ impl Default for Paths {
             failures: 0,
             used_until: None,
             offer_due: false,
+            was_lost: false,
             introduced: false,
             last_answer: None,
             window: ReplayWindow::default(),
@@ -391,6 +393,11 @@ impl Paths {
         std::mem::replace(&mut self.offer_due, false)
     }
 
+    /// Whether the path in use was lost since this was last asked.
+    pub const fn take_loss(&mut self) -> bool {
+        std::mem::replace(&mut self.was_lost, false)
+    }
+
     /// Returns the path in use.
     pub fn current(&self) -> Option<SocketAddr> {
         self.current.map(|current| current.address)
@@ -462,6 +469,7 @@ impl Paths {
         if current.misses >= MISSES {
             current.next_ping = None;
             if !std::mem::replace(&mut current.lost, true) {
+                self.was_lost = true;
                 self.attempt(now);
             }
             return None;

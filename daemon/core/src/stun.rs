@@ -130,6 +130,12 @@ impl Stun {
         self.v6.restart(local, now);
     }
 
+    /// Asks where we are before the next refresh is due, because a path was lost: the outside address may be another.
+    pub fn refresh(&mut self, now: Monotonic) {
+        self.v4.refresh(now);
+        self.v6.refresh(now);
+    }
+
     /// Takes a datagram that came to WireGuard's port.
     pub fn handle_datagram(&mut self, from: SocketAddr, bytes: &[u8], now: Monotonic) -> Handled {
         if !message::is_stun(bytes) {

@@ -36,8 +36,8 @@ const LAN_GRACE: Duration = Duration::from_millis(500);
 const INTRODUCERS: usize = 3;
 
 /// Offers of one peer that are carried: 16 at once, then four a second.
-const CARRY_BURST: u32 = 16;
-const CARRY_INTERVAL: Duration = Duration::from_millis(250);
+pub(super) const CARRY_BURST: u32 = 16;
+pub(super) const CARRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Pings to one address at which nobody has answered yet: 128 at once, then 25 a second.
 const TARGET_BURST: u32 = 128;
@@ -142,7 +142,11 @@ impl Mesh {
         while let Some(ping) = paths.poll_ping(now.monotonic, || self.rng.next_u64()) {
             pings.push(ping);
         }
+        let lost = self.paths.get_mut(&key).is_some_and(Paths::take_loss);
         let offer = self.paths.get_mut(&key).is_some_and(Paths::take_offer_due);
+        if lost {
+            self.stun.refresh(now.monotonic);
+        }
         for (address, id) in pings {
             self.send_ping(key, address, id, now);
         }
@@ -170,7 +174,7 @@ impl Mesh {
         match disco.body {
             DiscoBody::Ping { id } => self.on_ping(key, id, from, now),
             DiscoBody::Pong { id, seen: _ } => self.on_pong(key, id, disco.token, from, now),
-            DiscoBody::Carry { to, offer } => self.on_carry(key, to, offer.to_vec(), from, now),
+            DiscoBody::Carry { to, offer } => self.carry(key, to, offer.to_vec(), from, now),
             DiscoBody::Carried { from: origin, offer } => self.on_offer(key, origin, &offer, from, now),
         }
     }
@@ -244,21 +248,6 @@ impl Mesh {
         }
         contact.handle_path(place, token, now.monotonic);
         self.dirty = true;
-    }
-
-    /// Carries an offer from one peer to another, if it may and can.
-    fn on_carry(&mut self, origin: PublicKey, to: PublicKey, offer: Vec<u8>, from: SocketAddr, now: Now) {
-        let bucket = self
-            .carries
-            .entry(origin)
-            .or_insert_with(|| TokenBucket::new(CARRY_BURST, CARRY_INTERVAL, now.monotonic));
-        if !bucket.take(now.monotonic) {
-            return self.drop_input("carry limit", from);
-        }
-        let Some(endpoint) = self.live_endpoint(to, now) else {
-            return self.drop_input("cannot carry", from);
-        };
-        self.send_disco(to, endpoint, DiscoBody::Carried { from: origin, offer: offer.into() }, now);
     }
 
     /// Follows an offer that `introducer` has carried here.
@@ -345,6 +334,8 @@ impl Mesh {
         let offer = offer.encode_proved(key, &pair);
         if let Some(endpoint) = self.live_endpoint(introducer, now) {
             self.send_disco(introducer, endpoint, DiscoBody::Carry { to: key, offer: offer.into() }, now);
+        } else {
+            self.forward(introducer, self.state.wg_pubkey, key, offer);
         }
     }
 
@@ -357,7 +348,7 @@ impl Mesh {
         let mut keys: Vec<_> = self
             .store
             .iter()
-            .filter(|(key, _)| *key != to && self.live_endpoint(*key, now).is_some())
+            .filter(|(key, _)| *key != to && (self.live_endpoint(*key, now).is_some() || self.has_session(*key)))
             .map(|(key, peer)| {
                 (!peer.record().record().introducer, key.as_bytes()[0].wrapping_sub(turn), key)
             })
@@ -389,7 +380,7 @@ impl Mesh {
         self.targets.entry(target).or_insert_with(bucket).take(now)
     }
 
-    fn send_disco(&mut self, key: PublicKey, to: SocketAddr, body: DiscoBody, now: Now) {
+    pub(super) fn send_disco(&mut self, key: PublicKey, to: SocketAddr, body: DiscoBody, now: Now) {
         let Some(peer) = self.store.get(key) else { return };
         let pair = peer.pair.clone();
         let disco = Disco { key: self.state.wg_pubkey, stamp: self.next_stamp(), token: self.token, body };

@@ -25,6 +25,9 @@ const MAX_SILENT_REFRESHES: u8 = 2;
 /// Restarts come closer together than this only as one: a link that flaps must not flood the servers.
 const MIN_BETWEEN_RESTARTS: Duration = Duration::from_secs(1);
 
+/// Refreshes that are asked for come no closer together than this: paths are lost more often than addresses change.
+const MIN_BETWEEN_REFRESHES: Duration = Duration::from_secs(3);
+
 /// One IP version.
 #[derive(Debug, Default)]
 pub(super) struct Family {
@@ -33,6 +36,7 @@ pub(super) struct Family {
     round: Option<Round>,
     next_round: Option<(Monotonic, Depth)>,
     last_restart: Option<Monotonic>,
+    last_round: Option<Monotonic>,
     silent_refreshes: u8,
     mapped: Option<SocketAddr>,
     /// What [`Self::mapped`] was when the round began.
@@ -95,6 +99,15 @@ impl Family {
         if !self.servers.is_empty() {
             let allowed = self.last_restart.map_or(now, |last| last + MIN_BETWEEN_RESTARTS);
             self.next_round = Some((now.max(allowed), Depth::Full));
+            self.advance(now);
+        }
+    }
+
+    /// Asks all servers at once where we are, unless that was asked just now.
+    pub(super) fn refresh(&mut self, now: Monotonic) {
+        let is_due = self.last_round.is_none_or(|last| now.since(last) >= MIN_BETWEEN_REFRESHES);
+        if is_due && self.round.is_none() && !self.servers.is_empty() {
+            self.next_round = Some((now, Depth::Refresh));
             self.advance(now);
         }
     }
@@ -169,6 +182,7 @@ impl Family {
             self.last_restart = Some(now);
             self.hairpin_test = None;
         }
+        self.last_round = Some(now);
         self.mapped_before = self.mapped;
         let servers = self.servers.iter().map(|server| server.address).collect();
         self.round = Some(Round::new(depth, servers, now));

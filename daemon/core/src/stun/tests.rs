@@ -348,6 +348,26 @@ fn a_refresh_notices_a_new_address() {
     assert_eq!((at, mapped), (Duration::from_secs(120) + WAY * 2, world.stun.mapped_v4()));
 }
 
+/// W-X32: a lost path may mean a new outside address, and is no reason to ask more often than every three seconds.
+#[test]
+fn a_refresh_that_is_asked_for_notices_a_new_address_at_once() {
+    let mut world = World::new(Mapping::Same, Filtering::AddressDependent, &THREE);
+    world.run(Duration::from_secs(30));
+    world.outside = "203.0.113.50".parse().unwrap();
+    world.sent_to.clear();
+    world.stun.refresh(world.now);
+    world.run(Duration::from_millis(100));
+    assert_eq!(world.stun.mapped_v4(), Some("203.0.113.50:51820".parse().unwrap()));
+
+    world.run(Duration::from_secs(10));
+    let asked = world.requests;
+    for _ in 0..100 {
+        world.stun.refresh(world.now);
+        world.run(Duration::from_millis(10));
+    }
+    assert_eq!(world.requests - asked, THREE.len());
+}
+
 /// W-X32: a change of the network is followed at once, but no faster than once a second.
 #[test]
 fn a_restart_finds_the_new_address_at_once_and_a_flapping_link_does_not_flood() {
