@@ -380,6 +380,7 @@ impl File {
             lan: self.discovery.enabled_methods.contains(&Method::Lan),
             punching: self.nat.punching,
             exchange: self.discovery.enabled_methods.contains(&Method::Exchange),
+            exchange_port: self.discovery.exchange_port.map(NonZeroU16::get),
             max_peers: self.limits.max_peers.get().into(),
         }
     }

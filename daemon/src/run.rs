@@ -27,7 +27,7 @@ use wgmesh_core::config::Settings;
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::identity::NodeState;
 use wgmesh_core::kernel::{HandshakeMessage, HandshakeSeen, Link, Observed, OwnerMark, Underlay};
-use wgmesh_core::mesh::{Command, Event, KernelReport, KernelTrouble, Mesh, Stop, Transmit, Via};
+use wgmesh_core::mesh::{Command, Event, KernelReport, KernelTrouble, Mesh, Recipient, Stop, Transmit, Via};
 use wgmesh_core::secret::MeshSecret;
 use wgmesh_core::status::Status;
 
@@ -37,8 +37,10 @@ use crate::config::File;
 use crate::ebpf::EbpfSettings;
 use crate::kernel::{Changes, Kernel, KernelError};
 use crate::lan::{Lan, Received};
+use crate::names::{Names, Service};
 use crate::notify::{Notifier, Progress, Watched};
 use crate::traffic::{Change, Traffic};
+use crate::wireguard_port::{self, WireguardPort};
 use crate::{privileges, state};
 use storage::{Files, Job, Storage};
 
@@ -131,7 +133,7 @@ pub async fn run(config: File, secret: MeshSecret) -> Result<(), Error> {
     let (reports, pulse) = (applier.reports(), applier.pulse());
     tasks.spawn(applier.with_reading(Arc::clone(&observed)).run());
     let outside = Outside { kernel, changes, goals, reports, pulse, traffic };
-    let mut daemon = Daemon::start(node, outside, observed, &underlay);
+    let mut daemon = Daemon::start(node, Services::of(&config), outside, observed, &underlay);
     let watched = daemon.watched();
     tokio::select! {
         ended = daemon.live(signals, questions, &notifier) => ended,
@@ -182,9 +184,26 @@ struct Outside {
     traffic: Traffic,
 }
 
+/// Who is asked for help on the internet.
+#[derive(Default)]
+struct Services {
+    stun: Vec<Service>,
+}
+
+impl Services {
+    fn of(config: &File) -> Self {
+        let stun = config.nat.stun_servers.iter();
+        let stun = stun.map(|server| Service { host: server.host.clone(), port: server.port });
+        Self { stun: if config.nat.punching { stun.collect() } else { Vec::new() } }
+    }
+}
+
 struct Daemon {
     mesh: Mesh,
+    services: Services,
     lan: Result<Lan, String>,
+    wireguard: Result<WireguardPort, String>,
+    stun_servers: Names,
     storage: Storage,
     outside: Outside,
     progress: Progress,
@@ -198,6 +217,7 @@ struct Daemon {
 struct Node {
     mesh: Mesh,
     lan: Result<Lan, String>,
+    wireguard: Result<WireguardPort, String>,
     storage: Storage,
 }
 
@@ -234,12 +254,16 @@ impl Remembered {
 impl Node {
     fn new(keys: MeshKeys, remembered: Remembered, underlay: Vec<Underlay>) -> Result<Self, Error> {
         let Remembered { files, node, cache, settings, lan } = remembered;
-        let now = clock::now();
+        let (now, punching) = (clock::now(), settings.punching);
         let mut mesh = Mesh::new(settings, keys, node, underlay, random()?, now);
         let restored = mesh.restore(&cache, now);
         tracing::info!(key = %mesh.public_key(), restored, "starting");
         let storage = Storage::start(files).map_err(system("start a thread"))?;
-        Ok(Self { mesh, lan, storage })
+        let wireguard = match punching {
+            true => WireguardPort::open(mesh.listen_port()).map_err(|error| error.to_string()),
+            false => Err("it is not enabled".to_owned()),
+        };
+        Ok(Self { mesh, lan, wireguard, storage })
     }
 }
 
@@ -250,10 +274,27 @@ async fn read(kernel: Kernel) -> Result<(Arc<Observed>, Vec<Underlay>), KernelEr
 }
 
 impl Daemon {
-    fn start(node: Node, outside: Outside, observed: Arc<Observed>, underlay: &[Underlay]) -> Self {
-        let Node { mesh, lan, storage } = node;
-        let (progress, failures, last_line) = (Progress::default(), None, String::new());
-        let mut daemon = Self { mesh, lan, storage, outside, progress, ready: false, failures, last_line };
+    fn start(
+        node: Node,
+        services: Services,
+        outside: Outside,
+        observed: Arc<Observed>,
+        underlay: &[Underlay],
+    ) -> Self {
+        let Node { mesh, lan, wireguard, storage } = node;
+        let mut daemon = Self {
+            mesh,
+            services,
+            lan,
+            wireguard,
+            stun_servers: Names::resolve(Vec::new()),
+            storage,
+            outside,
+            progress: Progress::default(),
+            ready: false,
+            failures: None,
+            last_line: String::new(),
+        };
         daemon.follow_underlay(underlay);
         let links = underlay.len();
         daemon.feed(Event::Started(observed));
@@ -285,6 +326,13 @@ impl Daemon {
                 received = receive(&self.lan) => if let Some(event) = datagram(received) {
                     self.feed(event);
                 },
+                received = receive_wireguard(&self.wireguard) => if let Some(event) = disco(received) {
+                    self.feed(event);
+                },
+                servers = self.stun_servers.changed() => {
+                    let servers = servers.into_iter().map(|(_, address)| address).collect();
+                    self.feed(Event::StunServers(servers));
+                },
                 () = self.outside.changes.underlay.notified() => self.on_underlay().await,
                 change = self.outside.traffic.changed() => self.on_traffic(change),
                 Some(question) = questions.recv() => self.answer(question).await,
@@ -299,12 +347,26 @@ impl Daemon {
     /// Hands an event to the mesh, with whatever waits on the sockets, and carries out what it wants done. So nothing
     /// is asked again whose answer came in time.
     fn feed(&mut self, event: Event) {
-        let waiting = self.lan.iter().flat_map(|lan| std::iter::from_fn(|| lan.try_receive()));
-        let waiting = waiting.take(WAITING_DATAGRAMS).filter_map(datagram);
-        let events: Vec<Event> = std::iter::once(event).chain(waiting).collect();
+        let on_links = self.lan.iter().flat_map(|lan| std::iter::from_fn(|| lan.try_receive()));
+        let on_port = self.wireguard.iter().flat_map(|port| std::iter::from_fn(|| port.try_receive()));
+        let on_links = on_links.take(WAITING_DATAGRAMS).filter_map(datagram);
+        let on_port = on_port.take(WAITING_DATAGRAMS).filter_map(disco);
+        let events: Vec<Event> = std::iter::once(event).chain(on_links).chain(on_port).collect();
         self.mesh.handle_all(events, clock::now());
+        self.follow_port();
         while let Some(command) = self.mesh.poll_command() {
             self.carry_out(command);
+        }
+    }
+
+    /// Has the raw sockets follow WireGuard to another port.
+    fn follow_port(&mut self) {
+        let port = self.mesh.listen_port();
+        if let Ok(wireguard) = &mut self.wireguard
+            && wireguard.port() != port
+            && let Err(error) = wireguard.set_port(port)
+        {
+            tracing::warn!(port, %error, "cannot follow WireGuard to its port");
         }
     }
 
@@ -317,7 +379,11 @@ impl Daemon {
                     lan.send(index, to, &bytes);
                 }
             }
-            Command::Send(Transmit { via: Via::WireGuard, .. }) => {}
+            Command::Send(Transmit { via: Via::WireGuard, to, bytes }) => {
+                if let (Ok(port), Recipient::Node(to)) = (&self.wireguard, to) {
+                    port.send(to, &bytes);
+                }
+            }
             Command::Look => self.outside.changes.mesh.notify_one(),
             Command::Apply { generation, desired } => {
                 let want = match desired {
@@ -357,6 +423,7 @@ impl Daemon {
             self.ready = true;
             notifier.ready(&line);
             tracing::info!("ready");
+            self.look_outside();
         } else if line != self.last_line {
             notifier.status(&line);
         }
@@ -364,10 +431,17 @@ impl Daemon {
         Ok(())
     }
 
+    /// Begins with what needs more than this host's links. Nothing waits for it.
+    fn look_outside(&mut self) {
+        let services = std::mem::take(&mut self.services);
+        self.stun_servers = Names::resolve(services.stun);
+    }
+
     async fn on_underlay(&mut self) {
         match self.outside.kernel.underlay().await {
             Ok(underlay) => {
                 self.follow_underlay(&underlay);
+                self.stun_servers.again();
                 self.feed(Event::Underlay(underlay));
             }
             Err(error) => tracing::warn!(%error, "cannot list the host's links"),
@@ -453,6 +527,25 @@ fn datagram(received: io::Result<Received>) -> Option<Event> {
             tracing::debug!(%error, "cannot receive on the LAN");
             None
         }
+    }
+}
+
+fn disco(received: io::Result<wireguard_port::Received>) -> Option<Event> {
+    match received {
+        Ok(wireguard_port::Received { from, bytes }) => {
+            Some(Event::Datagram { via: Via::WireGuard, from, bytes })
+        }
+        Err(error) => {
+            tracing::debug!(%error, "cannot receive on WireGuard's port");
+            None
+        }
+    }
+}
+
+async fn receive_wireguard(port: &Result<WireguardPort, String>) -> io::Result<wireguard_port::Received> {
+    match port {
+        Ok(port) => port.receive().await,
+        Err(_) => std::future::pending().await,
     }
 }
 

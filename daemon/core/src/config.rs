@@ -32,6 +32,8 @@ pub struct Settings {
     pub punching: bool,
     /// Whether records are exchanged over TLS (`discovery.enabled_methods` has `exchange`).
     pub exchange: bool,
+    /// The TCP port of the exchange; `None` takes the mesh's own.
+    pub exchange_port: Option<u16>,
     /// The most peers to hold; more are refused (seed 003, W-D19).
     pub max_peers: usize,
 }

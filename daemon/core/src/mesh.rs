@@ -23,6 +23,7 @@ use crate::cache::CacheEntry;
 use crate::config::Settings;
 use crate::contact::{Contact, Place};
 use crate::derive::MeshKeys;
+use crate::exchange::{Exchange, Limits, SessionEvent, SessionId, Target};
 use crate::identity::NodeState;
 use crate::kernel::{Desired, Observed, ObservedPeer, Underlay};
 use crate::key::PublicKey;
@@ -43,6 +44,7 @@ mod memory;
 mod nat;
 mod paths;
 mod planning;
+mod sessions;
 mod status;
 
 pub use crate::contact::Via;
@@ -63,6 +65,12 @@ pub enum Event {
     Underlay(Vec<Underlay>),
     /// The addresses of the STUN servers are known, the most trusted first; the whole new list.
     StunServers(Vec<SocketAddr>),
+    /// The addresses of the bootstrap nodes are known; the whole new list.
+    Bootstrap(Vec<Target>),
+    /// The exchange listens on this TCP port, or nowhere.
+    ExchangePort(Option<u16>),
+    /// Something happened to a session of the exchange.
+    Session(SessionEvent),
     /// A datagram came in.
     Datagram {
         /// The socket that took it.
@@ -133,6 +141,17 @@ pub enum Command {
     },
     /// Sends a datagram.
     Send(Transmit),
+    /// Opens a session of the exchange.
+    Dial(Target),
+    /// Sends a frame in a session.
+    SendFrame {
+        /// Which session.
+        id: SessionId,
+        /// The frame, without its length.
+        bytes: Vec<u8>,
+    },
+    /// Closes a session after what was sent in it before.
+    CloseSession(SessionId),
     /// Has the applier read the kernel soon.
     Look,
 }
@@ -182,6 +201,8 @@ pub enum TimeoutReason {
     Stun,
     /// A peer that the operator named wants a greeting.
     Greet,
+    /// A session is to be opened, asked after or given up.
+    Exchange,
 }
 
 /// One node.
@@ -202,6 +223,10 @@ pub struct Mesh {
     contacts: BTreeMap<PublicKey, Contact>,
     underlay: Vec<Underlay>,
     stun: Stun,
+    exchange: Option<Exchange>,
+    exchange_port: Option<u16>,
+    bootstrap: Vec<Target>,
+    targets_stale: bool,
     named: BTreeMap<PublicKey, manual::Named>,
     paths: BTreeMap<PublicKey, Paths>,
     carries: BTreeMap<PublicKey, TokenBucket>,
@@ -251,13 +276,15 @@ impl Mesh {
             port => port,
         };
         let mut state = state;
+        let exchange_port = settings.exchange.then(|| settings.exchange_port.unwrap_or(keys.exchange_port()));
         let whereabouts = Whereabouts {
             listen_port,
             candidates: paths::own_candidates(&[], &underlay, listen_port),
             nat: Nat::Unknown,
-            exchange_port: None,
+            exchange_port,
             introducer: false,
         };
+        let exchange = settings.exchange.then(|| Exchange::new(Limits::default(), random(&mut rng)));
         let record = sign_record(&settings, &keys, subnets, &mut state, whereabouts, now, &mut rng);
         let token = Token(rng.next_u64());
         let mut mesh = Self {
@@ -277,6 +304,10 @@ impl Mesh {
             contacts: BTreeMap::new(),
             underlay,
             stun: Stun::new(),
+            exchange,
+            exchange_port,
+            bootstrap: Vec::new(),
+            targets_stale: false,
             named: BTreeMap::new(),
             paths: BTreeMap::new(),
             carries: BTreeMap::new(),
@@ -326,6 +357,7 @@ impl Mesh {
         }
         self.on_time(now);
         self.greet_named(now);
+        self.drive_exchange(now);
         self.drive_stun(now);
         self.drive_paths(now);
         self.replan(now);
@@ -337,6 +369,9 @@ impl Mesh {
             Event::Started(observed) => self.on_started(observed, now),
             Event::Underlay(underlay) => self.on_underlay(underlay, now),
             Event::StunServers(servers) => self.stun.set_servers(&servers, now.monotonic),
+            Event::Bootstrap(targets) => self.on_bootstrap(targets),
+            Event::ExchangePort(port) => self.on_exchange_port(port, now),
+            Event::Session(event) => self.on_session(event, now),
             Event::Datagram { via, from, bytes } => {
                 self.on_datagram(Place { via, address: from }, &bytes, now)
             }
@@ -372,6 +407,7 @@ impl Mesh {
             (self.next_look(), TimeoutReason::Session),
             (self.stun.poll_timeout(), TimeoutReason::Stun),
             (self.next_greeting(), TimeoutReason::Greet),
+            (self.exchange.as_ref().and_then(Exchange::poll_timeout), TimeoutReason::Exchange),
         ];
         let contacts = self.contacts.values().filter_map(Contact::poll_timeout).min();
         let paths = self.paths.values().filter_map(Paths::poll_timeout).min();
@@ -385,6 +421,11 @@ impl Mesh {
     /// Returns this node's key.
     pub const fn public_key(&self) -> PublicKey {
         self.state.wg_pubkey
+    }
+
+    /// Returns the UDP port that WireGuard is to have.
+    pub const fn listen_port(&self) -> u16 {
+        self.listen_port
     }
 
     /// Returns this node's mesh addresses.
@@ -448,6 +489,8 @@ impl Mesh {
         self.record = sign_record(settings, keys, *subnets, state, whereabouts, now, rng);
         self.refresh_at = now.monotonic + RECORD_REFRESH;
         self.save_state();
+        let record = self.record.clone();
+        self.tell(&record, None, now);
         self.announce_soon(now);
     }
 
@@ -477,6 +520,12 @@ struct Whereabouts {
     nat: Nat,
     exchange_port: Option<u16>,
     introducer: bool,
+}
+
+fn random(rng: &mut ChaCha8Rng) -> [u8; 32] {
+    let mut bytes = [0; 32];
+    rng.fill_bytes(&mut bytes);
+    bytes
 }
 
 fn sign_record(

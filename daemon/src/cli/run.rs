@@ -16,5 +16,9 @@ pub(super) fn start(config: &File) -> Result<(), Error> {
         tracing::warn!(file = %found.path.display(), "this secret can be guessed; `wgmesh init` makes a strong one");
     }
     privileges::keep_needed()?;
-    Ok(runtime()?.block_on(run::run(config.clone(), found.secret))?)
+    let runtime = runtime()?;
+    let ended = runtime.block_on(run::run(config.clone(), found.secret));
+    // A name that is still being looked up must not hold up the end.
+    runtime.shutdown_background();
+    Ok(ended?)
 }

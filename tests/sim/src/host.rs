@@ -11,10 +11,12 @@ use ipnet::Ipv4Net;
 use wgmesh_core::cache::CacheEntry;
 use wgmesh_core::config::Settings;
 use wgmesh_core::derive::MeshKeys;
-use wgmesh_core::identity::NodeState;
+use wgmesh_core::identity::{NodeState, Sequence};
 use wgmesh_core::kernel::{OwnerMark, Underlay};
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Recipient, Stop, Transmit, Via};
+use wgmesh_core::nat::Nat;
+use wgmesh_core::record::{Record, SignedRecord, may_be_an_endpoint};
 use wgmesh_core::time::{Monotonic, Now, WallClock};
 
 use crate::applier::{Applier, Pace};
@@ -67,6 +69,17 @@ impl Default for HostPlan {
             sees_handshakes: true,
         }
     }
+}
+
+/// What a daemon finds when it starts.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    /// The host's number, for its name.
+    pub number: usize,
+    /// The host's links.
+    pub underlay: Vec<Underlay>,
+    /// The STUN servers of its configuration.
+    pub stun_servers: Vec<SocketAddr>,
 }
 
 /// What the daemon keeps in files.
@@ -198,12 +211,13 @@ impl Host {
     }
 
     /// Starts the daemon, if it does not run.
-    pub fn start(&mut self, underlay: Vec<Underlay>, number: usize, seed: [u8; 32], world: Monotonic) {
+    pub fn start(&mut self, surroundings: Surroundings, seed: [u8; 32], world: Monotonic) {
         if self.process.is_some() {
             return;
         }
         self.has_run = true;
         let now = self.now(world);
+        let Surroundings { number, underlay, stun_servers } = surroundings;
         let settings = self.settings(number);
         let mut mesh = Mesh::new(settings, self.keys.clone(), self.disk.state.clone(), underlay, seed, now);
         mesh.restore(&self.disk.cache, now);
@@ -212,6 +226,36 @@ impl Host {
         self.process = Some(Process { mesh, applier, inbox: VecDeque::new(), free_at: now.monotonic });
         let observed = Arc::new(self.kernel.observe());
         self.handle(Event::Started(observed), now);
+        self.handle(Event::StunServers(stun_servers), now);
+    }
+
+    /// Returns the record that the node would sign before it knows anything of its NAT.
+    pub fn first_record(
+        &self,
+        surroundings: &Surroundings,
+        world: Monotonic,
+        random: &mut Random,
+    ) -> SignedRecord {
+        let state = &self.disk.state;
+        let settings = self.settings(surroundings.number);
+        let addresses = surroundings.underlay.iter().flat_map(|link| &link.addresses);
+        let candidates = addresses.map(|net| SocketAddr::new(net.addr(), settings.listen_port));
+        let record = Record {
+            key: state.wg_pubkey,
+            sequence: Sequence(1),
+            hostname: settings.hostname,
+            nonce: state.nonce,
+            subnet: settings.subnet.unwrap_or_else(|| self.keys.default_subnet()),
+            listen_port: settings.listen_port,
+            routes: Vec::new(),
+            issued: self.now(world).wall,
+            lifetime_s: 3600,
+            candidates: candidates.filter(|address| may_be_an_endpoint(*address)).collect(),
+            nat: Nat::Unknown,
+            exchange_port: None,
+            introducer: false,
+        };
+        SignedRecord::sign(record, &state.wg_private_key, self.keys.network_id(), random.generator())
     }
 
     /// Ends the daemon without a word; what it left in the kernel stays.
@@ -314,6 +358,7 @@ impl Host {
             lan: self.plan.lan,
             punching: true,
             exchange: false,
+            exchange_port: None,
             max_peers: self.plan.max_peers,
         }
     }

@@ -40,7 +40,7 @@ pub(super) const LEAD_BURST: u32 = 256;
 pub(super) const LEAD_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How far another host's clock may be off before its record looks expired.
-const CLOCK_TOLERANCE: Duration = Duration::from_secs(24 * 3600);
+pub(super) const CLOCK_TOLERANCE: Duration = Duration::from_secs(24 * 3600);
 
 impl Mesh {
     pub(super) fn on_underlay(&mut self, underlay: Vec<Underlay>, now: Now) {
@@ -99,6 +99,8 @@ impl Mesh {
         let farewell = SignedRecord::sign(farewell, secret, self.keys.network_id(), &mut self.rng);
         self.save_state();
         self.announce(self.state.sequence, attach(&farewell), now);
+        self.tell(&farewell, None, now);
+        self.tell_at_once(now);
     }
 
     pub(super) fn on_datagram(&mut self, place: Place, bytes: &[u8], now: Now) {
@@ -314,7 +316,7 @@ impl Mesh {
 
     pub(super) fn claim(&mut self, claim: Claim, place: Place, now: Now) {
         let record = claim.record.record().clone();
-        let source = claim.source.name();
+        let (source, news) = (claim.source.name(), claim.record.clone());
         let Self { store, keys, state, .. } = self;
         let pair = || keys.pair(&state.wg_private_key, state.wg_pubkey, record.key);
         match store.claim(claim, pair, now.monotonic) {
@@ -322,17 +324,20 @@ impl Mesh {
                 tracing::info!(peer = %record.key, hostname = %record.hostname, source, "found a peer");
                 self.orphans.remove(&record.key);
                 self.seek(record.key, now);
+                self.tell(&news, None, now);
                 self.on_peers_changed(now);
             }
             Outcome::Updated => {
                 tracing::info!(peer = %record.key, hostname = %record.hostname, "a peer has news");
                 self.seek(record.key, now);
+                self.tell(&news, None, now);
                 self.on_peers_changed(now);
             }
             Outcome::Refreshed => {}
             Outcome::Departed => {
                 tracing::info!(peer = %record.key, hostname = %record.hostname, "a peer has left");
                 self.forget(record.key);
+                self.tell(&news, None, now);
                 self.on_peers_changed(now);
             }
             Outcome::Refused(Refused::Stale) => self.drop_input("old record", place.address),

@@ -26,6 +26,7 @@ impl Mesh {
 
     pub(super) fn on_peers_changed(&mut self, now: Now) {
         self.dirty = true;
+        self.targets_stale = true;
         self.save_cache_at = self.save_cache_at.min(now.monotonic + SAVE_AFTER_CHANGE);
     }
 

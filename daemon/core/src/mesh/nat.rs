@@ -58,7 +58,7 @@ impl Mesh {
             listen_port: self.listen_port,
             candidates: paths::own_candidates(&self.mapped(), &self.underlay, self.listen_port),
             nat: nat.coarse(),
-            exchange_port: None,
+            exchange_port: self.exchange_port,
             introducer: nat == NatType::Open,
         }
     }

@@ -348,7 +348,9 @@ impl Mesh {
         let mut keys: Vec<_> = self
             .store
             .iter()
-            .filter(|(key, _)| *key != to && (self.live_endpoint(*key, now).is_some() || self.has_session(*key)))
+            .filter(|(key, _)| {
+                *key != to && (self.live_endpoint(*key, now).is_some() || self.has_session(*key))
+            })
             .map(|(key, peer)| {
                 (!peer.record().record().introducer, key.as_bytes()[0].wrapping_sub(turn), key)
             })

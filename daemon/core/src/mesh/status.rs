@@ -32,7 +32,7 @@ impl Mesh {
                 mesh_ipv4: addresses.v4,
                 mesh_ipv6: addresses.v6,
                 listen_port: device.map(|device| device.listen_port).filter(|&port| port != 0),
-                exchange_port: None,
+                exchange_port: self.exchange_port,
                 nat_type: Some(self.stun.nat_type().name().to_owned()),
                 mapped: self.stun.mapped_v4().or(self.stun.mapped_v6()),
             },

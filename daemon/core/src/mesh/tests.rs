@@ -28,6 +28,7 @@ impl Node {
             lan: true,
             punching: true,
             exchange: false,
+            exchange_port: None,
             max_peers: 10,
         };
         let keys = MeshKeys::derive(&MeshSecret::from_random([7; 32]).mesh_key());
@@ -48,6 +49,7 @@ impl Node {
                 Some(Event::Datagram { via: Via::Link(2), from: self.from, bytes })
             }
             Command::SaveState(_) | Command::SaveCache(_) | Command::Apply { .. } | Command::Look => None,
+            Command::Dial(_) | Command::SendFrame { .. } | Command::CloseSession(_) => None,
         });
         sent.collect()
     }
