@@ -23,8 +23,10 @@ use crate::workspace;
 pub(super) const QEMU: &str = "qemu-system-x86_64";
 
 /// The emulated processor. QEMU 7.2 sometimes leaves garbage in the flags after `cmpxchg16b`, the trap flag among it,
-/// when an interrupt follows at once; without that instruction the kernel's allocator takes a lock instead.
-const PROCESSOR: &str = "max,-cx16";
+/// when an interrupt follows at once; without that instruction the kernel's allocator takes a lock instead. AVX2, which
+/// makes cryptography faster on real processors, makes it slower here: QEMU has no wide registers to carry it out in, so
+/// a signature takes longer to verify than by plain arithmetic. Programs and kernel choose at run time.
+const PROCESSOR: &str = "max,-cx16,-avx2";
 
 /// What makes emulation faster. QEMU translates a program's code again for every address at which it finds it; at random
 /// addresses the start of a process costs several times more, which no real processor knows.

@@ -58,8 +58,7 @@ enum Bench {
 }
 
 fn main() {
-    let randomized = fs::read_to_string("/proc/sys/kernel/randomize_va_space").expect("every Linux has it");
-    println!("programs' addresses are {}", if randomized.trim() == "0" { "fixed" } else { "random" });
+    println!("{}", conditions());
     match Bench::parse() {
         Bench::Join { runs } => join::measure(runs),
         Bench::Path { runs, at_once } => path::measure(runs, at_once),
@@ -72,4 +71,14 @@ fn main() {
             }
         }
     }
+}
+
+/// Tells what of the machine changes the figures: emulated, random addresses and AVX2 both make programs slower.
+fn conditions() -> String {
+    let read = |path| fs::read_to_string(path).expect("every Linux has it");
+    let randomized = read("/proc/sys/kernel/randomize_va_space").trim() != "0";
+    let avx2 = read("/proc/cpuinfo").split_whitespace().any(|flag| flag == "avx2");
+    let [addresses, processor] =
+        [if randomized { "random" } else { "fixed" }, if avx2 { "with" } else { "without" }];
+    format!("programs' addresses are {addresses}; a processor {processor} AVX2")
 }
