@@ -70,7 +70,8 @@ impl Family {
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        self.round.is_some() || self.hairpin_test.is_some()
+        let waits = matches!(self.next_round, Some((_, Depth::Full)));
+        waits || self.round.is_some() || self.hairpin_test.is_some()
     }
 
     /// Returns what each server last said.
@@ -106,7 +107,8 @@ impl Family {
     /// Asks all servers at once where we are, unless that was asked just now.
     pub(super) fn refresh(&mut self, now: Monotonic) {
         let is_due = self.last_round.is_none_or(|last| now.since(last) >= MIN_BETWEEN_REFRESHES);
-        if is_due && self.round.is_none() && !self.servers.is_empty() {
+        let waits_for_refresh = matches!(self.next_round, Some((_, Depth::Refresh)));
+        if is_due && self.round.is_none() && waits_for_refresh {
             self.next_round = Some((now, Depth::Refresh));
             self.advance(now);
         }
