@@ -2,32 +2,30 @@
 //!
 //! Only root and the daemon's own user may ask: the socket is 0600, and the peer's credentials are checked too.
 //! The server holds no state. It asks the mesh task through a bounded channel; when that is full the caller
-//! waits, and after [`PATIENCE`] is told that the daemon is busy.
+//! waits, and after a few seconds is told that the daemon is busy. What takes the network's time, as a ping, is asked for
+//! and then looked after again and again: no question ever holds up the mesh.
 //!
 //! [`Lock`] makes sure that one process serves a mesh. The kernel gives it back when the process dies, however
 //! it dies, so a socket found under the lock is a left-over and is replaced.
 
 pub mod client;
+mod routes;
 
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::serve::Listener;
-use axum::{Json, Router};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
+use wgmesh_core::key::PublicKey;
+use wgmesh_core::path::{Kind, LastAnswer};
 use wgmesh_core::status::Status;
+use wgmesh_core::stun::Report;
 
-/// How long a caller waits for the mesh task, which answers within milliseconds unless something is wrong.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub use self::routes::Pong;
 
 /// A question to the mesh task. Dropping the sender unanswered tells the caller that the daemon
 /// is shutting down.
@@ -35,6 +33,23 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub enum ApiRequest {
     /// Asks for everything that `wgmesh status` shows.
     Status(oneshot::Sender<Status>),
+    /// Has the STUN servers asked anew, and asks for what is known until they answer.
+    CheckNat(oneshot::Sender<Report>),
+    /// Asks for what STUN has found out.
+    NatReport(oneshot::Sender<Report>),
+    /// Has a peer pinged, and asks for the answer to an earlier ping.
+    Ping(PublicKey, oneshot::Sender<Option<Answer>>),
+    /// Asks for the last ping that a peer has answered.
+    LastAnswer(PublicKey, oneshot::Sender<Option<Answer>>),
+}
+
+/// A ping that a peer has answered, and what kind of address it answered from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// When, from where and after how long.
+    pub last: LastAnswer,
+    /// The kind of address.
+    pub kind: Kind,
 }
 
 /// A socket that cannot be served.
@@ -146,8 +161,7 @@ impl Server {
     /// Answers until dropped. Cancel-safe: an answer under way is cut off, nothing else is lost.
     pub async fn serve(self, mesh: mpsc::Sender<ApiRequest>) {
         let Self { listener, socket } = self;
-        let routes = Router::new().route("/v1/status", get(status)).with_state(mesh);
-        if let Err(error) = axum::serve(listener, routes).await {
+        if let Err(error) = axum::serve(listener, routes::router(mesh)).await {
             tracing::error!(%error, socket = %socket.path.display(), "the command line gets no more answers");
         }
     }
@@ -179,19 +193,6 @@ impl Listener for Guarded {
 
 fn may_ask(uid: u32) -> bool {
     uid == 0 || uid == nix::unistd::geteuid().as_raw()
-}
-
-async fn status(State(mesh): State<mpsc::Sender<ApiRequest>>) -> Response {
-    let (reply, answer) = oneshot::channel();
-    let asked = async {
-        mesh.send(ApiRequest::Status(reply)).await.ok()?;
-        answer.await.ok()
-    };
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Some(status)) => Json(status).into_response(),
-        Ok(None) => (StatusCode::SERVICE_UNAVAILABLE, "the daemon is shutting down").into_response(),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the daemon is too busy to answer").into_response(),
-    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! kernel holds the first plan. Nothing waits for the network. Every other task lives in one `JoinSet` and is
 //! cancel-safe.
 
+mod answers;
 mod clock;
 mod storage;
 
@@ -29,7 +30,6 @@ use wgmesh_core::identity::NodeState;
 use wgmesh_core::kernel::{HandshakeMessage, HandshakeSeen, Link, Observed, OwnerMark, Underlay};
 use wgmesh_core::mesh::{Command, Event, KernelReport, KernelTrouble, Mesh, Recipient, Stop, Transmit, Via};
 use wgmesh_core::secret::MeshSecret;
-use wgmesh_core::status::Status;
 
 use crate::api::{self, ApiRequest};
 use crate::applier::{Applier, ApplyFailure, Goal, Pulse, Report, Want};
@@ -384,6 +384,7 @@ impl Daemon {
                     port.send(to, &bytes);
                 }
             }
+            Command::Dial(_) | Command::SendFrame { .. } | Command::CloseSession(_) => {}
             Command::Look => self.outside.changes.mesh.notify_one(),
             Command::Apply { generation, desired } => {
                 let want = match desired {
@@ -464,39 +465,6 @@ impl Daemon {
             }
             Change::Handshakes(_) => {}
         }
-    }
-
-    async fn answer(&mut self, question: ApiRequest) {
-        match question {
-            ApiRequest::Status(reply) => {
-                let status = self.status().await;
-                // Whoever asked may be gone.
-                let _ = reply.send(status);
-            }
-        }
-    }
-
-    /// Takes stock, with the kernel's counters of this moment.
-    async fn status(&mut self) -> Status {
-        if let Ok(observed) = self.outside.kernel.observe().await {
-            let generation = self.outside.reports.borrow().generation;
-            let outcome = Ok(Arc::new(observed));
-            self.feed(Event::Kernel(KernelReport { generation, outcome, fresh: true }));
-        }
-        let mut status = self.mesh.status(clock::now());
-        self.outside.traffic.describe(&mut status);
-        status.kernel.release = nix::sys::utsname::uname()
-            .map(|name| name.release().to_string_lossy().into_owned())
-            .unwrap_or_default();
-        status.kernel.readings = self.outside.pulse.turns();
-        status.kernel.writes = self.outside.pulse.writes();
-        status.kernel.error = status.kernel.error.or_else(|| self.failures.clone());
-        status.problems.extend(self.storage.trouble());
-        if let (Err(error), Some(source)) = (&self.lan, status.sources.first_mut()) {
-            source.state = wgmesh_core::status::SourceState::Failing;
-            source.error = Some(error.clone());
-        }
-        status
     }
 
     async fn stop(&mut self, stop: Stop) {

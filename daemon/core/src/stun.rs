@@ -25,7 +25,7 @@ mod verdict;
 use std::net::{IpAddr, SocketAddr};
 
 use rand_core::Rng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::nat::NatType;
 use crate::time::Monotonic;
@@ -47,7 +47,7 @@ pub enum Handled {
 }
 
 /// What is known, for people and `netcheck`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// Each server and what it last said.
     pub servers: Vec<ServerReport>,
@@ -70,7 +70,7 @@ pub struct Report {
 }
 
 /// What one server said in the last round.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerReport {
     /// Where it was asked.
     pub address: SocketAddr,

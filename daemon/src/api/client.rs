@@ -8,7 +8,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use wgmesh_core::key::PublicKey;
 use wgmesh_core::status::Status;
+use wgmesh_core::stun::Report;
+
+use super::routes::{Pong, Target};
 
 /// A little more than the server's own patience, so that its explanation arrives first.
 const TIMEOUT: Duration = Duration::from_secs(7);
@@ -46,24 +52,50 @@ pub enum Error {
 /// # Errors
 /// [`Error`] if there is no daemon, no permission or no usable answer.
 pub fn status(socket: &Path) -> Result<Status, Error> {
-    let body = request(socket, "/v1/status")?;
-    serde_json::from_slice(&body).map_err(|error| Error::Malformed(error.to_string()))
+    ask(socket, "GET", "/v1/status", &())
 }
 
-fn request(socket: &Path, path: &str) -> Result<Vec<u8>, Error> {
-    let answer = exchange(socket, path).map_err(|source| match source.kind() {
+/// Has the daemon ask its STUN servers anew, and returns what it then knows. Takes up to 5 s.
+///
+/// # Errors
+/// As [`status`].
+pub fn netcheck(socket: &Path) -> Result<Report, Error> {
+    ask(socket, "POST", "/v1/netcheck", &())
+}
+
+/// Has the daemon ping a peer once. `None` if the peer does not answer within 2 s.
+///
+/// # Errors
+/// As [`status`].
+pub fn ping(socket: &Path, key: PublicKey) -> Result<Option<Pong>, Error> {
+    ask(socket, "POST", "/v1/ping", &Target { key })
+}
+
+fn ask<T: DeserializeOwned>(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    question: &impl Serialize,
+) -> Result<T, Error> {
+    let malformed = |error: serde_json::Error| Error::Malformed(error.to_string());
+    let question = serde_json::to_vec(question).map_err(malformed)?;
+    let answer = exchange(socket, method, path, &question).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NotRunning(socket.into()),
         io::ErrorKind::PermissionDenied => Error::Permission(socket.into()),
         _ => Error::Io { socket: socket.into(), source },
     })?;
-    body(answer)
+    serde_json::from_slice(&body(answer)?).map_err(malformed)
 }
 
-fn exchange(socket: &Path, path: &str) -> io::Result<Vec<u8>> {
+fn exchange(socket: &Path, method: &str, path: &str, question: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let length = question.len();
+    let head = format!(
+        "{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    );
+    stream.write_all(&[head.as_bytes(), question].concat())?;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer)?;
     Ok(answer)

@@ -1,7 +1,11 @@
 use std::os::unix::fs::FileTypeExt;
+use std::time::Duration;
 
 use wgmesh_core::key::SecretKey;
+use wgmesh_core::nat::NatType;
 use wgmesh_core::status::{Ebpf, Kernel, Node};
+use wgmesh_core::stun::{Filtering, ServerReport};
+use wgmesh_core::time::Monotonic;
 
 use super::client::Error as ClientError;
 use super::*;
@@ -34,20 +38,51 @@ async fn ask(socket: PathBuf) -> Result<Status, ClientError> {
     tokio::task::spawn_blocking(move || client::status(&socket)).await.unwrap()
 }
 
-/// Runs a server whose mesh task answers with `answer`, or drops the question.
-fn start(socket: &Path, answer: Option<Status>) -> tokio::task::JoinSet<()> {
+/// Runs a server whose mesh task answers as `answer` does; a question that it drops stays unanswered.
+fn serve(socket: &Path, mut answer: impl FnMut(ApiRequest) + Send + 'static) -> tokio::task::JoinSet<()> {
     let server = Server::bind(socket.into(), Lock::take(socket).unwrap()).unwrap();
     let (mesh, mut questions) = mpsc::channel(1);
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(server.serve(mesh));
     tasks.spawn(async move {
-        while let Some(ApiRequest::Status(reply)) = questions.recv().await {
-            if let Some(answer) = answer.clone() {
-                reply.send(answer).unwrap();
-            }
+        while let Some(question) = questions.recv().await {
+            answer(question);
         }
     });
     tasks
+}
+
+/// Runs a server that knows its status, or drops the question.
+fn start(socket: &Path, status: Option<Status>) -> tokio::task::JoinSet<()> {
+    serve(socket, move |question| {
+        if let (ApiRequest::Status(reply), Some(status)) = (question, status.clone()) {
+            reply.send(status).unwrap();
+        }
+    })
+}
+
+fn report(checking: bool) -> Report {
+    let mapped = Some("198.51.100.7:51820".parse().unwrap());
+    Report {
+        servers: vec![ServerReport { address: "192.0.2.1:3478".parse().unwrap(), mapped, rtt_ms: Some(12) }],
+        nat_type: if checking { NatType::Unknown } else { NatType::PortRestricted },
+        filtering: Filtering::AddressAndPortDependent,
+        mapped_v4: mapped,
+        mapped_v6: None,
+        hairpin: Some(false),
+        cgnat: false,
+        ipv6: false,
+        checking,
+    }
+}
+
+fn answered(at: u64) -> Answer {
+    let last = LastAnswer {
+        at: Monotonic::from_nanos(at),
+        from: "192.168.7.2:51820".parse().unwrap(),
+        rtt: Duration::from_micros(450),
+    };
+    Answer { last, kind: Kind::Lan }
 }
 
 /// W-D57: what the mesh task says is what the command line reads, over a socket that only its owner may use.
@@ -116,4 +151,61 @@ fn strangers_may_not_ask() {
     assert!(may_ask(0));
     assert!(may_ask(own));
     assert!(!may_ask(own.wrapping_add(1)));
+}
+
+#[tokio::test]
+async fn a_check_of_the_nat_is_awaited() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("wgmesh0.sock");
+    let mut looks = 0;
+    let _server = serve(&socket, move |question| match question {
+        ApiRequest::CheckNat(reply) => reply.send(report(true)).unwrap(),
+        ApiRequest::NatReport(reply) => {
+            looks += 1;
+            reply.send(report(looks < 3)).unwrap();
+        }
+        other => panic!("{other:?}"),
+    });
+
+    let found = tokio::task::spawn_blocking(move || client::netcheck(&socket)).await.unwrap();
+
+    assert_eq!(found.unwrap(), report(false));
+}
+
+#[tokio::test]
+async fn a_ping_returns_the_answer_that_came_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("wgmesh0.sock");
+    let peer = SecretKey::from_random([2; 32]).public();
+    let mut looks = 0;
+    let _server = serve(&socket, move |question| match question {
+        ApiRequest::Ping(key, reply) if key == peer => reply.send(Some(answered(1))).unwrap(),
+        ApiRequest::LastAnswer(key, reply) if key == peer => {
+            looks += 1;
+            reply.send(Some(answered(if looks < 3 { 1 } else { 2 }))).unwrap();
+        }
+        other => panic!("{other:?}"),
+    });
+
+    let pong = tokio::task::spawn_blocking(move || client::ping(&socket, peer)).await.unwrap();
+
+    let expected = Pong { from: "192.168.7.2:51820".parse().unwrap(), kind: "lan".to_owned(), rtt_us: 450 };
+    assert_eq!(pong.unwrap(), Some(expected));
+}
+
+#[tokio::test]
+async fn a_ping_that_nobody_answers_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("wgmesh0.sock");
+    let _server = serve(&socket, |question| match question {
+        ApiRequest::Ping(_, reply) | ApiRequest::LastAnswer(_, reply) => {
+            reply.send(Some(answered(1))).unwrap();
+        }
+        other => panic!("{other:?}"),
+    });
+    let peer = SecretKey::from_random([2; 32]).public();
+
+    let pong = tokio::task::spawn_blocking(move || client::ping(&socket, peer)).await.unwrap();
+
+    assert_eq!(pong.unwrap(), None);
 }
