@@ -36,6 +36,9 @@ pub const FIRST_RETRY: Duration = Duration::from_millis(150);
 /// announce interval.
 pub const MAX_ATTEMPTS: u32 = 6;
 
+/// The wait between later hellos where no announce will come.
+pub const SLOW_RETRY: Duration = Duration::from_secs(10);
+
 /// How long the side that should not begin waits for the other to say that it does, before it begins itself.
 pub const INITIATIVE_GRACE: Duration = Duration::from_secs(1);
 
@@ -274,8 +277,12 @@ impl Contact {
         let phase = if proved { self.phase } else { self.phase.min(Phase::Installed) };
         let ask = !proved || self.seen != Some(phase);
         self.attempts += 1;
-        self.due = (ask && self.attempts < MAX_ATTEMPTS)
-            .then(|| now + FIRST_RETRY * 2_u32.saturating_pow(self.attempts - 1));
+        let slow = (self.place.via == Via::WireGuard).then_some(SLOW_RETRY);
+        let wait = match self.attempts {
+            ..MAX_ATTEMPTS => Some(FIRST_RETRY * 2_u32.saturating_pow(self.attempts - 1)),
+            _ => slow,
+        };
+        self.due = wait.filter(|_| ask).map(|wait| now + wait);
         self.sent = Some(phase);
         Some(HelloPlan {
             place: if proved { self.place } else { self.lead },

@@ -218,8 +218,9 @@ impl Default for Paths {
 }
 
 impl Paths {
-    /// Takes note of an address at which the peer may answer.
-    pub fn add(&mut self, address: SocketAddr, origin: Origin, kind: Kind, now: Monotonic) {
+    /// Takes note of an address at which the peer may answer. Returns whether it is new.
+    pub fn add(&mut self, address: SocketAddr, origin: Origin, kind: Kind, now: Monotonic) -> bool {
+        let is_new = !self.candidates.contains_key(&address);
         let attempting = matches!(self.effort, Effort::Attempt { .. });
         let candidate = self.candidates.entry(address).or_insert_with(|| Candidate {
             origin,
@@ -240,6 +241,7 @@ impl Paths {
             let weakest = *weakest.expect("there are more than MAX_CANDIDATES").0;
             self.candidates.remove(&weakest);
         }
+        is_new
     }
 
     /// Begins an attempt, unless one is under way; `now` also ends a rest.

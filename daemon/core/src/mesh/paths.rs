@@ -55,12 +55,17 @@ const QUIET_BYTES: u64 = 300;
 impl Mesh {
     /// Looks for a path to a peer that has become known, unless it is met on a link.
     pub(super) fn seek(&mut self, key: PublicKey, now: Now) {
-        self.add_recorded_candidates(key, now.monotonic);
+        let has_news = self.add_recorded_candidates(key, now.monotonic);
         if !self.settings.punching || self.is_reached(key, now) {
             return;
         }
-        let grace = if self.settings.lan { LAN_GRACE } else { Duration::ZERO };
-        self.paths.entry(key).or_default().begin_at(now.monotonic + grace);
+        let paths = self.paths.entry(key).or_default();
+        let may_be_met = self.settings.lan && paths.candidates().any(|(_, one)| one.kind == Kind::Lan);
+        match (may_be_met, has_news) {
+            (true, _) => paths.begin_at(now.monotonic + LAN_GRACE),
+            (false, true) => paths.begin(now.monotonic),
+            (false, false) => paths.begin_at(now.monotonic),
+        }
     }
 
     /// Returns what is known of the paths to a peer.
@@ -247,6 +252,8 @@ impl Mesh {
             contact.handle_installed(true, now.monotonic);
         }
         contact.handle_path(place, token, now.monotonic);
+        // The kernel may have roamed away from it meanwhile.
+        self.proved.remove(&key);
         self.dirty = true;
     }
 
@@ -413,28 +420,30 @@ impl Mesh {
         place.is_some_and(|place| matches!(place.via, Via::Link(_)))
     }
 
-    fn add_recorded_candidates(&mut self, key: PublicKey, now: Monotonic) {
-        let Some(peer) = self.store.get(key) else { return };
+    /// Adds what the record and earlier claims say of a peer. Returns whether anything of it is new.
+    fn add_recorded_candidates(&mut self, key: PublicKey, now: Monotonic) -> bool {
+        let Some(peer) = self.store.get(key) else { return false };
         let recorded = peer.record().record().candidates.iter().map(|&address| (address, Origin::Record));
         let heard = peer.candidates.keys().map(|&address| (address, Origin::Cache));
         let named: Vec<_> = recorded.chain(heard).collect();
-        for (address, origin) in named {
-            self.add_candidate(key, address, origin, now);
-        }
         self.add_named_candidate(key, now);
+        let mut has_news = false;
+        for (address, origin) in named {
+            has_news |= self.add_candidate(key, address, origin, now);
+        }
+        has_news
     }
 
+    /// Adds an address if it is worth a ping. Returns whether it is new.
     pub(super) fn add_candidate(
         &mut self,
         key: PublicKey,
         address: SocketAddr,
         origin: Origin,
         now: Monotonic,
-    ) {
-        if self.is_candidate(address) {
-            let kind = self.kind_of(address.ip());
-            self.paths.entry(key).or_default().add(address, origin, kind, now);
-        }
+    ) -> bool {
+        let kind = self.kind_of(address.ip());
+        self.is_candidate(address) && self.paths.entry(key).or_default().add(address, origin, kind, now)
     }
 
     /// Whether an address that somebody named is worth a ping: no host of the mesh answers at it as an inner address,
