@@ -23,7 +23,7 @@ exec </dev/null >/dev/vport0p1 2>&1
 # netfilter's, these in a namespace of their own.
 ping -q -i 86400 127.0.0.1 >/dev/null &
 tc qdisc add dev lo clsact
-unshare --net sh -c 'nft -f - && exec sleep infinity' <<'END' &
+cat >/tmp/held.nft <<'END'
 table inet held {
     chain prerouting { type nat hook prerouting priority -100; ct state new; }
     chain input { type filter hook input priority 0; }
@@ -32,6 +32,7 @@ table inet held {
     chain postrouting { type nat hook postrouting priority 100; }
 }
 END
+unshare --net sh -c 'nft -f /tmp/held.nft && exec sleep infinity' &
 echo "lab: booted"
 /lab/command.sh
 echo $? >/dev/vport0p2

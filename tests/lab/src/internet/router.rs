@@ -147,7 +147,9 @@ impl Router {
     }
 
     fn apply(&self) {
-        self.host.feed(["nft", "-f", "-"], &self.rules.text());
+        let file = self.host.folder().join("rules.nft");
+        fs::write(&file, self.rules.text()).expect("the host's folder is ours");
+        self.host.run(["nft", "-f", &file.display().to_string()]);
     }
 }
 
