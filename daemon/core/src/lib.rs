@@ -9,6 +9,7 @@ pub mod cache;
 pub mod config;
 pub mod contact;
 pub mod derive;
+pub mod exchange;
 pub mod identity;
 pub mod kernel;
 pub mod key;

@@ -189,8 +189,8 @@ impl Message {
 pub struct Answer {
     /// What to say back.
     pub messages: Vec<Message>,
-    /// Whose records to ask for, [`MAX_ASKED`] at a time, as fast as the asker likes.
-    pub wanted: Vec<PublicKey>,
+    /// What to ask for, [`MAX_ASKED`] at a time, as fast as the asker likes.
+    pub wanted: Vec<Entry>,
 }
 
 /// Answers a message with messages of at most `limit` bytes each, which must hold the hashes of all buckets.
@@ -243,8 +243,8 @@ fn answer_holdings(buckets: Mask, theirs: &[Entry], records: &impl Records, limi
     Answer { messages, wanted: wanted(theirs, records) }
 }
 
-fn wanted(entries: &[Entry], records: &impl Records) -> Vec<PublicKey> {
-    entries.iter().filter(|&&entry| records.wants(entry)).map(|entry| entry.key).collect()
+fn wanted(entries: &[Entry], records: &impl Records) -> Vec<Entry> {
+    entries.iter().copied().filter(|&entry| records.wants(entry)).collect()
 }
 
 /// Gives the records of `keys`, as many to a message as fit.

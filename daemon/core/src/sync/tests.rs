@@ -100,7 +100,8 @@ fn hear(table: &mut Table, bytes: &[u8], limit: usize) -> Vec<Message> {
     }
     let Answer { mut messages, wanted } = answer(&message, table, limit);
     let per_ask = MAX_ASKED.min(limit / 40);
-    messages.extend(wanted.chunks(per_ask).map(|keys| Message::Ask(keys.to_vec())));
+    let keys = |entries: &[Entry]| entries.iter().map(|entry| entry.key).collect();
+    messages.extend(wanted.chunks(per_ask).map(|entries| Message::Ask(keys(entries))));
     messages
 }
 

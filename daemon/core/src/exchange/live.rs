@@ -1,0 +1,184 @@
+//! What is said once both sides have proved who they are.
+
+use std::collections::BTreeSet;
+
+use super::frame::Frame;
+use super::session::{Live, Session};
+use super::{
+    CloseReason, Context, Exchange, Forward, MAX_FORWARD_BYTES, MAX_FRAME_BYTES, MAX_SHUT_OUT, Misbehaviour,
+    Output, SHUT_OUT, SessionId,
+};
+use crate::key::PublicKey;
+use crate::record::SignedRecord;
+use crate::sync::{self, Answer, Entry, Message, Records, Summary};
+use crate::time::Monotonic;
+
+impl Exchange {
+    pub(super) fn on_live_frame<R: Records>(
+        &mut self,
+        id: SessionId,
+        bytes: &[u8],
+        context: &Context<'_, R>,
+    ) {
+        let now = context.now;
+        let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return };
+        let key = live.key;
+        if !live.frames.take(now) {
+            self.shut_out(key, Misbehaviour::Flood, now);
+            return;
+        }
+        let outcome = match Frame::decode(bytes) {
+            Some(frame) => self.on_known_frame(id, key, frame, context),
+            None => Err(Misbehaviour::Malformed),
+        };
+        if let Err(reason) = outcome {
+            self.strike(id, reason, now);
+        }
+        self.collapse(id, key, context.own.record().key, now);
+    }
+
+    fn on_known_frame<R: Records>(
+        &mut self,
+        id: SessionId,
+        key: PublicKey,
+        frame: Frame,
+        context: &Context<'_, R>,
+    ) -> Result<(), Misbehaviour> {
+        match frame {
+            Frame::Hello { .. } | Frame::Proof(_) => Err(Misbehaviour::OutOfPlace),
+            Frame::Ping { number, summary } => {
+                self.send(id, &Frame::Pong { number });
+                self.on_summary(id, summary, context);
+                Ok(())
+            }
+            Frame::Pong { number } => {
+                let next = self.next_ping(context.now);
+                if let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) {
+                    live.on_pong(number, next, context.now);
+                }
+                Ok(())
+            }
+            Frame::Observed { address } => {
+                self.outputs.push_back(Output::Observed { from: key, address });
+                Ok(())
+            }
+            Frame::Forward(forward) => self.on_forward(key, forward, context.own.record().key),
+            Frame::Sync(Message::Summary(summary)) => {
+                self.on_summary(id, summary, context);
+                Ok(())
+            }
+            Frame::Sync(Message::Records(records)) => {
+                let outcome = self.on_records(id, &records, context);
+                self.ask_next(id, context.records);
+                outcome
+            }
+            Frame::Sync(message) => {
+                self.on_sync(id, &message, context);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes what is for this node, and what its author asks this node to carry.
+    fn on_forward(&mut self, by: PublicKey, forward: Forward, own: PublicKey) -> Result<(), Misbehaviour> {
+        let may = forward.body.len() <= MAX_FORWARD_BYTES
+            && forward.from != own
+            && forward.from != forward.to
+            && (forward.to == own || forward.from == by);
+        if !may {
+            return Err(Misbehaviour::Forward);
+        }
+        self.outputs.push_back(Output::Forwarded { by, forward });
+        Ok(())
+    }
+
+    fn on_summary<R: Records>(&mut self, id: SessionId, summary: Summary, context: &Context<'_, R>) {
+        let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return };
+        if !live.may_sync(context.now) {
+            return;
+        }
+        let Answer { messages, wanted: _ } =
+            sync::answer(&Message::Summary(summary), context.records, MAX_FRAME_BYTES);
+        if !messages.is_empty() {
+            live.on_difference(context.now);
+        }
+        for message in messages {
+            self.send(id, &Frame::Sync(message));
+        }
+    }
+
+    fn on_sync<R: Records>(&mut self, id: SessionId, message: &Message, context: &Context<'_, R>) {
+        let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return };
+        let Answer { messages, wanted } = sync::answer(message, context.records, MAX_FRAME_BYTES);
+        if matches!(message, Message::Ask(_)) && !messages.is_empty() {
+            live.on_progress();
+        }
+        live.want(wanted);
+        for message in messages {
+            self.send(id, &Frame::Sync(message));
+        }
+        self.ask_next(id, context.records);
+    }
+
+    /// Goes on asking for what the other side has offered, but not for what another session is about to bring.
+    pub(super) fn ask_next<R: Records>(&mut self, id: SessionId, records: &R) {
+        let elsewhere = self.sessions.iter().filter(|&(&other, _)| other != id);
+        let in_flight: BTreeSet<_> =
+            elsewhere.filter_map(|(_, session)| session.live()).flat_map(Live::asked).copied().collect();
+        let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return };
+        if let Some(ask) = live.ask_next(&in_flight, records) {
+            self.send(id, &ask);
+        }
+    }
+
+    /// Takes records that are news. Unasked ones beyond what an honest node sends are left to the next
+    /// synchronisation.
+    fn on_records<R: Records>(
+        &mut self,
+        id: SessionId,
+        records: &[minicbor::bytes::ByteVec],
+        context: &Context<'_, R>,
+    ) -> Result<(), Misbehaviour> {
+        let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return Ok(()) };
+        let mut answered = false;
+        for bytes in records.iter().take(sync::MAX_ASKED) {
+            let record =
+                SignedRecord::verify(bytes, context.keys.network_id()).map_err(Misbehaviour::Record)?;
+            let entry = Entry::of(&record);
+            let asked = live.was_asked(entry.key);
+            answered |= asked;
+            if context.records.wants(entry) && (asked || live.unasked.take(context.now)) {
+                let direct = entry.key == live.key;
+                self.outputs.push_back(Output::Record { record, from: live.key, direct });
+            }
+        }
+        if answered {
+            live.on_answered();
+        }
+        Ok(())
+    }
+
+    fn strike(&mut self, id: SessionId, reason: Misbehaviour, now: Monotonic) {
+        let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return };
+        tracing::debug!(peer = %live.key.short(), %reason, "bad input on a session");
+        if !live.forgives() {
+            let key = live.key;
+            self.shut_out(key, reason, now);
+        }
+    }
+
+    /// Ends all sessions with a node and takes none for [`SHUT_OUT`].
+    fn shut_out(&mut self, key: PublicKey, reason: Misbehaviour, now: Monotonic) {
+        self.shut_out.retain(|_, until| *until > now);
+        while self.shut_out.len() >= MAX_SHUT_OUT {
+            let soonest = self.shut_out.iter().min_by_key(|&(_, until)| until);
+            let soonest = *soonest.expect("there are MAX_SHUT_OUT").0;
+            self.shut_out.remove(&soonest);
+        }
+        self.shut_out.insert(key, now + SHUT_OUT);
+        self.outputs.push_back(Output::Misbehaved { key, reason });
+        for id in self.sessions_with(key) {
+            self.close(id, CloseReason::Misbehaved(reason), now);
+        }
+    }
+}
