@@ -6,6 +6,9 @@
 
 mod check;
 mod init;
+mod netcheck;
+mod peer;
+mod ping;
 mod run;
 mod status;
 
@@ -64,9 +67,37 @@ enum Command {
         /// Print JSON for programs.
         #[arg(long)]
         json: bool,
-        /// Show public keys and IPv6 addresses too.
+        /// Show public keys and IPv6 addresses too, and of every peer why it is not reached.
         #[arg(short, long, conflicts_with = "json")]
         wide: bool,
+    },
+    /// Show what the NAT in front of this host does.
+    ///
+    /// Has the daemon ask its STUN servers (`nat.stun_servers`) anew, through WireGuard's own port, and shows where they
+    /// see that port, the NAT's type, and which peers it keeps from being reached directly. Takes up to 5 seconds. That no
+    /// server answers is a finding, not an error: the type is then `unknown`.
+    Netcheck {
+        #[command(flatten)]
+        mesh: Mesh,
+        /// Print JSON for programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ping a peer's WireGuard port and show which address answers, how fast, and how the tunnel goes.
+    ///
+    /// Pings go from WireGuard's port to WireGuard's port, outside the tunnel. Ends with code 1, and the reason, if none
+    /// is answered within 2 seconds each.
+    Ping {
+        /// The peer: its host name, its public key or the beginning of it, or its mesh address.
+        peer: String,
+        #[command(flatten)]
+        mesh: Mesh,
+        /// How many pings to send, one a second.
+        #[arg(short = 'n', long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        count: u32,
+        /// Print JSON for programs, after the last ping.
+        #[arg(long)]
+        json: bool,
     },
     /// Look at the configuration.
     #[command(subcommand)]
@@ -146,6 +177,10 @@ enum Error {
     Init(#[from] init::Error),
     #[error(transparent)]
     Install(#[from] install::Error),
+    #[error(transparent)]
+    Unclear(#[from] peer::Unclear),
+    #[error("{0} does not answer: {1}")]
+    NoAnswer(String, String),
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
     #[error(transparent)]
@@ -179,6 +214,8 @@ impl Error {
             Self::Privileges(_)
             | Self::Api(_)
             | Self::Client(_)
+            | Self::Unclear(_)
+            | Self::NoAnswer(..)
             | Self::Init(_)
             | Self::Install(_)
             | Self::Runtime(_)
@@ -224,6 +261,8 @@ impl Command {
             Self::Init { output } => Ok(init::make_secret(output.as_deref())?),
             Self::Run { mesh } => run::start(&mesh.load()?),
             Self::Status { mesh, json, wide } => status::show(&mesh.load()?, json, wide),
+            Self::Netcheck { mesh, json } => netcheck::show(&mesh.load()?, json),
+            Self::Ping { peer, mesh, count, json } => ping::run(&mesh.load()?, &peer, count, json),
             Self::Config(ConfigCommand::Check { file, json }) => check::report(file, json),
             Self::InstallService(Instance { interface }) => {
                 let config = File::of_interface(&interface)?;

@@ -8,7 +8,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use wgmesh_core::status::{Path, Peer, PeerState, SourceState, Status, Traffic};
 
 use self::units::{ago, bytes, span};
-use super::Error;
+use super::{Error, peer};
 use crate::api::client;
 use crate::config::File;
 
@@ -20,10 +20,13 @@ const PLAIN: &str = "\x1b[0m";
 /// The columns of [`columns`] that are aligned at their right end.
 const NUMBERS: std::ops::RangeInclusive<usize> = 4..=6;
 
+/// How many peers are explained where nobody asked for all.
+const EXPLAINED: usize = 10;
+
 /// How the account is shown to people.
 #[derive(Clone, Copy, Debug, Default)]
 struct Style {
-    /// With public keys and IPv6 addresses.
+    /// With public keys and IPv6 addresses, and each peer explained.
     wide: bool,
     /// With the terminal's colours.
     colour: bool,
@@ -47,6 +50,7 @@ fn render(status: &Status, style: Style) -> String {
         lines.push("No peers yet.".to_owned());
     } else {
         lines.extend(peers(&status.peers, style));
+        lines.extend(reasons(&status.peers, style));
     }
     lines.join("\n") + "\n"
 }
@@ -61,6 +65,13 @@ fn head(status: &Status, style: Style) -> Vec<String> {
     ];
     if let Some(port) = node.listen_port {
         lines.push(format!("  port      {port}"));
+    }
+    if let Some(port) = node.exchange_port {
+        lines.push(format!("  exchange  TCP port {port}"));
+    }
+    if let Some(nat) = &node.nat_type {
+        let seen = node.mapped.map(|mapped| format!(", seen at {mapped}")).unwrap_or_default();
+        lines.push(format!("  NAT       {nat}{seen}"));
     }
     lines.push(format!("  kernel    {}", kernel(status)));
     lines.push(format!("  eBPF      {}", ebpf(status)));
@@ -125,6 +136,23 @@ fn peers(peers: &[Peer], style: Style) -> Vec<String> {
     table.lines().zip(colours).map(|(line, colour)| paint(line.trim_end(), colour, style)).collect()
 }
 
+/// Says of each peer that has something wrong what it is.
+fn reasons(peers: &[Peer], style: Style) -> Vec<String> {
+    let all: Vec<String> = peers
+        .iter()
+        .filter_map(|peer| Some(format!("{}: {}", peer::label(peer), peer.why.as_ref()?)))
+        .collect();
+    let shown = if style.wide { all.len() } else { EXPLAINED };
+    let mut lines: Vec<String> = all.iter().take(shown).cloned().collect();
+    if all.len() > shown {
+        lines.push(format!("... and {} more: see `wgmesh status --wide`", all.len() - shown));
+    }
+    if !lines.is_empty() {
+        lines.insert(0, String::new());
+    }
+    lines
+}
+
 fn columns(counted: bool, style: Style) -> Vec<&'static str> {
     let mut columns = vec!["NAME", "ADDRESS", "STATE", "PATH", "HANDSHAKE", "RECEIVED", "SENT"];
     if counted {
@@ -140,7 +168,7 @@ fn columns(counted: bool, style: Style) -> Vec<&'static str> {
 fn row(peer: &Peer, counted: bool, style: Style) -> Vec<String> {
     let none = || "-".to_owned();
     let mut cells = vec![
-        peer.hostname.as_ref().map_or_else(|| peer.public_key.short(), ToString::to_string),
+        peer::label(peer),
         peer.mesh_ipv4.to_string(),
         state(peer.state).to_owned(),
         peer.path.as_ref().map_or_else(none, path),
@@ -158,7 +186,7 @@ fn row(peer: &Peer, counted: bool, style: Style) -> Vec<String> {
     cells
 }
 
-fn state(state: PeerState) -> &'static str {
+pub(super) fn state(state: PeerState) -> &'static str {
     match state {
         PeerState::Connecting => "connecting",
         PeerState::Direct => "direct",
@@ -175,7 +203,7 @@ fn colour(state: PeerState) -> &'static str {
     }
 }
 
-fn path(path: &Path) -> String {
+pub(super) fn path(path: &Path) -> String {
     match path.rtt_ms {
         Some(rtt) => format!("{} {} {rtt} ms", path.kind, path.endpoint),
         None => format!("{} {}", path.kind, path.endpoint),
@@ -193,4 +221,4 @@ fn paint(text: &str, colour: &str, style: Style) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

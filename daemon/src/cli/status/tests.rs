@@ -3,7 +3,7 @@ use wgmesh_core::status::{Ebpf, Kernel, Node, Source};
 
 use super::*;
 
-fn example() -> Status {
+pub(crate) fn example() -> Status {
     let key = |seed| SecretKey::from_random([seed; 32]).public();
     let peer = |seed, name: &str, state| Peer {
         public_key: key(seed),
@@ -51,9 +51,9 @@ fn example() -> Status {
             mesh_ipv4: [10, 42, 0, 1].into(),
             mesh_ipv6: "fd00::1".parse().unwrap(),
             listen_port: Some(51820),
-            exchange_port: None,
-            nat_type: None,
-            mapped: None,
+            exchange_port: Some(51900),
+            nat_type: Some("port-restricted".into()),
+            mapped: Some("198.51.100.7:51820".parse().unwrap()),
         },
         peers: vec![direct, peer(3, "db2", PeerState::Connecting), peer(4, "db3", PeerState::Offline)],
         sources: vec![Source {
@@ -77,6 +77,8 @@ web1 on wgmesh0, up 3 min 5 s
   address   10.42.0.1, fd00::1
   key       pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=
   port      51820
+  exchange  TCP port 51900
+  NAT       port-restricted, seen at 198.51.100.7:51820
   kernel    6.12.9, as it should be (7 writes)
   eBPF      counting (tcx)
   sources   lan
@@ -97,6 +99,34 @@ fn the_wide_account_has_whole_keys() {
         assert!(text.contains(&peer.public_key.to_string()), "{text}");
         assert!(text.contains(&peer.mesh_ipv6.to_string()), "{text}");
     }
+}
+
+/// W-D57: a peer that cannot be reached says why, below the table; a long list is cut unless all is asked for.
+#[test]
+fn what_is_wrong_with_a_peer_is_told_below_the_table() {
+    let mut status = example();
+    status.peers[1].why = Some("both NATs are symmetric".into());
+    let text = render(&status, Style::default());
+    assert!(text.ends_with("\n\ndb2: both NATs are symmetric\n"), "{text}");
+
+    status.peers = (0..12)
+        .map(|_| Peer { why: Some("it has not answered".into()), ..status.peers[1].clone() })
+        .collect();
+    let text = render(&status, Style::default());
+    assert_eq!(text.matches("db2: it has not answered").count(), 10, "{text}");
+    assert!(text.ends_with("\n... and 2 more: see `wgmesh status --wide`\n"), "{text}");
+    let text = render(&status, Style { wide: true, colour: false });
+    assert_eq!(text.matches("db2: it has not answered").count(), 12, "{text}");
+}
+
+#[test]
+fn what_is_not_known_of_the_nat_is_left_out() {
+    let mut status = example();
+    (status.node.exchange_port, status.node.nat_type, status.node.mapped) = (None, None, None);
+    let text = render(&status, Style::default());
+    assert!(!text.contains("exchange") && !text.contains("NAT"), "{text}");
+    status.node.nat_type = Some("unknown".into());
+    assert!(render(&status, Style::default()).contains("\n  NAT       unknown\n"));
 }
 
 #[test]
