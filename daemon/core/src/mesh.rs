@@ -223,6 +223,8 @@ pub struct Mesh {
     contacts: BTreeMap<PublicKey, Contact>,
     underlay: Vec<Underlay>,
     stun: Stun,
+    /// Where each peer sees WireGuard's port, by its last pong.
+    seen_at: BTreeMap<PublicKey, SocketAddr>,
     exchange: Option<Exchange>,
     exchange_port: Option<u16>,
     bootstrap: Vec<Target>,
@@ -248,6 +250,7 @@ pub struct Mesh {
     last_announce: Option<Monotonic>,
     last_heard: Option<Monotonic>,
     announce_at: Option<Monotonic>,
+    signed_at: Monotonic,
     refresh_at: Monotonic,
     save_cache_at: Monotonic,
     replan_at: Option<Monotonic>,
@@ -304,6 +307,7 @@ impl Mesh {
             contacts: BTreeMap::new(),
             underlay,
             stun: Stun::new(),
+            seen_at: BTreeMap::new(),
             exchange,
             exchange_port,
             bootstrap: Vec::new(),
@@ -327,6 +331,7 @@ impl Mesh {
             last_announce: None,
             last_heard: None,
             announce_at: None,
+            signed_at: now.monotonic,
             refresh_at: now.monotonic + RECORD_REFRESH,
             save_cache_at: now.monotonic + memory::SAVE_INTERVAL,
             replan_at: None,
@@ -487,6 +492,7 @@ impl Mesh {
         let whereabouts = self.whereabouts();
         let Self { settings, keys, subnets, state, rng, .. } = self;
         self.record = sign_record(settings, keys, *subnets, state, whereabouts, now, rng);
+        self.signed_at = now.monotonic;
         self.refresh_at = now.monotonic + RECORD_REFRESH;
         self.save_state();
         let record = self.record.clone();

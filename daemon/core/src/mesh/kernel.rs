@@ -77,6 +77,7 @@ impl Mesh {
         self.attempts.remove(&key);
         self.paths.remove(&key);
         self.carries.remove(&key);
+        self.seen_at.remove(&key);
     }
 
     fn on_observed(&mut self, observed: Arc<Observed>, fresh: bool, now: Now) {

@@ -1,12 +1,19 @@
 //! This node as the rest of the world sees it: STUN through WireGuard's own port, and what follows from its answers.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use super::{Command, Mesh, Recipient, Transmit, Whereabouts, paths};
 use crate::contact::Via;
+use crate::key::PublicKey;
 use crate::nat::NatType;
 use crate::stun::{Handled, Report};
 use crate::time::Now;
+
+/// The least time between two records that differ in what peers say they see.
+const SEEN_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Mesh {
     /// Returns what STUN has found out.
@@ -46,14 +53,50 @@ impl Mesh {
         }
     }
 
-    /// Returns WireGuard's port as the internet sees it.
+    /// Notes where a peer sees WireGuard's port. It stands in for STUN where no server answers.
+    pub(super) fn on_seen(&mut self, key: PublicKey, seen: SocketAddr, now: Now) {
+        if !self.is_candidate(seen) || self.seen_at.insert(key, seen) == Some(seen) {
+            return;
+        }
+        if self.whereabouts().candidates != self.record.record().candidates {
+            tracing::info!(peer = %key, %seen, "a peer sees this node at another address");
+            // Soon, but whatever peers say does not have us sign without end.
+            self.refresh_at = self.refresh_at.min(now.monotonic.max(self.signed_at + SEEN_INTERVAL));
+        }
+    }
+
+    /// Returns WireGuard's port as the internet sees it: by STUN, or else as most peers see it.
     pub(super) fn mapped(&self) -> Vec<SocketAddr> {
-        self.stun.mapped_v6().into_iter().chain(self.stun.mapped_v4()).collect()
+        let v6 = self.stun.mapped_v6().or_else(|| self.seen_by_most(false));
+        let v4 = self.stun.mapped_v4().or_else(|| self.seen_by_most(true));
+        v6.into_iter().chain(v4).collect()
+    }
+
+    fn seen_by_most(&self, v4: bool) -> Option<SocketAddr> {
+        let mut votes = BTreeMap::<SocketAddr, usize>::new();
+        for &seen in self.seen_at.values().filter(|seen| seen.is_ipv4() == v4) {
+            *votes.entry(seen).or_default() += 1;
+        }
+        votes.into_iter().max_by_key(|&(seen, count)| (count, Reverse(seen))).map(|(seen, _)| seen)
+    }
+
+    /// Returns the NAT's type: by STUN, or else as peers see it, of whom two that see different ports are enough.
+    pub(super) fn nat_type(&self) -> NatType {
+        let by_stun = self.stun.nat_type();
+        let mut ports = self.seen_at.values().filter(|seen| seen.is_ipv4());
+        match (by_stun, ports.next()) {
+            (NatType::Unknown, Some(first)) => match ports.next() {
+                None => NatType::Unknown,
+                Some(second) if second == first && ports.all(|seen| seen == first) => NatType::PortRestricted,
+                Some(_) => NatType::Symmetric,
+            },
+            (by_stun, _) => by_stun,
+        }
     }
 
     /// Returns how others may find this node, as far as it knows.
     pub(super) fn whereabouts(&self) -> Whereabouts {
-        let nat = self.stun.nat_type();
+        let nat = self.nat_type();
         Whereabouts {
             listen_port: self.listen_port,
             candidates: paths::own_candidates(&self.mapped(), &self.underlay, self.listen_port),

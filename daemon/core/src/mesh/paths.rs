@@ -178,7 +178,11 @@ impl Mesh {
         }
         match disco.body {
             DiscoBody::Ping { id } => self.on_ping(key, id, from, now),
-            DiscoBody::Pong { id, seen: _ } => self.on_pong(key, id, disco.token, from, now),
+            DiscoBody::Pong { id, seen } => {
+                if self.on_pong(key, id, disco.token, from, now) {
+                    self.on_seen(key, seen, now);
+                }
+            }
             DiscoBody::Carry { to, offer } => self.carry(key, to, offer.to_vec(), from, now),
             DiscoBody::Carried { from: origin, offer } => self.on_offer(key, origin, &offer, from, now),
         }
@@ -193,11 +197,13 @@ impl Mesh {
         self.paths.entry(key).or_default().handle_ping(from, kind, now.monotonic);
     }
 
-    fn on_pong(&mut self, key: PublicKey, id: u64, token: Token, from: SocketAddr, now: Now) {
+    /// Follows the answer to a ping. Returns whether it was asked for.
+    fn on_pong(&mut self, key: PublicKey, id: u64, token: Token, from: SocketAddr, now: Now) -> bool {
         self.follow_link_contact(key, now.monotonic);
-        let Some(paths) = self.paths.get_mut(&key) else { return };
+        let Some(paths) = self.paths.get_mut(&key) else { return false };
         let Some(answered) = paths.handle_pong(from, id, now.monotonic) else {
-            return self.drop_input("unasked", from);
+            self.drop_input("unasked", from);
+            return false;
         };
         if let Some(peer) = self.store.get(key) {
             let claim = Claim {
@@ -212,6 +218,7 @@ impl Mesh {
         if answered.switched {
             self.use_path(key, from, token, now);
         }
+        true
     }
 
     /// Tries the link on which a peer that is reached elsewhere has announced itself.
@@ -448,7 +455,7 @@ impl Mesh {
 
     /// Whether an address that somebody named is worth a ping: no host of the mesh answers at it as an inner address,
     /// and it is not this host.
-    fn is_candidate(&self, address: SocketAddr) -> bool {
+    pub(super) fn is_candidate(&self, address: SocketAddr) -> bool {
         let inside = match address.ip() {
             IpAddr::V4(ip) => self.subnets.v4.contains(&ip),
             IpAddr::V6(ip) => self.subnets.v6.contains(&ip),

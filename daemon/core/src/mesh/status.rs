@@ -33,8 +33,8 @@ impl Mesh {
                 mesh_ipv6: addresses.v6,
                 listen_port: device.map(|device| device.listen_port).filter(|&port| port != 0),
                 exchange_port: self.exchange_port,
-                nat_type: Some(self.stun.nat_type().name().to_owned()),
-                mapped: self.stun.mapped_v4().or(self.stun.mapped_v6()),
+                nat_type: Some(self.nat_type().name().to_owned()),
+                mapped: self.mapped().last().copied(),
             },
             peers: self.store.iter().map(|(key, peer)| self.peer_status(key, peer, now)).collect(),
             sources: self.source_status(now),
@@ -153,7 +153,7 @@ impl Mesh {
     fn why_no_path(&self, key: PublicKey) -> Option<String> {
         let paths = self.paths.get(&key).filter(|paths| paths.failures() > 0)?;
         let theirs = self.store.get(key)?.record().record().nat;
-        let ours = self.stun.nat_type();
+        let ours = self.nat_type();
         let tries = match paths.failures() {
             1 => "one attempt".to_owned(),
             failures => format!("{failures} attempts"),
