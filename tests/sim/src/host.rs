@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 use wgmesh_core::cache::CacheEntry;
 use wgmesh_core::config::Settings;
 use wgmesh_core::derive::MeshKeys;
+use wgmesh_core::exchange::{SessionEvent, SessionId, Target};
 use wgmesh_core::identity::{NodeState, Sequence};
 use wgmesh_core::kernel::{OwnerMark, Underlay};
 use wgmesh_core::key::PublicKey;
@@ -21,7 +22,7 @@ use wgmesh_core::time::{Monotonic, Now, WallClock};
 
 use crate::applier::{Applier, Pace};
 use crate::kernel::{Kernel, Sabotage};
-use crate::network::HEADER_BYTES;
+use crate::network::{HEADER_BYTES, HostId};
 use crate::random::Random;
 use crate::world::LAN_PORT;
 
@@ -44,6 +45,10 @@ pub struct HostPlan {
     pub subnet: Option<Ipv4Net>,
     /// Whether it looks for peers on its links.
     pub lan: bool,
+    /// Whether it holds sessions with others.
+    pub exchange: bool,
+    /// With whom, by configuration.
+    pub bootstrap: Vec<HostId>,
     /// The most peers that it holds.
     pub max_peers: usize,
     /// By how many milliseconds its wall clock is ahead of the world's.
@@ -62,6 +67,8 @@ impl Default for HostPlan {
             secret: 1,
             subnet: None,
             lan: true,
+            exchange: true,
+            bootstrap: Vec::new(),
             max_peers: 1000,
             skew_millis: 0,
             cost: Duration::from_micros(100),
@@ -69,6 +76,17 @@ impl Default for HostPlan {
             sees_handshakes: true,
         }
     }
+}
+
+/// What a daemon wants done with its sessions.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// A new one.
+    Dial(Target),
+    /// A frame sent.
+    Send(SessionId, Vec<u8>),
+    /// An end.
+    Close(SessionId),
 }
 
 /// What a daemon finds when it starts.
@@ -80,6 +98,8 @@ pub struct Surroundings {
     pub underlay: Vec<Underlay>,
     /// The STUN servers of its configuration.
     pub stun_servers: Vec<SocketAddr>,
+    /// Its bootstrap nodes.
+    pub bootstrap: Vec<Target>,
 }
 
 /// What the daemon keeps in files.
@@ -102,6 +122,8 @@ pub struct Totals {
     pub probes: u64,
     /// The bytes of all three, with IP and UDP headers.
     pub bytes: u64,
+    /// The bytes of its sessions, with the headers of IP, TCP and TLS.
+    pub session_bytes: u64,
     /// Datagrams that came while the daemon's socket was full.
     pub overflows: u64,
 }
@@ -140,11 +162,13 @@ pub struct Host {
     boot_offset: Duration,
     process: Option<Process>,
     sends: VecDeque<Transmit>,
+    requests: VecDeque<Request>,
     sabotaged_at: Option<Monotonic>,
     /// How often the daemon wanted to be called again at the same moment.
     calls_at_once: u32,
     called_at: Monotonic,
-    has_run: bool,
+    /// How many daemons have run here.
+    runs: u64,
 }
 
 impl Host {
@@ -159,10 +183,11 @@ impl Host {
             boot_offset: random.up_to(Duration::from_secs(86_400)),
             process: None,
             sends: VecDeque::new(),
+            requests: VecDeque::new(),
             sabotaged_at: None,
             calls_at_once: 0,
             called_at: Monotonic::default(),
-            has_run: false,
+            runs: 0,
         }
     }
 
@@ -182,7 +207,12 @@ impl Host {
 
     /// Whether a daemon ever ran here; otherwise it is an outsider's host.
     pub const fn has_run(&self) -> bool {
-        self.has_run
+        self.runs > 0
+    }
+
+    /// Returns how many daemons have run here: the number of the one that runs, or ran last.
+    pub const fn runs(&self) -> u64 {
+        self.runs
     }
 
     /// Returns the keys of its mesh.
@@ -215,9 +245,9 @@ impl Host {
         if self.process.is_some() {
             return;
         }
-        self.has_run = true;
+        self.runs += 1;
         let now = self.now(world);
-        let Surroundings { number, underlay, stun_servers } = surroundings;
+        let Surroundings { number, underlay, stun_servers, bootstrap } = surroundings;
         let settings = self.settings(number);
         let mut mesh = Mesh::new(settings, self.keys.clone(), self.disk.state.clone(), underlay, seed, now);
         mesh.restore(&self.disk.cache, now);
@@ -227,6 +257,13 @@ impl Host {
         let observed = Arc::new(self.kernel.observe());
         self.handle(Event::Started(observed), now);
         self.handle(Event::StunServers(stun_servers), now);
+        self.handle(Event::ExchangePort(self.exchange_port()), now);
+        self.handle(Event::Bootstrap(bootstrap), now);
+    }
+
+    /// Returns the port that its exchange listens on.
+    pub fn exchange_port(&self) -> Option<u16> {
+        self.plan.exchange.then(|| self.keys.exchange_port())
     }
 
     /// Returns the record that the node would sign before it knows anything of its NAT.
@@ -252,7 +289,7 @@ impl Host {
             lifetime_s: 3600,
             candidates: candidates.filter(|address| may_be_an_endpoint(*address)).collect(),
             nat: Nat::Unknown,
-            exchange_port: None,
+            exchange_port: self.exchange_port(),
             introducer: false,
         };
         SignedRecord::sign(record, &state.wg_private_key, self.keys.network_id(), random.generator())
@@ -262,6 +299,7 @@ impl Host {
     pub fn crash(&mut self) {
         self.process = None;
         self.sends.clear();
+        self.requests.clear();
     }
 
     /// Ends the daemon as asked.
@@ -347,6 +385,16 @@ impl Host {
         self.sends.pop_front()
     }
 
+    /// Returns what the daemon wants done next with its sessions.
+    pub fn poll_request(&mut self) -> Option<Request> {
+        self.requests.pop_front()
+    }
+
+    /// Tells the daemon of one of its sessions.
+    pub fn hear_session(&mut self, event: SessionEvent, world: Monotonic) {
+        self.handle(Event::Session(event), self.now(world));
+    }
+
     fn settings(&self, number: usize) -> Settings {
         Settings {
             interface: "wg0".parse().expect("a name that Linux takes"),
@@ -357,7 +405,7 @@ impl Host {
             accept_routes: [].into(),
             lan: self.plan.lan,
             punching: true,
-            exchange: false,
+            exchange: self.plan.exchange,
             exchange_port: None,
             max_peers: self.plan.max_peers,
         }
@@ -411,6 +459,9 @@ impl Host {
                     process.applier.set_goal(generation, desired);
                 }
                 Command::Send(transmit) => self.sends.push_back(transmit),
+                Command::Dial(target) => self.requests.push_back(Request::Dial(target)),
+                Command::SendFrame { id, bytes } => self.requests.push_back(Request::Send(id, bytes)),
+                Command::CloseSession(id) => self.requests.push_back(Request::Close(id)),
                 Command::Look => process.applier.notice(now.monotonic),
             }
         }

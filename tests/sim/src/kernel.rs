@@ -182,6 +182,11 @@ impl Kernel {
         self.step(key, now, |peer, context| peer.receive(from, &message.body, context));
     }
 
+    /// Sends so many bytes of somebody's packets to a peer.
+    pub fn send_data(&mut self, key: PublicKey, bytes: u64, now: Now) {
+        self.step(key, now, |peer, context| peer.send_data(bytes, context));
+    }
+
     /// Does what WireGuard's timers ask for.
     pub fn handle_timeout(&mut self, now: Now) {
         let Some(link) = self.link.as_ref().filter(|link| link.up) else { return };

@@ -115,6 +115,17 @@ pub enum Stop {
     Server(IpAddr),
 }
 
+/// What would become of a datagram.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// Whom it reaches.
+    pub host: HostId,
+    /// What it looks like there.
+    pub datagram: Datagram,
+    /// How long it takes.
+    pub after: Duration,
+}
+
 /// All segments and gateways.
 #[derive(Clone, Debug)]
 pub struct Network {
@@ -264,27 +275,32 @@ impl Network {
         }
     }
 
-    /// Returns which host a datagram to this endpoint would reach if it were sent now and nothing got lost by chance, and
-    /// to which of its own addresses.
-    pub fn trial(
-        &self,
-        host: HostId,
-        port: u16,
-        to: SocketAddr,
-        now: Monotonic,
-    ) -> Option<(HostId, SocketAddr)> {
+    /// Returns what would become of a datagram to this endpoint if it were sent now and nothing got lost by chance;
+    /// `None` if it reaches no host.
+    pub fn trial(&self, host: HostId, port: u16, to: SocketAddr, now: Monotonic) -> Option<Trial> {
         let mut trial = self.clone();
-        trial.internet = Conditions::CLEAN;
-        trial.segments.iter_mut().for_each(|segment| segment.conditions = Conditions::CLEAN);
+        let perfect = |conditions: &mut Conditions| {
+            *conditions = Conditions { loss: 0.0, duplication: 0.0, jitter: Duration::ZERO, ..*conditions };
+        };
+        perfect(&mut trial.internet);
+        trial.segments.iter_mut().for_each(|segment| perfect(&mut segment.conditions));
         let mut arrivals = trial.send(host, port, to, &Payload::Daemon([].into()));
+        let mut after = Duration::ZERO;
         while let Some(arrival) = arrivals.pop() {
+            after += arrival.after;
             match arrival.stop {
-                Stop::Host { host, .. } => return Some((host, arrival.datagram.to)),
+                Stop::Host { host, .. } => return Some(Trial { host, datagram: arrival.datagram, after }),
                 Stop::Server(_) => return None,
                 Stop::Inside(_) | Stop::Outside(_) => arrivals.extend(trial.forward(&arrival, now)),
             }
         }
         None
+    }
+
+    /// Returns the share of a host's datagrams that get lost on their way over the internet.
+    pub fn loss(&self, host: HostId) -> f64 {
+        let own = self.segments.iter().find(|segment| segment.plug(host).is_some());
+        1.0 - (1.0 - self.internet.loss) * (1.0 - own.map_or(0.0, |segment| segment.conditions.loss))
     }
 
     /// Returns the first segment that a host should send by, and whether the address is on it.

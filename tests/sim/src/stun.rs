@@ -40,6 +40,11 @@ impl StunServer {
         Self { answers: true, addresses, tells_other }
     }
 
+    /// Returns where it is asked.
+    pub const fn main_address(&self) -> SocketAddr {
+        SocketAddr::new(self.addresses[0], PORT)
+    }
+
     /// Whether it has this address.
     pub fn has(&self, address: IpAddr) -> bool {
         self.addresses.contains(&address)

@@ -13,6 +13,7 @@ use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::{Recipient, Stop, Transmit, Via};
 use wgmesh_core::secret::MeshSecret;
+use wgmesh_core::status::Status;
 use wgmesh_core::time::Monotonic;
 
 use crate::host::{Host, HostPlan};
@@ -26,7 +27,10 @@ use crate::trace::Trace;
 use crate::watch::Watch;
 
 mod convergence;
+mod sessions;
 mod topology;
+
+use sessions::{Flow, Streams};
 
 /// The UDP port of the mesh's groups and hellos (seed 000, W-X2).
 pub const LAN_PORT: u16 = 51830;
@@ -39,6 +43,7 @@ pub struct World {
     wakes: BTreeMap<HostId, Slot>,
     network: Network,
     stun_servers: Vec<StunServer>,
+    streams: Streams,
     hosts: Vec<Host>,
     random: Random,
     trace: Trace,
@@ -51,6 +56,7 @@ pub struct World {
 
 enum Happening {
     Arrival(Box<Arrival>),
+    Flow(Box<Flow>),
     Wake(HostId),
 }
 
@@ -83,6 +89,7 @@ impl World {
             wakes: BTreeMap::new(),
             network: Network::new(Random::new(random.below(u64::MAX))),
             stun_servers: Vec::new(),
+            streams: Streams::default(),
             hosts: Vec::new(),
             random,
             trace: Trace::default(),
@@ -130,6 +137,12 @@ impl World {
         self.hosts.iter().enumerate().map(|(number, host)| (HostId(number), host))
     }
 
+    /// Takes stock of a node as `wgmesh status` would, if its daemon runs.
+    pub fn status(&self, id: HostId) -> Option<Status> {
+        let host = self.host(id);
+        host.mesh().map(|mesh| mesh.status(host.now(self.now)))
+    }
+
     /// Returns the trace of everything so far.
     pub const fn trace(&self) -> Trace {
         self.trace
@@ -145,13 +158,14 @@ impl World {
     /// # Errors
     /// [`Violation`], as of everything that makes a node act.
     pub fn start(&mut self, id: HostId) -> Result<(), Violation> {
-        let (underlay, seed) = (self.network.underlay(id), self.random.bytes());
-        self.act(id, |host, now| host.start(underlay, id.0, seed, now))
+        let (surroundings, seed) = (self.surroundings(id), self.random.bytes());
+        self.act(id, |host, now| host.start(surroundings, seed, now))
     }
 
     /// Ends a daemon without a word.
     pub fn crash(&mut self, id: HostId) {
         self.hosts[id.0].crash();
+        self.end_streams(id, true);
         self.reschedule(id);
     }
 
@@ -160,12 +174,15 @@ impl World {
     /// # Errors
     /// [`Violation`].
     pub fn stop(&mut self, id: HostId, stop: Stop) -> Result<(), Violation> {
-        self.act(id, |host, now| host.stop(stop, now))
+        self.act(id, |host, now| host.stop(stop, now))?;
+        self.end_streams(id, true);
+        Ok(())
     }
 
     /// Ends everything on a host and empties its kernel; the daemon waits for [`World::start`].
     pub fn reboot(&mut self, id: HostId) {
         self.hosts[id.0].reboot(&mut self.random);
+        self.end_streams(id, false);
         self.reschedule(id);
     }
 
@@ -255,6 +272,7 @@ impl World {
                 self.act(id, Host::handle_timeout)
             }
             Happening::Arrival(arrival) => self.on_arrival(&arrival),
+            Happening::Flow(flow) => self.on_flow(*flow),
         }
     }
 
@@ -306,6 +324,7 @@ impl World {
         while let Some(transmit) = self.hosts[id.0].poll_send() {
             self.send(id, transmit)?;
         }
+        self.serve_sessions(id);
         while let Some(transmit) = self.hosts[id.0].kernel.poll_transmit() {
             let payload = Payload::WireGuard(transmit.message);
             self.keep(SocketAddr::new(self.address_or_any(id), transmit.port), transmit.to, &payload);

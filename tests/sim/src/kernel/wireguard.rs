@@ -70,10 +70,17 @@ pub enum Body {
         /// Stands for the proof that both hold the same.
         preshared_key: Option<PresharedKey>,
     },
-    /// Type 4, always a keepalive here.
+    /// Type 4 without content.
     Keepalive {
         /// Which session it belongs to.
         session: Handshake,
+    },
+    /// Type 4 with somebody's packets.
+    Data {
+        /// Which session it belongs to.
+        session: Handshake,
+        /// How long they are.
+        bytes: u64,
     },
 }
 
@@ -84,6 +91,7 @@ impl Body {
             Self::Initiation { .. } => INITIATION_BYTES,
             Self::Response { .. } => RESPONSE_BYTES,
             Self::Keepalive { .. } => KEEPALIVE_BYTES,
+            Self::Data { bytes, .. } => KEEPALIVE_BYTES + *bytes,
         }
     }
 
@@ -203,6 +211,15 @@ impl Peer {
         self.send_staged(context);
     }
 
+    /// Sends packets in the session of now; without one they are lost, and a handshake begins.
+    pub fn send_data(&mut self, bytes: u64, context: &mut Context<'_>) {
+        let now = context.now.monotonic;
+        match self.current.filter(|keypair| keypair.is_alive(now)) {
+            Some(keypair) => self.send(Body::Data { session: keypair.handshake, bytes }, context),
+            None => self.send_keepalive(context),
+        }
+    }
+
     /// Takes in a message of this peer.
     pub fn receive(&mut self, from: SocketAddr, body: &Body, context: &mut Context<'_>) {
         match body {
@@ -212,7 +229,9 @@ impl Peer {
             Body::Response { handshake, preshared_key } => {
                 self.on_response(from, *handshake, preshared_key.as_ref(), context)
             }
-            Body::Keepalive { session } => self.on_keepalive(from, *session, context),
+            Body::Keepalive { session } | Body::Data { session, .. } => {
+                self.on_data(from, *session, body.bytes(), context);
+            }
         }
     }
 
@@ -308,12 +327,12 @@ impl Peer {
         self.send_keepalive(context);
     }
 
-    fn on_keepalive(&mut self, from: SocketAddr, session: Handshake, context: &mut Context<'_>) {
+    fn on_data(&mut self, from: SocketAddr, session: Handshake, bytes: u64, context: &mut Context<'_>) {
         let now = context.now.monotonic;
         if !self.takes_session(session, now) {
             return;
         }
-        self.on_authenticated(from, KEEPALIVE_BYTES, now);
+        self.on_authenticated(from, bytes, now);
         if self.next.is_some_and(|next| next.handshake == session) {
             self.previous = self.current;
             self.current = self.next.take();

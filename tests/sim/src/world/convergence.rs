@@ -111,6 +111,12 @@ impl World {
         if !is_expected {
             return None;
         }
+        self.missing(one, other)
+    }
+
+    /// Says what one node lacks to send to another right now.
+    pub(super) fn missing(&self, one: HostId, other: HostId) -> Option<&'static str> {
+        let (from, to) = (self.host(one), self.host(other));
         let Some(peer) = from.kernel.peer(to.public_key()) else { return Some("no peer in its kernel") };
         let addresses: BTreeSet<IpNet> = to.kernel.addresses().map(single).collect();
         if addresses.is_empty() || !peer.allowed_ips.is_superset(&addresses) {
@@ -141,9 +147,8 @@ impl World {
             return listens == Some(endpoint.port());
         }
         let Some(port) = self.host(one).kernel.open_port() else { return false };
-        self.network
-            .trial(one, port, endpoint, self.now)
-            .is_some_and(|(reached, to)| reached == other && listens == Some(to.port()))
+        let trial = self.network.trial(one, port, endpoint, self.now);
+        trial.is_some_and(|trial| trial.host == other && listens == Some(trial.datagram.to.port()))
     }
 }
 

@@ -2,7 +2,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use wgmesh_core::cache::CacheEntry;
+use wgmesh_core::exchange::Target;
+
 use super::{Violation, World};
+use crate::host::Surroundings;
 use crate::nat::{Behaviour, Firewall, Kind, Nat};
 use crate::network::{Addressing, Conditions, Datagram, HostId, Payload, SegmentId};
 use crate::stun::{self, StunServer};
@@ -115,6 +119,34 @@ impl World {
     pub fn set_ipv6(&mut self, segment: SegmentId, firewall: Option<Firewall>) -> Result<(), Violation> {
         self.network.set_ipv6(segment, firewall);
         self.network.hosts_of(segment).into_iter().try_for_each(|id| self.tell_underlay(id))
+    }
+
+    /// Has these hosts remember each other as from an earlier run: by a record that knows of no NAT.
+    pub fn acquaint(&mut self, hosts: &[HostId]) {
+        for &known in hosts {
+            let surroundings = self.surroundings(known);
+            let record = self.hosts[known.0].first_record(&surroundings, self.now, &mut self.random);
+            for &id in hosts.iter().filter(|id| **id != known) {
+                let host = &mut self.hosts[id.0];
+                let last_seen = host.now(self.now).wall;
+                host.disk.cache.push(CacheEntry { record: (&record).into(), endpoint: None, last_seen });
+            }
+        }
+    }
+
+    pub(super) fn surroundings(&self, id: HostId) -> Surroundings {
+        Surroundings {
+            number: id.0,
+            underlay: self.network.underlay(id),
+            stun_servers: self.stun_servers.iter().map(StunServer::main_address).collect(),
+            bootstrap: self.host(id).plan.bootstrap.iter().filter_map(|&host| self.target(host)).collect(),
+        }
+    }
+
+    /// Returns where the exchange of a host listens.
+    fn target(&self, host: HostId) -> Option<Target> {
+        let port = self.host(host).exchange_port()?;
+        Some(Target { address: SocketAddr::new(self.address(host), port), expected: None })
     }
 
     fn tell_underlay(&mut self, id: HostId) -> Result<(), Violation> {

@@ -4,5 +4,7 @@ mod faults;
 mod fleet;
 mod hostile;
 mod join;
+mod meeting;
+mod nats;
 mod random;
 mod restart;

@@ -1,0 +1,59 @@
+//! Two hosts in different networks and a public one that is their bootstrap node.
+
+use std::time::Duration;
+
+use wgmesh_core::status::Peer;
+use wgmesh_sim::host::HostPlan;
+use wgmesh_sim::nat::Kind;
+use wgmesh_sim::network::{HostId, SegmentId};
+use wgmesh_sim::world::{Violation, World};
+
+use crate::fleet::secs;
+
+/// The hosts and their sites.
+pub(crate) struct Meeting {
+    pub(crate) world: World,
+    pub(crate) introducer: HostId,
+    pub(crate) nodes: [HostId; 2],
+    pub(crate) sites: [SegmentId; 2],
+}
+
+impl Meeting {
+    /// Builds it; the daemons do not run yet. Two STUN servers answer, one of them by RFC 5780.
+    pub(crate) fn new(seed: u64, kinds: [Kind; 2]) -> Self {
+        let mut world = World::new(seed);
+        let sites = kinds.map(|kind| world.add_site(kind));
+        Self::at(world, sites)
+    }
+
+    /// Builds it around two sites.
+    pub(crate) fn at(mut world: World, sites: [SegmentId; 2]) -> Self {
+        world.add_stun_server(true);
+        world.add_stun_server(false);
+        let public = world.add_site(Kind::None);
+        let introducer = world.add_host(HostPlan::default(), &[public]);
+        let plan = HostPlan { bootstrap: vec![introducer], ..HostPlan::default() };
+        let nodes = sites.map(|site| world.add_host(plan.clone(), &[site]));
+        Self { world, introducer, nodes, sites }
+    }
+
+    /// Starts the introducer, then both others at once.
+    pub(crate) fn start(&mut self) -> Result<(), Violation> {
+        self.world.start(self.introducer)?;
+        self.world.run_for(secs(5))?;
+        self.nodes.into_iter().try_for_each(|node| self.world.start(node))
+    }
+
+    /// Starts all and waits until every pair that can be is direct. Returns how long that took.
+    pub(crate) fn meet(&mut self) -> Result<Duration, Violation> {
+        self.start()?;
+        self.world.run_until_meshed(secs(60))
+    }
+
+    /// Returns what one node says of the other.
+    pub(crate) fn view(&self, from: HostId, of: HostId) -> Peer {
+        let key = self.world.host(of).public_key();
+        let status = self.world.status(from).expect("its daemon runs");
+        status.peers.into_iter().find(|peer| peer.public_key == key).expect("it knows the other")
+    }
+}
