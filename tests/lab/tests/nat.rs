@@ -111,7 +111,7 @@ fn two_hosts_behind_nats_meet_through_an_introducer() {
     for index in [0, 1] {
         let status = world.pair.daemons[index].status_json();
         let node = &status["node"];
-        assert_eq!(node["nat_type"], "cone", "{status}");
+        assert_eq!(node["nat_type"], "port-restricted", "{status}");
         let mapped: std::net::SocketAddr = node["mapped"].as_str().unwrap().parse().unwrap();
         assert_eq!(mapped.ip(), world.pair.sites[index].public());
         assert!(world.pair.views()[1 - index].endpoint == Some(mapped), "{:?}", world.pair.views());
