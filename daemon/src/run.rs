@@ -14,6 +14,8 @@
 
 mod answers;
 mod clock;
+mod network;
+mod node;
 mod storage;
 
 use std::io;
@@ -23,32 +25,25 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use wgmesh_core::cache::CacheEntry;
-use wgmesh_core::config::Settings;
 use wgmesh_core::derive::MeshKeys;
-use wgmesh_core::identity::NodeState;
 use wgmesh_core::kernel::{HandshakeMessage, HandshakeSeen, Link, Observed, OwnerMark, Underlay};
-use wgmesh_core::mesh::{Command, Event, KernelReport, KernelTrouble, Mesh, Recipient, Stop, Transmit, Via};
+use wgmesh_core::mesh::{Command, Event, KernelReport, KernelTrouble, Mesh, Stop};
 use wgmesh_core::secret::MeshSecret;
 
 use crate::api::{self, ApiRequest};
 use crate::applier::{Applier, ApplyFailure, Goal, Pulse, Report, Want};
-use crate::config::File;
+use crate::config::{File, StaticPeer};
 use crate::ebpf::EbpfSettings;
 use crate::kernel::{Changes, Kernel, KernelError};
-use crate::lan::{Lan, Received};
-use crate::names::{Names, Service};
 use crate::notify::{Notifier, Progress, Watched};
 use crate::traffic::{Change, Traffic};
-use crate::wireguard_port::{self, WireguardPort};
 use crate::{privileges, state};
-use storage::{Files, Job, Storage};
+use network::Network;
+use node::{Node, Remembered};
+use storage::{Job, Storage};
 
 /// How long a stop waits for the kernel to be cleared, far below systemd's `TimeoutStopSec=`.
 const WITHDRAW_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Datagrams that are taken in at once; more wait for the next turn, so that a flood holds up nothing else.
-const WAITING_DATAGRAMS: usize = 64;
 
 /// Questions from the command line that may wait.
 const WAITING_QUESTIONS: usize = 4;
@@ -133,7 +128,7 @@ pub async fn run(config: File, secret: MeshSecret) -> Result<(), Error> {
     let (reports, pulse) = (applier.reports(), applier.pulse());
     tasks.spawn(applier.with_reading(Arc::clone(&observed)).run());
     let outside = Outside { kernel, changes, goals, reports, pulse, traffic };
-    let mut daemon = Daemon::start(node, Services::of(&config), outside, observed, &underlay);
+    let mut daemon = Daemon::start(node, outside, observed, &underlay);
     let watched = daemon.watched();
     tokio::select! {
         ended = daemon.live(signals, questions, &notifier) => ended,
@@ -184,26 +179,9 @@ struct Outside {
     traffic: Traffic,
 }
 
-/// Who is asked for help on the internet.
-#[derive(Default)]
-struct Services {
-    stun: Vec<Service>,
-}
-
-impl Services {
-    fn of(config: &File) -> Self {
-        let stun = config.nat.stun_servers.iter();
-        let stun = stun.map(|server| Service { host: server.host.clone(), port: server.port });
-        Self { stun: if config.nat.punching { stun.collect() } else { Vec::new() } }
-    }
-}
-
 struct Daemon {
     mesh: Mesh,
-    services: Services,
-    lan: Result<Lan, String>,
-    wireguard: Result<WireguardPort, String>,
-    stun_servers: Names,
+    network: Network,
     storage: Storage,
     outside: Outside,
     progress: Progress,
@@ -213,60 +191,6 @@ struct Daemon {
     last_line: String,
 }
 
-/// The node as it comes from disk, and its way to the network.
-struct Node {
-    mesh: Mesh,
-    lan: Result<Lan, String>,
-    wireguard: Result<WireguardPort, String>,
-    storage: Storage,
-}
-
-/// What the disk and the configuration say of the node, and its sockets.
-struct Remembered {
-    files: Files,
-    node: NodeState,
-    cache: Vec<CacheEntry>,
-    settings: Settings,
-    lan: Result<Lan, String>,
-}
-
-impl Remembered {
-    fn load(config: &File, keys: &MeshKeys) -> Result<Self, Error> {
-        let files = Files {
-            node: state::StateFile::new(config.state_path()),
-            peers: state::StateFile::new(config.peers_path()),
-        };
-        let node = match files.node.load()? {
-            Some(node) => node,
-            None => NodeState::from_random(random()?),
-        };
-        let cache = files.peers.load()?.unwrap_or_default();
-        let hostname = nix::unistd::gethostname().unwrap_or_default();
-        let settings = config.settings(&hostname.to_string_lossy());
-        let lan = match settings.lan {
-            true => Lan::open(keys, settings.listen_port).map_err(|error| error.to_string()),
-            false => Err("it is not enabled".to_owned()),
-        };
-        Ok(Self { files, node, cache, settings, lan })
-    }
-}
-
-impl Node {
-    fn new(keys: MeshKeys, remembered: Remembered, underlay: Vec<Underlay>) -> Result<Self, Error> {
-        let Remembered { files, node, cache, settings, lan } = remembered;
-        let (now, punching) = (clock::now(), settings.punching);
-        let mut mesh = Mesh::new(settings, keys, node, underlay, random()?, now);
-        let restored = mesh.restore(&cache, now);
-        tracing::info!(key = %mesh.public_key(), restored, "starting");
-        let storage = Storage::start(files).map_err(system("start a thread"))?;
-        let wireguard = match punching {
-            true => WireguardPort::open(mesh.listen_port()).map_err(|error| error.to_string()),
-            false => Err("it is not enabled".to_owned()),
-        };
-        Ok(Self { mesh, lan, wireguard, storage })
-    }
-}
-
 /// Reads the kernel as it was left, and the links around it.
 async fn read(kernel: Kernel) -> Result<(Arc<Observed>, Vec<Underlay>), KernelError> {
     let (observed, underlay) = tokio::join!(kernel.observe(), kernel.underlay());
@@ -274,20 +198,11 @@ async fn read(kernel: Kernel) -> Result<(Arc<Observed>, Vec<Underlay>), KernelEr
 }
 
 impl Daemon {
-    fn start(
-        node: Node,
-        services: Services,
-        outside: Outside,
-        observed: Arc<Observed>,
-        underlay: &[Underlay],
-    ) -> Self {
-        let Node { mesh, lan, wireguard, storage } = node;
+    fn start(node: Node, outside: Outside, observed: Arc<Observed>, underlay: &[Underlay]) -> Self {
+        let Node { mesh, network, storage, named } = node;
         let mut daemon = Self {
             mesh,
-            services,
-            lan,
-            wireguard,
-            stun_servers: Names::resolve(Vec::new()),
+            network,
             storage,
             outside,
             progress: Progress::default(),
@@ -298,6 +213,9 @@ impl Daemon {
         daemon.follow_underlay(underlay);
         let links = underlay.len();
         daemon.feed(Event::Started(observed));
+        for StaticPeer { key, endpoint } in named {
+            daemon.feed(Event::AddPeer(key, endpoint));
+        }
         tracing::debug!(links, "announced");
         daemon
     }
@@ -323,16 +241,7 @@ impl Daemon {
             tokio::select! {
                 stop = signals.next() => break stop,
                 Ok(()) = self.outside.reports.changed() => self.on_report(notifier)?,
-                received = receive(&self.lan) => if let Some(event) = datagram(received) {
-                    self.feed(event);
-                },
-                received = receive_wireguard(&self.wireguard) => if let Some(event) = disco(received) {
-                    self.feed(event);
-                },
-                servers = self.stun_servers.changed() => {
-                    let servers = servers.into_iter().map(|(_, address)| address).collect();
-                    self.feed(Event::StunServers(servers));
-                },
+                event = self.network.next() => self.feed(event),
                 () = self.outside.changes.underlay.notified() => self.on_underlay().await,
                 change = self.outside.traffic.changed() => self.on_traffic(change),
                 Some(question) = questions.recv() => self.answer(question).await,
@@ -347,26 +256,11 @@ impl Daemon {
     /// Hands an event to the mesh, with whatever waits on the sockets, and carries out what it wants done. So nothing
     /// is asked again whose answer came in time.
     fn feed(&mut self, event: Event) {
-        let on_links = self.lan.iter().flat_map(|lan| std::iter::from_fn(|| lan.try_receive()));
-        let on_port = self.wireguard.iter().flat_map(|port| std::iter::from_fn(|| port.try_receive()));
-        let on_links = on_links.take(WAITING_DATAGRAMS).filter_map(datagram);
-        let on_port = on_port.take(WAITING_DATAGRAMS).filter_map(disco);
-        let events: Vec<Event> = std::iter::once(event).chain(on_links).chain(on_port).collect();
+        let events: Vec<Event> = std::iter::once(event).chain(self.network.waiting()).collect();
         self.mesh.handle_all(events, clock::now());
-        self.follow_port();
+        self.network.follow_port(self.mesh.listen_port());
         while let Some(command) = self.mesh.poll_command() {
             self.carry_out(command);
-        }
-    }
-
-    /// Has the raw sockets follow WireGuard to another port.
-    fn follow_port(&mut self) {
-        let port = self.mesh.listen_port();
-        if let Ok(wireguard) = &mut self.wireguard
-            && wireguard.port() != port
-            && let Err(error) = wireguard.set_port(port)
-        {
-            tracing::warn!(port, %error, "cannot follow WireGuard to its port");
         }
     }
 
@@ -374,17 +268,10 @@ impl Daemon {
         match command {
             Command::SaveState(node) => self.storage.write(Job::Node(Box::new(node))),
             Command::SaveCache(peers) => self.storage.write(Job::Peers(peers)),
-            Command::Send(Transmit { via: Via::Link(index), to, bytes }) => {
-                if let Ok(lan) = &self.lan {
-                    lan.send(index, to, &bytes);
-                }
-            }
-            Command::Send(Transmit { via: Via::WireGuard, to, bytes }) => {
-                if let (Ok(port), Recipient::Node(to)) = (&self.wireguard, to) {
-                    port.send(to, &bytes);
-                }
-            }
-            Command::Dial(_) | Command::SendFrame { .. } | Command::CloseSession(_) => {}
+            Command::Send(transmit) => self.network.send(transmit),
+            Command::Dial(target) => self.network.dial(target),
+            Command::SendFrame { id, bytes } => self.network.send_frame(id, bytes),
+            Command::CloseSession(id) => self.network.close_session(id),
             Command::Look => self.outside.changes.mesh.notify_one(),
             Command::Apply { generation, desired } => {
                 let want = match desired {
@@ -424,7 +311,9 @@ impl Daemon {
             self.ready = true;
             notifier.ready(&line);
             tracing::info!("ready");
-            self.look_outside();
+            if let Some(event) = self.network.look_outside() {
+                self.feed(event);
+            }
         } else if line != self.last_line {
             notifier.status(&line);
         }
@@ -432,17 +321,10 @@ impl Daemon {
         Ok(())
     }
 
-    /// Begins with what needs more than this host's links. Nothing waits for it.
-    fn look_outside(&mut self) {
-        let services = std::mem::take(&mut self.services);
-        self.stun_servers = Names::resolve(services.stun);
-    }
-
     async fn on_underlay(&mut self) {
         match self.outside.kernel.underlay().await {
             Ok(underlay) => {
                 self.follow_underlay(&underlay);
-                self.stun_servers.again();
                 self.feed(Event::Underlay(underlay));
             }
             Err(error) => tracing::warn!(%error, "cannot list the host's links"),
@@ -450,9 +332,7 @@ impl Daemon {
     }
 
     fn follow_underlay(&mut self, underlay: &[Underlay]) {
-        if let Ok(lan) = &mut self.lan {
-            lan.follow(underlay);
-        }
+        self.network.follow_underlay(underlay);
         self.outside.traffic.follow_underlay(underlay);
     }
 
@@ -469,6 +349,7 @@ impl Daemon {
 
     async fn stop(&mut self, stop: Stop) {
         self.feed(Event::Stop(stop));
+        self.network.finish().await;
         if stop == Stop::Handover {
             tracing::info!("leaving the tunnels to whoever comes next");
             return;
@@ -485,45 +366,6 @@ impl Daemon {
     }
 }
 
-fn datagram(received: io::Result<Received>) -> Option<Event> {
-    match received {
-        Ok(Received { interface, from, bytes }) => {
-            Some(Event::Datagram { via: Via::Link(interface), from, bytes })
-        }
-        // An error that an earlier send caused; the socket goes on.
-        Err(error) => {
-            tracing::debug!(%error, "cannot receive on the LAN");
-            None
-        }
-    }
-}
-
-fn disco(received: io::Result<wireguard_port::Received>) -> Option<Event> {
-    match received {
-        Ok(wireguard_port::Received { from, bytes }) => {
-            Some(Event::Datagram { via: Via::WireGuard, from, bytes })
-        }
-        Err(error) => {
-            tracing::debug!(%error, "cannot receive on WireGuard's port");
-            None
-        }
-    }
-}
-
-async fn receive_wireguard(port: &Result<WireguardPort, String>) -> io::Result<wireguard_port::Received> {
-    match port {
-        Ok(port) => port.receive().await,
-        Err(_) => std::future::pending().await,
-    }
-}
-
-async fn receive(lan: &Result<Lan, String>) -> io::Result<Received> {
-    match lan {
-        Ok(lan) => lan.receive().await,
-        Err(_) => std::future::pending().await,
-    }
-}
-
 /// Whether waiting cannot help: a start that fails so must be seen to fail.
 fn is_fatal(failure: &ApplyFailure) -> bool {
     match failure {
@@ -536,10 +378,4 @@ fn is_fatal(failure: &ApplyFailure) -> bool {
 
 fn is_answer(seen: &HandshakeSeen) -> bool {
     seen.message == HandshakeMessage::Response
-}
-
-fn random() -> Result<[u8; 32], Error> {
-    let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|error| Error::System("get random bytes", error.into()))?;
-    Ok(bytes)
 }

@@ -12,30 +12,30 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
 use crate::address::{MeshAddresses, MeshSubnets, derive_mesh_addresses};
 use crate::bucket::TokenBucket;
-use crate::cache::CacheEntry;
 use crate::config::Settings;
 use crate::contact::{Contact, Place};
 use crate::derive::MeshKeys;
-use crate::exchange::{Exchange, Limits, SessionEvent, SessionId, Target};
+use crate::exchange::{Exchange, Limits, Target};
 use crate::identity::NodeState;
 use crate::kernel::{Desired, Observed, ObservedPeer, Underlay};
 use crate::key::PublicKey;
-use crate::message::{Stamp, Token};
+use crate::message::Token;
 use crate::nat::Nat;
 use crate::path::Paths;
-use crate::record::{Record, SignedRecord};
+use crate::record::SignedRecord;
 use crate::seal::Opener;
 use crate::store::PeerStore;
 use crate::stun::Stun;
 use crate::time::{Monotonic, Now};
 
+mod candidates;
+mod events;
 mod handshakes;
 mod kernel;
 mod lan;
@@ -44,166 +44,16 @@ mod memory;
 mod nat;
 mod paths;
 mod planning;
+mod record;
+mod rendezvous;
 mod sessions;
 mod status;
 
 pub use crate::contact::Via;
+pub use events::{Command, Event, KernelReport, KernelTrouble, Recipient, Stop, TimeoutReason, Transmit};
 pub use lan::ANNOUNCE_INTERVAL;
-
-/// For how long a record holds: long enough to outlive a few lost refreshes.
-pub const RECORD_LIFETIME: Duration = Duration::from_secs(3600);
-
-/// How often a node signs its record anew: half its lifetime.
-pub const RECORD_REFRESH: Duration = Duration::from_secs(1800);
-
-/// What happens to a node.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// The shell is ready. Comes first, once, with what an earlier run may have left in the kernel.
-    Started(Arc<Observed>),
-    /// The links that peers may be met on have changed; the whole new list.
-    Underlay(Vec<Underlay>),
-    /// The addresses of the STUN servers are known, the most trusted first; the whole new list.
-    StunServers(Vec<SocketAddr>),
-    /// The addresses of the bootstrap nodes are known; the whole new list.
-    Bootstrap(Vec<Target>),
-    /// The exchange listens on this TCP port, or nowhere.
-    ExchangePort(Option<u16>),
-    /// Something happened to a session of the exchange.
-    Session(SessionEvent),
-    /// A datagram came in.
-    Datagram {
-        /// The socket that took it.
-        via: Via,
-        /// Who sent them.
-        from: SocketAddr,
-        /// What was sent.
-        bytes: Vec<u8>,
-    },
-    /// The applier has looked at the kernel, and perhaps changed it.
-    Kernel(KernelReport),
-    /// The operator names a peer, and perhaps where its WireGuard answers.
-    AddPeer(PublicKey, Option<SocketAddr>),
-    /// The operator wants a peer gone.
-    RemovePeer(PublicKey),
-    /// Somebody wants to know how far away a peer is; see [`Mesh::paths`].
-    Ping(PublicKey),
-    /// Somebody wants to know what the NAT does now; see [`Mesh::nat_report`].
-    CheckNat,
-    /// Nothing but time has passed.
-    Timeout,
-    /// The daemon is going down.
-    Stop(Stop),
-}
-
-/// What the applier found.
-#[derive(Clone, Debug)]
-pub struct KernelReport {
-    /// The newest [`Command::Apply`] that it has followed.
-    pub generation: u64,
-    /// The kernel as it is now, or why it is not as it should be.
-    pub outcome: Result<Arc<Observed>, KernelTrouble>,
-    /// Whether sessions and counters were read for this report; otherwise they are those of an earlier one.
-    pub fresh: bool,
-}
-
-/// Why the kernel is not as it should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum KernelTrouble {
-    /// Another program has WireGuard's port.
-    PortInUse,
-    /// Anything else, in words; the applier tries again by itself.
-    Other(String),
-}
-
-/// How the daemon goes down.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// For good: say goodbye and take back everything.
-    Withdraw,
-    /// To come back at once: leave the tunnels working.
-    Handover,
-}
-
-/// What the shell must do.
-#[derive(Clone, Debug)]
-pub enum Command {
-    /// Writes the node's state to disk, before anything that comes after.
-    SaveState(NodeState),
-    /// Writes the peer cache to disk.
-    SaveCache(Vec<CacheEntry>),
-    /// Makes the kernel hold this.
-    Apply {
-        /// Rises with every command of this kind.
-        generation: u64,
-        /// `None` takes back everything that is ours.
-        desired: Option<Arc<Desired>>,
-    },
-    /// Sends a datagram.
-    Send(Transmit),
-    /// Opens a session of the exchange.
-    Dial(Target),
-    /// Sends a frame in a session.
-    SendFrame {
-        /// Which session.
-        id: SessionId,
-        /// The frame, without its length.
-        bytes: Vec<u8>,
-    },
-    /// Closes a session after what was sent in it before.
-    CloseSession(SessionId),
-    /// Has the applier read the kernel soon.
-    Look,
-}
-
-/// A datagram to send.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Transmit {
-    /// The socket to send it with.
-    pub via: Via,
-    /// To whom.
-    pub to: Recipient,
-    /// What.
-    pub bytes: Vec<u8>,
-}
-
-/// To whom a datagram goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recipient {
-    /// The mesh's group, over IPv4.
-    GroupV4,
-    /// The mesh's group, over IPv6.
-    GroupV6,
-    /// One node.
-    Node(SocketAddr),
-}
-
-/// Why [`Mesh::poll_timeout`] wants to be called back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum TimeoutReason {
-    /// An announce is due.
-    Announce,
-    /// A peer waits for a hello, or for our initiative.
-    Contact,
-    /// A peer should have a session by then.
-    Session,
-    /// Our record wants a new signature.
-    RefreshRecord,
-    /// A peer has been silent for too long.
-    RemoveStale,
-    /// The peer cache should be written.
-    SaveCache,
-    /// A grace period ends and the plan may change.
-    Replan,
-    /// A path is to be tried or judged.
-    Path,
-    /// A STUN server is to be asked, or given up.
-    Stun,
-    /// A peer that the operator named wants a greeting.
-    Greet,
-    /// A session is to be opened, asked after or given up.
-    Exchange,
-}
+pub use record::{RECORD_LIFETIME, RECORD_REFRESH};
+use record::{Whereabouts, sign_record};
 
 /// One node.
 pub struct Mesh {
@@ -282,7 +132,7 @@ impl Mesh {
         let exchange_port = settings.exchange.then(|| settings.exchange_port.unwrap_or(keys.exchange_port()));
         let whereabouts = Whereabouts {
             listen_port,
-            candidates: paths::own_candidates(&[], &underlay, listen_port),
+            candidates: candidates::own_candidates(&[], &underlay, listen_port),
             nat: Nat::Unknown,
             exchange_port,
             introducer: false,
@@ -487,80 +337,16 @@ impl Mesh {
         self.stopped = true;
     }
 
-    /// Signs the record anew, with whatever has changed, and tells everyone.
-    fn renew_record(&mut self, now: Now) {
-        let whereabouts = self.whereabouts();
-        let Self { settings, keys, subnets, state, rng, .. } = self;
-        self.record = sign_record(settings, keys, *subnets, state, whereabouts, now, rng);
-        self.signed_at = now.monotonic;
-        self.refresh_at = now.monotonic + RECORD_REFRESH;
-        self.save_state();
-        let record = self.record.clone();
-        self.tell(&record, None, now);
-        self.announce_soon(now);
-    }
-
-    /// Returns a stamp for the next message.
-    fn next_stamp(&mut self) -> Stamp {
-        self.counter += 1;
-        Stamp { sequence: self.record.record().sequence, counter: self.counter }
-    }
-
-    fn save_state(&mut self) {
-        let addresses = self.addresses();
-        self.state.mesh_ip = Some(addresses.v4);
-        self.state.mesh_ipv6 = Some(addresses.v6);
-        self.commands.push_back(Command::SaveState(self.state.clone()));
-    }
-
     fn drop_input(&mut self, reason: &'static str, from: SocketAddr) {
         *self.drops.entry(reason).or_default() += 1;
         tracing::debug!(%from, reason, "dropped a datagram");
     }
 }
 
-/// The part of a record that follows the host around.
-struct Whereabouts {
-    listen_port: u16,
-    candidates: Vec<SocketAddr>,
-    nat: Nat,
-    exchange_port: Option<u16>,
-    introducer: bool,
-}
-
 fn random(rng: &mut ChaCha8Rng) -> [u8; 32] {
     let mut bytes = [0; 32];
     rng.fill_bytes(&mut bytes);
     bytes
-}
-
-fn sign_record(
-    settings: &Settings,
-    keys: &MeshKeys,
-    subnets: MeshSubnets,
-    state: &mut NodeState,
-    whereabouts: Whereabouts,
-    now: Now,
-    rng: &mut ChaCha8Rng,
-) -> SignedRecord {
-    let Whereabouts { listen_port, candidates, nat, exchange_port, introducer } = whereabouts;
-    state.sequence = state.sequence.advance(now.wall);
-    let record = Record {
-        key: state.wg_pubkey,
-        sequence: state.sequence,
-        hostname: settings.hostname.clone(),
-        nonce: state.nonce,
-        subnet: subnets.v4,
-        listen_port,
-        routes: settings.advertise_routes.iter().copied().collect(),
-        issued: now.wall,
-        lifetime_s: u32::try_from(RECORD_LIFETIME.as_secs()).expect("an hour in seconds"),
-        candidates,
-        nat,
-        exchange_port,
-        introducer,
-    };
-    SignedRecord::sign(record, &state.wg_private_key, keys.network_id(), rng)
 }
 
 #[cfg(test)]

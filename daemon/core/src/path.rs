@@ -17,15 +17,15 @@ use std::time::Duration;
 use crate::message::Stamp;
 use crate::time::Monotonic;
 
+mod candidate;
+mod window;
+
+pub use candidate::{Candidate, Kind, Origin, PINGS_PER_CANDIDATE};
+use candidate::{SCHEDULE_MS, Schedule, is_quicker};
+use window::ReplayWindow;
+
 /// The most addresses that are tried for one peer; the least trusted, then the oldest, makes room.
 pub const MAX_CANDIDATES: usize = 12;
-
-/// When the pings of an attempt go to a candidate, in milliseconds from its begin: dense where both sides are
-/// likely to begin, sparse until [`ATTEMPT`] is over (seed 000, W-X23).
-const SCHEDULE_MS: [u64; 12] = [0, 60, 160, 300, 450, 700, 1000, 1400, 1900, 2500, 3200, 3900];
-
-/// How many pings an attempt sends to one candidate.
-pub const PINGS_PER_CANDIDATE: usize = SCHEDULE_MS.len();
 
 /// Once another path works, so many pings are enough to compare a candidate with it.
 const PINGS_TO_COMPARE: usize = 6;
@@ -52,87 +52,11 @@ const MISSES: u32 = 4;
 /// How often a challenger must be seen to be better.
 const CHECKS: u32 = 3;
 
-/// A ping is missed after three round trips, but not before this.
-const SHORTEST_PATIENCE: Duration = Duration::from_millis(250);
-
-/// A ping is missed after this at the latest.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
-
 /// A candidate that has not answered for this long is no proof of anything.
 const PROOF_LIFETIME: Duration = Duration::from_secs(10);
 
 /// Pings to one candidate that may be unanswered and still count when answered.
 const OUTSTANDING: usize = 4;
-
-/// Who named a candidate. The declared order is the order of trust, lowest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Origin {
-    /// An earlier run of this node.
-    Cache,
-    /// The peer, in its record.
-    Record,
-    /// The peer, in an offer.
-    Offer,
-    /// A ping of the peer that came from there.
-    Ping,
-    /// Our kernel, which sends there.
-    Kernel,
-    /// The operator.
-    Static,
-}
-
-/// What kind of address a candidate is. The declared order is the order of preference, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// In a network that this host is in too.
-    Lan,
-    /// Any other IPv6 address: seldom behind a NAT.
-    Ipv6,
-    /// Any other IPv4 address.
-    Ipv4,
-}
-
-impl Kind {
-    /// Returns the name that `status` uses.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Lan => "lan",
-            Self::Ipv6 => "direct-ipv6",
-            Self::Ipv4 => "direct",
-        }
-    }
-}
-
-/// One address and what is known of it.
-#[derive(Clone, Debug)]
-pub struct Candidate {
-    /// Who named it, the most trusted of them.
-    pub origin: Origin,
-    /// What kind of address it is.
-    pub kind: Kind,
-    /// When it was last named.
-    pub named: Monotonic,
-    /// When it last answered.
-    pub answered: Option<Monotonic>,
-    /// The round trip, smoothed.
-    pub rtt: Option<Duration>,
-    /// Pings on their way: the id and when it was sent.
-    pings: Vec<(u64, Monotonic)>,
-    schedule: Option<Schedule>,
-}
-
-/// The pings that are still to come.
-#[derive(Clone, Copy, Debug)]
-struct Schedule {
-    begun: Monotonic,
-    step: usize,
-}
-
-impl Schedule {
-    fn due(self) -> Option<Monotonic> {
-        SCHEDULE_MS.get(self.step).map(|&millis| self.begun + Duration::from_millis(millis))
-    }
-}
 
 /// The path in use.
 #[derive(Clone, Copy, Debug)]
@@ -546,49 +470,6 @@ impl Paths {
             std::cmp::Ordering::Less => !is_quicker(rtt_now, rtt),
             std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => is_quicker(rtt, rtt_now),
         }
-    }
-}
-
-impl Candidate {
-    fn patience(&self) -> Duration {
-        let three = self.rtt.map_or(SHORTEST_PATIENCE, |rtt| rtt * 3);
-        three.clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE)
-    }
-}
-
-/// Whether a path is quicker than another by a fifth or by 10 ms; below a millisecond the difference is noise.
-fn is_quicker(one: Duration, other: Duration) -> bool {
-    let gain = other.saturating_sub(one);
-    gain >= Duration::from_millis(10) || (gain >= Duration::from_millis(1) && gain * 5 >= other)
-}
-
-/// Which stamps of one sender were seen: everything above the highest is new, and of the 64 below it what was not
-/// seen yet (as RFC 6479 does for packets).
-#[derive(Clone, Copy, Debug, Default)]
-struct ReplayWindow {
-    highest: Option<Stamp>,
-    seen: u64,
-}
-
-impl ReplayWindow {
-    fn take(&mut self, stamp: Stamp) -> bool {
-        let Some(highest) = self.highest else {
-            *self = Self { highest: Some(stamp), seen: 1 };
-            return true;
-        };
-        if stamp > highest {
-            let gap = stamp.counter.saturating_sub(highest.counter);
-            let shifted = if gap < 64 { self.seen << gap } else { 0 };
-            let kept = if stamp.sequence == highest.sequence { shifted } else { 0 };
-            *self = Self { highest: Some(stamp), seen: kept | 1 };
-            return true;
-        }
-        let age = highest.counter.saturating_sub(stamp.counter);
-        if stamp.sequence != highest.sequence || age >= 64 || self.seen & (1 << age) != 0 {
-            return false;
-        }
-        self.seen |= 1 << age;
-        true
     }
 }
 

@@ -58,7 +58,7 @@ impl Daemon {
         status.kernel.writes = self.outside.pulse.writes();
         status.kernel.error = status.kernel.error.or_else(|| self.failures.clone());
         status.problems.extend(self.storage.trouble());
-        if let (Err(error), Some(source)) = (&self.lan, status.sources.first_mut()) {
+        if let (Some(error), Some(source)) = (self.network.lan_trouble(), status.sources.first_mut()) {
             source.state = SourceState::Failing;
             source.error = Some(error.clone());
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::{Command, Mesh, Recipient, Transmit, Whereabouts, paths};
+use super::{Command, Mesh, Recipient, Transmit, Whereabouts, candidates};
 use crate::contact::Via;
 use crate::key::PublicKey;
 use crate::nat::NatType;
@@ -99,7 +99,7 @@ impl Mesh {
         let nat = self.nat_type();
         Whereabouts {
             listen_port: self.listen_port,
-            candidates: paths::own_candidates(&self.mapped(), &self.underlay, self.listen_port),
+            candidates: candidates::own_candidates(&self.mapped(), &self.underlay, self.listen_port),
             nat: nat.coarse(),
             exchange_port: self.exchange_port,
             introducer: nat == NatType::Open,

@@ -1,16 +1,11 @@
-//! Paths through NATs: pings and pongs between WireGuard ports, and the rendezvous that lets both sides ping at once.
+//! Paths through NATs: pings and pongs between WireGuard ports.
 //!
 //! A peer that was met on a common link needs none of this. Every other one has [`Paths`]; once an address has
 //! answered there, the hello exchange of [`crate::contact`] runs through it and the tunnel comes up as on a LAN.
 //!
-//! A rendezvous needs no clock and no server: whoever begins an attempt sends an [`Offer`] with its candidates by way of
-//! up to [`INTRODUCERS`] peers that it does reach. The one that gets it begins its own attempt at once and answers the
-//! same way. Introducers carry offers between their peers and learn nothing that the records do not say.
-//!
-//! What others make us send is bounded: a ping is answered by one pong of the same size, candidates that nobody has
-//! proved share a [`TokenBucket`] per address, and an introducer has one per peer.
+//! What others make us send is bounded: a ping is answered by one pong of about its size, and candidates that nobody has
+//! proved share a [`TokenBucket`] per address.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -20,24 +15,16 @@ use super::kernel::SESSION_LIFETIME;
 use super::{Command, Mesh, Recipient, Transmit};
 use crate::bucket::TokenBucket;
 use crate::contact::{Contact, Place, Via};
-use crate::kernel::{Observed, Underlay};
+use crate::kernel::Observed;
 use crate::key::PublicKey;
-use crate::message::{Disco, DiscoBody, Offer, Paired as _, Token, Unproved};
+use crate::message::{Disco, DiscoBody, Paired as _, Token, Unproved};
 use crate::path::{Kind, Origin, Paths};
-use crate::record::{MAX_CANDIDATES, may_be_an_endpoint};
 use crate::seal;
 use crate::store::{Claim, Source};
 use crate::time::{Monotonic, Now};
 
 /// For this long a peer that may be met on a link is not pinged: the exchange there is quicker.
 const LAN_GRACE: Duration = Duration::from_millis(500);
-
-/// How many peers are asked to carry an offer.
-const INTRODUCERS: usize = 3;
-
-/// Offers of one peer that are carried: 16 at once, then four a second.
-pub(super) const CARRY_BURST: u32 = 16;
-pub(super) const CARRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Pings to one address at which nobody has answered yet: 128 at once, then 25 a second.
 const TARGET_BURST: u32 = 128;
@@ -136,7 +123,7 @@ impl Mesh {
         }
     }
 
-    fn drive(&mut self, key: PublicKey, now: Now) {
+    pub(super) fn drive(&mut self, key: PublicKey, now: Now) {
         let works = self.is_reached(key, now);
         let Some(paths) = self.paths.get_mut(&key) else { return };
         if works && paths.current().is_none() {
@@ -264,115 +251,6 @@ impl Mesh {
         self.dirty = true;
     }
 
-    /// Follows an offer that `introducer` has carried here.
-    pub(super) fn on_offer(
-        &mut self,
-        introducer: PublicKey,
-        origin: PublicKey,
-        bytes: &[u8],
-        from: SocketAddr,
-        now: Now,
-    ) {
-        let Some(unproved) = Unproved::<Offer>::decode(bytes) else {
-            return self.drop_input("malformed", from);
-        };
-        let Some(peer) = self.store.get(origin) else { return self.drop_input("no record", from) };
-        let proved = unproved.prove(self.state.wg_pubkey, &peer.pair).filter(|offer| offer.key == origin);
-        let Some(offer) = proved else { return self.drop_input("forged", from) };
-        if offer.candidates.len() > MAX_CANDIDATES
-            || !self.paths.entry(origin).or_default().is_new(offer.stamp)
-        {
-            return self.drop_input("replayed", from);
-        }
-        for address in offer.candidates {
-            self.add_candidate(origin, address, Origin::Offer, now.monotonic);
-        }
-        if !self.settings.punching || self.is_met_on_link(origin) {
-            return;
-        }
-        if let Some(paths) = self.paths.get_mut(&origin) {
-            paths.note_introduction();
-            paths.begin(now.monotonic);
-            // The other side has begun: it wants an answer, and no offer of ours besides.
-            paths.take_offer_due();
-        }
-        if !offer.answer {
-            self.send_offer(origin, introducer, true, now);
-        }
-        self.drive(origin, now);
-    }
-
-    /// Notes where a tunnel came up that introducers have helped into being (W-X24).
-    pub(super) fn note_rendezvous(&mut self, key: PublicKey, endpoint: SocketAddr, now: Now) {
-        let introduced = self.paths.get(&key).is_some_and(Paths::was_introduced) && !self.is_met_on_link(key);
-        if let (true, Some(peer)) = (introduced, self.store.get(key)) {
-            let record = peer.record().clone();
-            let claim = Claim { record, source: Source::Rendezvous, endpoint: Some(endpoint), fresh: true };
-            self.claim(claim, Place { via: Via::WireGuard, address: endpoint }, now);
-        }
-    }
-
-    fn send_offers(&mut self, key: PublicKey, now: Now) {
-        for introducer in self.introducers(key, now) {
-            if let Some(paths) = self.paths.get_mut(&key) {
-                paths.note_introduction();
-            }
-            self.send_offer(key, introducer, false, now);
-        }
-    }
-
-    /// Tells the peers to which no path works where this node is now.
-    pub(super) fn offer_to_unreached(&mut self, now: Now) {
-        let unreached = |key: &PublicKey| !self.is_reached(*key, now);
-        let keys: Vec<_> = self.paths.keys().copied().filter(unreached).collect();
-        for key in keys {
-            if let Some(paths) = self.paths.get_mut(&key) {
-                paths.begin(now.monotonic);
-                paths.take_offer_due();
-            }
-            self.send_offers(key, now);
-        }
-    }
-
-    fn send_offer(&mut self, key: PublicKey, introducer: PublicKey, answer: bool, now: Now) {
-        let Some(peer) = self.store.get(key) else { return };
-        let pair = peer.pair.clone();
-        let candidates = own_candidates(&self.mapped(), &self.underlay, self.listen_port);
-        let offer = Offer {
-            key: self.state.wg_pubkey,
-            stamp: self.next_stamp(),
-            token: self.token,
-            candidates,
-            answer,
-        };
-        let offer = offer.encode_proved(key, &pair);
-        if let Some(endpoint) = self.live_endpoint(introducer, now) {
-            self.send_disco(introducer, endpoint, DiscoBody::Carry { to: key, offer: offer.into() }, now);
-        } else {
-            self.forward(introducer, self.state.wg_pubkey, key, offer);
-        }
-    }
-
-    /// Returns whom to ask to carry offers to a peer: those that say that anyone reaches them, then the others, each in an order
-    /// that both ends of the pair find by themselves.
-    fn introducers(&self, to: PublicKey, now: Now) -> Vec<PublicKey> {
-        let (own, other) = (*self.state.wg_pubkey.as_bytes(), *to.as_bytes());
-        let turn =
-            own.iter().zip(other).fold(0_u8, |sum, (one, other)| sum.wrapping_add(*one).wrapping_add(other));
-        let mut keys: Vec<_> = self
-            .store
-            .iter()
-            .filter(|(key, _)| {
-                *key != to && (self.live_endpoint(*key, now).is_some() || self.has_session(*key))
-            })
-            .map(|(key, peer)| {
-                (!peer.record().record().introducer, key.as_bytes()[0].wrapping_sub(turn), key)
-            })
-            .collect();
-        keys.sort_unstable();
-        keys.into_iter().take(INTRODUCERS).map(|(_, _, key)| key).collect()
-    }
-
     fn send_ping(&mut self, key: PublicKey, to: SocketAddr, id: u64, now: Now) {
         let proved = self
             .paths
@@ -417,89 +295,13 @@ impl Mesh {
     }
 
     /// Whether packets reach a peer, or soon will by what is already under way.
-    fn is_reached(&self, key: PublicKey, now: Now) -> bool {
+    pub(super) fn is_reached(&self, key: PublicKey, now: Now) -> bool {
         let works = self.paths.get(&key).is_some_and(|paths| paths.works() || paths.current().is_none());
         self.is_met_on_link(key) || works && self.live_endpoint(key, now).is_some()
     }
 
-    fn is_met_on_link(&self, key: PublicKey) -> bool {
+    pub(super) fn is_met_on_link(&self, key: PublicKey) -> bool {
         let place = self.contacts.get(&key).and_then(Contact::proved_place);
         place.is_some_and(|place| matches!(place.via, Via::Link(_)))
-    }
-
-    /// Adds what the record and earlier claims say of a peer. Returns whether anything of it is new.
-    fn add_recorded_candidates(&mut self, key: PublicKey, now: Monotonic) -> bool {
-        let Some(peer) = self.store.get(key) else { return false };
-        let recorded = peer.record().record().candidates.iter().map(|&address| (address, Origin::Record));
-        let heard = peer.candidates.keys().map(|&address| (address, Origin::Cache));
-        let named: Vec<_> = recorded.chain(heard).collect();
-        self.add_named_candidate(key, now);
-        let mut has_news = false;
-        for (address, origin) in named {
-            has_news |= self.add_candidate(key, address, origin, now);
-        }
-        has_news
-    }
-
-    /// Adds an address if it is worth a ping. Returns whether it is new.
-    pub(super) fn add_candidate(
-        &mut self,
-        key: PublicKey,
-        address: SocketAddr,
-        origin: Origin,
-        now: Monotonic,
-    ) -> bool {
-        let kind = self.kind_of(address.ip());
-        self.is_candidate(address) && self.paths.entry(key).or_default().add(address, origin, kind, now)
-    }
-
-    /// Whether an address that somebody named is worth a ping: no host of the mesh answers at it as an inner address,
-    /// and it is not this host.
-    pub(super) fn is_candidate(&self, address: SocketAddr) -> bool {
-        let inside = match address.ip() {
-            IpAddr::V4(ip) => self.subnets.v4.contains(&ip),
-            IpAddr::V6(ip) => self.subnets.v6.contains(&ip),
-        };
-        let ours =
-            self.underlay.iter().flat_map(|link| &link.addresses).any(|net| net.addr() == address.ip());
-        may_be_an_endpoint(address) && !inside && !ours
-    }
-
-    pub(super) fn kind_of(&self, address: IpAddr) -> Kind {
-        let networks = self.underlay.iter().flat_map(|link| &link.addresses);
-        match address {
-            _ if networks.into_iter().any(|net| net.contains(&address)) => Kind::Lan,
-            IpAddr::V6(_) => Kind::Ipv6,
-            IpAddr::V4(_) => Kind::Ipv4,
-        }
-    }
-}
-
-/// Returns where a node's WireGuard may answer: as the internet sees it, then by its own addresses, public ones first.
-pub(super) fn own_candidates(
-    mapped: &[SocketAddr],
-    underlay: &[Underlay],
-    listen_port: u16,
-) -> Vec<SocketAddr> {
-    let own: BTreeSet<_> = underlay
-        .iter()
-        .flat_map(|link| &link.addresses)
-        .map(|net| (is_private(net.addr()), SocketAddr::new(net.addr(), listen_port)))
-        .collect();
-    let mut seen = BTreeSet::new();
-    let own = own.into_iter().map(|(_, address)| address);
-    mapped
-        .iter()
-        .copied()
-        .chain(own)
-        .filter(|address| may_be_an_endpoint(*address) && seen.insert(*address))
-        .take(MAX_CANDIDATES)
-        .collect()
-}
-
-const fn is_private(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(ip) => ip.is_private() || ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
-        IpAddr::V6(ip) => ip.segments()[0] & 0xfe00 == 0xfc00,
     }
 }

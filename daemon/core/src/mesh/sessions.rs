@@ -8,11 +8,9 @@ use std::net::SocketAddr;
 
 use super::lan::CLOCK_TOLERANCE;
 use super::{Command, Mesh};
-use crate::bucket::TokenBucket;
 use crate::contact::{Place, Via};
 use crate::exchange::{Context, Exchange, Forward, Output, SessionEvent, Target};
 use crate::key::PublicKey;
-use crate::message::DiscoBody;
 use crate::path::Origin;
 use crate::plan;
 use crate::record::SignedRecord;
@@ -150,27 +148,6 @@ impl Mesh {
             return self.on_offer(by, from, &body, nowhere, now);
         }
         self.carry(from, to, body.to_vec(), nowhere, now);
-    }
-
-    /// Carries an offer from one peer to another, if it may and can.
-    pub(super) fn carry(
-        &mut self,
-        origin: PublicKey,
-        to: PublicKey,
-        offer: Vec<u8>,
-        from: SocketAddr,
-        now: Now,
-    ) {
-        let full =
-            || TokenBucket::new(super::paths::CARRY_BURST, super::paths::CARRY_INTERVAL, now.monotonic);
-        if !self.carries.entry(origin).or_insert_with(full).take(now.monotonic) {
-            return self.drop_input("carry limit", from);
-        }
-        if let Some(endpoint) = self.live_endpoint(to, now) {
-            self.send_disco(to, endpoint, DiscoBody::Carried { from: origin, offer: offer.into() }, now);
-        } else if !self.forward(to, origin, to, offer) {
-            self.drop_input("cannot carry", from);
-        }
     }
 
     /// Returns whom to hold sessions with.

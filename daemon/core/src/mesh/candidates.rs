@@ -1,0 +1,89 @@
+//! Which addresses are worth a ping, and which of its own a node names to others.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use super::Mesh;
+use crate::kernel::Underlay;
+use crate::key::PublicKey;
+use crate::path::{Kind, Origin};
+use crate::record::{MAX_CANDIDATES, may_be_an_endpoint};
+use crate::time::Monotonic;
+
+impl Mesh {
+    /// Adds what the record and earlier claims say of a peer. Returns whether anything of it is new.
+    pub(super) fn add_recorded_candidates(&mut self, key: PublicKey, now: Monotonic) -> bool {
+        let Some(peer) = self.store.get(key) else { return false };
+        let recorded = peer.record().record().candidates.iter().map(|&address| (address, Origin::Record));
+        let heard = peer.candidates.keys().map(|&address| (address, Origin::Cache));
+        let named: Vec<_> = recorded.chain(heard).collect();
+        self.add_named_candidate(key, now);
+        let mut has_news = false;
+        for (address, origin) in named {
+            has_news |= self.add_candidate(key, address, origin, now);
+        }
+        has_news
+    }
+
+    /// Adds an address if it is worth a ping. Returns whether it is new.
+    pub(super) fn add_candidate(
+        &mut self,
+        key: PublicKey,
+        address: SocketAddr,
+        origin: Origin,
+        now: Monotonic,
+    ) -> bool {
+        let kind = self.kind_of(address.ip());
+        self.is_candidate(address) && self.paths.entry(key).or_default().add(address, origin, kind, now)
+    }
+
+    /// Whether an address that somebody named is worth a ping: no host of the mesh answers at it as an inner address,
+    /// and it is not this host.
+    pub(super) fn is_candidate(&self, address: SocketAddr) -> bool {
+        let inside = match address.ip() {
+            IpAddr::V4(ip) => self.subnets.v4.contains(&ip),
+            IpAddr::V6(ip) => self.subnets.v6.contains(&ip),
+        };
+        let ours =
+            self.underlay.iter().flat_map(|link| &link.addresses).any(|net| net.addr() == address.ip());
+        may_be_an_endpoint(address) && !inside && !ours
+    }
+
+    pub(super) fn kind_of(&self, address: IpAddr) -> Kind {
+        let networks = self.underlay.iter().flat_map(|link| &link.addresses);
+        match address {
+            _ if networks.into_iter().any(|net| net.contains(&address)) => Kind::Lan,
+            IpAddr::V6(_) => Kind::Ipv6,
+            IpAddr::V4(_) => Kind::Ipv4,
+        }
+    }
+}
+
+/// Returns where a node's WireGuard may answer: as the internet sees it, then by its own addresses, public ones first.
+pub(super) fn own_candidates(
+    mapped: &[SocketAddr],
+    underlay: &[Underlay],
+    listen_port: u16,
+) -> Vec<SocketAddr> {
+    let own: BTreeSet<_> = underlay
+        .iter()
+        .flat_map(|link| &link.addresses)
+        .map(|net| (is_private(net.addr()), SocketAddr::new(net.addr(), listen_port)))
+        .collect();
+    let mut seen = BTreeSet::new();
+    let own = own.into_iter().map(|(_, address)| address);
+    mapped
+        .iter()
+        .copied()
+        .chain(own)
+        .filter(|address| may_be_an_endpoint(*address) && seen.insert(*address))
+        .take(MAX_CANDIDATES)
+        .collect()
+}
+
+const fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => ip.is_private() || ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
+        IpAddr::V6(ip) => ip.segments()[0] & 0xfe00 == 0xfc00,
+    }
+}

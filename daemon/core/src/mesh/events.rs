@@ -1,0 +1,160 @@
+//! What goes into a node and what comes out of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::cache::CacheEntry;
+use crate::contact::Via;
+use crate::exchange::{SessionEvent, SessionId, Target};
+use crate::identity::NodeState;
+use crate::kernel::{Desired, Observed, Underlay};
+use crate::key::PublicKey;
+
+/// What happens to a node.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The shell is ready. Comes first, once, with what an earlier run may have left in the kernel.
+    Started(Arc<Observed>),
+    /// The links that peers may be met on have changed; the whole new list.
+    Underlay(Vec<Underlay>),
+    /// The addresses of the STUN servers are known, the most trusted first; the whole new list.
+    StunServers(Vec<SocketAddr>),
+    /// The addresses of the bootstrap nodes are known; the whole new list.
+    Bootstrap(Vec<Target>),
+    /// The exchange listens on this TCP port, or nowhere.
+    ExchangePort(Option<u16>),
+    /// Something happened to a session of the exchange.
+    Session(SessionEvent),
+    /// A datagram came in.
+    Datagram {
+        /// The socket that took it.
+        via: Via,
+        /// Who sent them.
+        from: SocketAddr,
+        /// What was sent.
+        bytes: Vec<u8>,
+    },
+    /// The applier has looked at the kernel, and perhaps changed it.
+    Kernel(KernelReport),
+    /// The operator names a peer, and perhaps where its WireGuard answers.
+    AddPeer(PublicKey, Option<SocketAddr>),
+    /// The operator wants a peer gone.
+    RemovePeer(PublicKey),
+    /// Somebody wants to know how far away a peer is; see [`super::Mesh::paths`].
+    Ping(PublicKey),
+    /// Somebody wants to know what the NAT does now; see [`super::Mesh::nat_report`].
+    CheckNat,
+    /// Nothing but time has passed.
+    Timeout,
+    /// The daemon is going down.
+    Stop(Stop),
+}
+
+/// What the applier found.
+#[derive(Clone, Debug)]
+pub struct KernelReport {
+    /// The newest [`Command::Apply`] that it has followed.
+    pub generation: u64,
+    /// The kernel as it is now, or why it is not as it should be.
+    pub outcome: Result<Arc<Observed>, KernelTrouble>,
+    /// Whether sessions and counters were read for this report; otherwise they are those of an earlier one.
+    pub fresh: bool,
+}
+
+/// Why the kernel is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelTrouble {
+    /// Another program has WireGuard's port.
+    PortInUse,
+    /// Anything else, in words; the applier tries again by itself.
+    Other(String),
+}
+
+/// How the daemon goes down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// For good: say goodbye and take back everything.
+    Withdraw,
+    /// To come back at once: leave the tunnels working.
+    Handover,
+}
+
+/// What the shell must do.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Writes the node's state to disk, before anything that comes after.
+    SaveState(NodeState),
+    /// Writes the peer cache to disk.
+    SaveCache(Vec<CacheEntry>),
+    /// Makes the kernel hold this.
+    Apply {
+        /// Rises with every command of this kind.
+        generation: u64,
+        /// `None` takes back everything that is ours.
+        desired: Option<Arc<Desired>>,
+    },
+    /// Sends a datagram.
+    Send(Transmit),
+    /// Opens a session of the exchange.
+    Dial(Target),
+    /// Sends a frame in a session.
+    SendFrame {
+        /// Which session.
+        id: SessionId,
+        /// The frame, without its length.
+        bytes: Vec<u8>,
+    },
+    /// Closes a session after what was sent in it before.
+    CloseSession(SessionId),
+    /// Has the applier read the kernel soon.
+    Look,
+}
+
+/// A datagram to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// The socket to send it with.
+    pub via: Via,
+    /// To whom.
+    pub to: Recipient,
+    /// What.
+    pub bytes: Vec<u8>,
+}
+
+/// To whom a datagram goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recipient {
+    /// The mesh's group, over IPv4.
+    GroupV4,
+    /// The mesh's group, over IPv6.
+    GroupV6,
+    /// One node.
+    Node(SocketAddr),
+}
+
+/// Why [`super::Mesh::poll_timeout`] wants to be called back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TimeoutReason {
+    /// An announce is due.
+    Announce,
+    /// A peer waits for a hello, or for our initiative.
+    Contact,
+    /// A peer should have a session by then.
+    Session,
+    /// Our record wants a new signature.
+    RefreshRecord,
+    /// A peer has been silent for too long.
+    RemoveStale,
+    /// The peer cache should be written.
+    SaveCache,
+    /// A grace period ends and the plan may change.
+    Replan,
+    /// A path is to be tried or judged.
+    Path,
+    /// A STUN server is to be asked, or given up.
+    Stun,
+    /// A peer that the operator named wants a greeting.
+    Greet,
+    /// A session is to be opened, asked after or given up.
+    Exchange,
+}

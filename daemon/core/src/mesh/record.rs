@@ -1,0 +1,88 @@
+//! This node's own record, and its state on disk.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand_chacha::ChaCha8Rng;
+
+use super::{Command, Mesh};
+use crate::address::MeshSubnets;
+use crate::config::Settings;
+use crate::derive::MeshKeys;
+use crate::identity::NodeState;
+use crate::message::Stamp;
+use crate::nat::Nat;
+use crate::record::{Record, SignedRecord};
+use crate::time::Now;
+
+/// For how long a record holds: long enough to outlive a few lost refreshes.
+pub const RECORD_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// How often a node signs its record anew: half its lifetime.
+pub const RECORD_REFRESH: Duration = Duration::from_secs(1800);
+
+impl Mesh {
+    /// Signs the record anew, with whatever has changed, and tells everyone.
+    pub(super) fn renew_record(&mut self, now: Now) {
+        let whereabouts = self.whereabouts();
+        let Self { settings, keys, subnets, state, rng, .. } = self;
+        self.record = sign_record(settings, keys, *subnets, state, whereabouts, now, rng);
+        self.signed_at = now.monotonic;
+        self.refresh_at = now.monotonic + RECORD_REFRESH;
+        self.save_state();
+        let record = self.record.clone();
+        self.tell(&record, None, now);
+        self.announce_soon(now);
+    }
+
+    /// Returns a stamp for the next message.
+    pub(super) fn next_stamp(&mut self) -> Stamp {
+        self.counter += 1;
+        Stamp { sequence: self.record.record().sequence, counter: self.counter }
+    }
+
+    pub(super) fn save_state(&mut self) {
+        let addresses = self.addresses();
+        self.state.mesh_ip = Some(addresses.v4);
+        self.state.mesh_ipv6 = Some(addresses.v6);
+        self.commands.push_back(Command::SaveState(self.state.clone()));
+    }
+}
+
+/// The part of a record that follows the host around.
+pub(super) struct Whereabouts {
+    pub(super) listen_port: u16,
+    pub(super) candidates: Vec<SocketAddr>,
+    pub(super) nat: Nat,
+    pub(super) exchange_port: Option<u16>,
+    pub(super) introducer: bool,
+}
+
+pub(super) fn sign_record(
+    settings: &Settings,
+    keys: &MeshKeys,
+    subnets: MeshSubnets,
+    state: &mut NodeState,
+    whereabouts: Whereabouts,
+    now: Now,
+    rng: &mut ChaCha8Rng,
+) -> SignedRecord {
+    let Whereabouts { listen_port, candidates, nat, exchange_port, introducer } = whereabouts;
+    state.sequence = state.sequence.advance(now.wall);
+    let record = Record {
+        key: state.wg_pubkey,
+        sequence: state.sequence,
+        hostname: settings.hostname.clone(),
+        nonce: state.nonce,
+        subnet: subnets.v4,
+        listen_port,
+        routes: settings.advertise_routes.iter().copied().collect(),
+        issued: now.wall,
+        lifetime_s: u32::try_from(RECORD_LIFETIME.as_secs()).expect("an hour in seconds"),
+        candidates,
+        nat,
+        exchange_port,
+        introducer,
+    };
+    SignedRecord::sign(record, &state.wg_private_key, keys.network_id(), rng)
+}

@@ -1,0 +1,157 @@
+//! The rendezvous: both sides of a pair that has no path get to know where the other is, and ping at once.
+//!
+//! It needs no clock and no server: whoever begins an attempt sends an [`Offer`] with its candidates by way of up to
+//! [`INTRODUCERS`] peers that it does reach, through the mesh's own datagrams or a session. The one that gets it begins
+//! its own attempt at once and answers the same way. Introducers carry offers between their peers and learn nothing
+//! that the records do not say; what they carry for each peer is bounded.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{Mesh, candidates};
+use crate::bucket::TokenBucket;
+use crate::contact::{Place, Via};
+use crate::key::PublicKey;
+use crate::message::{DiscoBody, Offer, Paired as _, Unproved};
+use crate::path::{Origin, Paths};
+use crate::record::MAX_CANDIDATES;
+use crate::store::{Claim, Source};
+use crate::time::Now;
+
+/// How many peers are asked to carry an offer.
+const INTRODUCERS: usize = 3;
+
+/// Offers of one peer that are carried: 16 at once, then four a second.
+const CARRY_BURST: u32 = 16;
+const CARRY_INTERVAL: Duration = Duration::from_millis(250);
+
+impl Mesh {
+    /// Follows an offer that `introducer` has carried here.
+    pub(super) fn on_offer(
+        &mut self,
+        introducer: PublicKey,
+        origin: PublicKey,
+        bytes: &[u8],
+        from: SocketAddr,
+        now: Now,
+    ) {
+        let Some(unproved) = Unproved::<Offer>::decode(bytes) else {
+            return self.drop_input("malformed", from);
+        };
+        let Some(peer) = self.store.get(origin) else { return self.drop_input("no record", from) };
+        let proved = unproved.prove(self.state.wg_pubkey, &peer.pair).filter(|offer| offer.key == origin);
+        let Some(offer) = proved else { return self.drop_input("forged", from) };
+        if offer.candidates.len() > MAX_CANDIDATES
+            || !self.paths.entry(origin).or_default().is_new(offer.stamp)
+        {
+            return self.drop_input("replayed", from);
+        }
+        for address in offer.candidates {
+            self.add_candidate(origin, address, Origin::Offer, now.monotonic);
+        }
+        if !self.settings.punching || self.is_met_on_link(origin) {
+            return;
+        }
+        if let Some(paths) = self.paths.get_mut(&origin) {
+            paths.note_introduction();
+            paths.begin(now.monotonic);
+            // The other side has begun: it wants an answer, and no offer of ours besides.
+            paths.take_offer_due();
+        }
+        if !offer.answer {
+            self.send_offer(origin, introducer, true, now);
+        }
+        self.drive(origin, now);
+    }
+
+    /// Notes where a tunnel came up that introducers have helped into being (W-X24).
+    pub(super) fn note_rendezvous(&mut self, key: PublicKey, endpoint: SocketAddr, now: Now) {
+        let introduced = self.paths.get(&key).is_some_and(Paths::was_introduced) && !self.is_met_on_link(key);
+        if let (true, Some(peer)) = (introduced, self.store.get(key)) {
+            let record = peer.record().clone();
+            let claim = Claim { record, source: Source::Rendezvous, endpoint: Some(endpoint), fresh: true };
+            self.claim(claim, Place { via: Via::WireGuard, address: endpoint }, now);
+        }
+    }
+
+    pub(super) fn send_offers(&mut self, key: PublicKey, now: Now) {
+        for introducer in self.introducers(key, now) {
+            if let Some(paths) = self.paths.get_mut(&key) {
+                paths.note_introduction();
+            }
+            self.send_offer(key, introducer, false, now);
+        }
+    }
+
+    /// Tells the peers to which no path works where this node is now.
+    pub(super) fn offer_to_unreached(&mut self, now: Now) {
+        let unreached = |key: &PublicKey| !self.is_reached(*key, now);
+        let keys: Vec<_> = self.paths.keys().copied().filter(unreached).collect();
+        for key in keys {
+            if let Some(paths) = self.paths.get_mut(&key) {
+                paths.begin(now.monotonic);
+                paths.take_offer_due();
+            }
+            self.send_offers(key, now);
+        }
+    }
+
+    fn send_offer(&mut self, key: PublicKey, introducer: PublicKey, answer: bool, now: Now) {
+        let Some(peer) = self.store.get(key) else { return };
+        let pair = peer.pair.clone();
+        let candidates = candidates::own_candidates(&self.mapped(), &self.underlay, self.listen_port);
+        let offer = Offer {
+            key: self.state.wg_pubkey,
+            stamp: self.next_stamp(),
+            token: self.token,
+            candidates,
+            answer,
+        };
+        let offer = offer.encode_proved(key, &pair);
+        if let Some(endpoint) = self.live_endpoint(introducer, now) {
+            self.send_disco(introducer, endpoint, DiscoBody::Carry { to: key, offer: offer.into() }, now);
+        } else {
+            self.forward(introducer, self.state.wg_pubkey, key, offer);
+        }
+    }
+
+    /// Returns whom to ask to carry offers to a peer: those that say that anyone reaches them, then the others, each in an order
+    /// that both ends of the pair find by themselves.
+    fn introducers(&self, to: PublicKey, now: Now) -> Vec<PublicKey> {
+        let (own, other) = (*self.state.wg_pubkey.as_bytes(), *to.as_bytes());
+        let turn =
+            own.iter().zip(other).fold(0_u8, |sum, (one, other)| sum.wrapping_add(*one).wrapping_add(other));
+        let mut keys: Vec<_> = self
+            .store
+            .iter()
+            .filter(|(key, _)| {
+                *key != to && (self.live_endpoint(*key, now).is_some() || self.has_session(*key))
+            })
+            .map(|(key, peer)| {
+                (!peer.record().record().introducer, key.as_bytes()[0].wrapping_sub(turn), key)
+            })
+            .collect();
+        keys.sort_unstable();
+        keys.into_iter().take(INTRODUCERS).map(|(_, _, key)| key).collect()
+    }
+
+    /// Carries an offer from one peer to another, if it may and can.
+    pub(super) fn carry(
+        &mut self,
+        origin: PublicKey,
+        to: PublicKey,
+        offer: Vec<u8>,
+        from: SocketAddr,
+        now: Now,
+    ) {
+        let full = || TokenBucket::new(CARRY_BURST, CARRY_INTERVAL, now.monotonic);
+        if !self.carries.entry(origin).or_insert_with(full).take(now.monotonic) {
+            return self.drop_input("carry limit", from);
+        }
+        if let Some(endpoint) = self.live_endpoint(to, now) {
+            self.send_disco(to, endpoint, DiscoBody::Carried { from: origin, offer: offer.into() }, now);
+        } else if !self.forward(to, origin, to, offer) {
+            self.drop_input("cannot carry", from);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! One address at which a peer may answer, and the pings to it.
+
+use std::time::Duration;
+
+use crate::time::Monotonic;
+
+/// When the pings of an attempt go to a candidate, in milliseconds from its begin: dense where both sides are
+/// likely to begin, sparse until [`super::ATTEMPT`] is over (seed 000, W-X23).
+pub(super) const SCHEDULE_MS: [u64; 12] = [0, 60, 160, 300, 450, 700, 1000, 1400, 1900, 2500, 3200, 3900];
+
+/// How many pings an attempt sends to one candidate.
+pub const PINGS_PER_CANDIDATE: usize = SCHEDULE_MS.len();
+
+/// A ping is missed after three round trips, but not before this.
+const SHORTEST_PATIENCE: Duration = Duration::from_millis(250);
+
+/// A ping is missed after this at the latest.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Who named a candidate. The declared order is the order of trust, lowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// An earlier run of this node.
+    Cache,
+    /// The peer, in its record.
+    Record,
+    /// The peer, in an offer.
+    Offer,
+    /// A ping of the peer that came from there.
+    Ping,
+    /// Our kernel, which sends there.
+    Kernel,
+    /// The operator.
+    Static,
+}
+
+/// What kind of address a candidate is. The declared order is the order of preference, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// In a network that this host is in too.
+    Lan,
+    /// Any other IPv6 address: seldom behind a NAT.
+    Ipv6,
+    /// Any other IPv4 address.
+    Ipv4,
+}
+
+impl Kind {
+    /// Returns the name that `status` uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Lan => "lan",
+            Self::Ipv6 => "direct-ipv6",
+            Self::Ipv4 => "direct",
+        }
+    }
+}
+
+/// One address and what is known of it.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Who named it, the most trusted of them.
+    pub origin: Origin,
+    /// What kind of address it is.
+    pub kind: Kind,
+    /// When it was last named.
+    pub named: Monotonic,
+    /// When it last answered.
+    pub answered: Option<Monotonic>,
+    /// The round trip, smoothed.
+    pub rtt: Option<Duration>,
+    /// Pings on their way: the id and when it was sent.
+    pub(super) pings: Vec<(u64, Monotonic)>,
+    pub(super) schedule: Option<Schedule>,
+}
+
+/// The pings that are still to come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Schedule {
+    pub(super) begun: Monotonic,
+    pub(super) step: usize,
+}
+
+impl Schedule {
+    pub(super) fn due(self) -> Option<Monotonic> {
+        SCHEDULE_MS.get(self.step).map(|&millis| self.begun + Duration::from_millis(millis))
+    }
+}
+
+impl Candidate {
+    pub(super) fn patience(&self) -> Duration {
+        let three = self.rtt.map_or(SHORTEST_PATIENCE, |rtt| rtt * 3);
+        three.clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE)
+    }
+}
+
+/// Whether a path is quicker than another by a fifth or by 10 ms; below a millisecond the difference is noise.
+pub(super) fn is_quicker(one: Duration, other: Duration) -> bool {
+    let gain = other.saturating_sub(one);
+    gain >= Duration::from_millis(10) || (gain >= Duration::from_millis(1) && gain * 5 >= other)
+}

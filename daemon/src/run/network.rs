@@ -1,0 +1,249 @@
+//! All that the daemon hears of other hosts, and all that it tells them: datagrams on links and on WireGuard's port,
+//! streams of the exchange, and the addresses behind names.
+
+use std::io;
+use std::time::Duration;
+
+use wgmesh_core::config::Settings;
+use wgmesh_core::derive::MeshKeys;
+use wgmesh_core::exchange::{SessionId, Target};
+use wgmesh_core::kernel::Underlay;
+use wgmesh_core::mesh::{Event, Recipient, Transmit, Via};
+
+use crate::config::{self, File};
+use crate::exchange::Exchange;
+use crate::lan::{Lan, Received};
+use crate::names::{Names, Resolved, Service};
+use crate::wireguard_port::{self, WireguardPort};
+
+/// Datagrams of one kind that are taken in at once; more wait for the next turn, so that a flood holds up nothing else.
+const WAITING_DATAGRAMS: usize = 64;
+
+/// How long the end waits for the last words to go out.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// A way to the network, or why there is none.
+type Way<T> = Result<T, String>;
+
+/// The daemon's ways to other hosts.
+pub(super) struct Network {
+    keys: MeshKeys,
+    lan: Way<Lan>,
+    wireguard: Way<WireguardPort>,
+    exchange: Option<Exchange>,
+    exchange_port: Option<u16>,
+    services: Services,
+    stun_servers: Names,
+    bootstrap: Names,
+}
+
+/// Who is asked for help beyond the links.
+struct Services {
+    stun: Vec<Service>,
+    bootstrap: Vec<config::BootstrapNode>,
+}
+
+impl Services {
+    fn of(config: &File) -> Self {
+        let stun = config.nat.stun_servers.iter().filter(|_| config.nat.punching);
+        let stun = stun.map(|server| Service { host: server.host.clone(), port: server.port }).collect();
+        let methods = &config.discovery.enabled_methods;
+        let dials =
+            methods.contains(&config::Method::Bootstrap) && methods.contains(&config::Method::Exchange);
+        let bootstrap = if dials { config.discovery.bootstrap_nodes.clone() } else { Vec::new() };
+        Self { stun, bootstrap }
+    }
+}
+
+impl Network {
+    /// Opens the sockets of the links. Everything else comes later: a start must not wait for it.
+    pub(super) fn open(config: &File, settings: &Settings, keys: &MeshKeys) -> Self {
+        let lan = match settings.lan {
+            true => Lan::open(keys, settings.listen_port).map_err(|error| error.to_string()),
+            false => Err("it is not enabled".to_owned()),
+        };
+        Self {
+            keys: keys.clone(),
+            lan,
+            wireguard: Err("it is not enabled".to_owned()),
+            exchange: None,
+            exchange_port: settings.exchange.then(|| settings.exchange_port.unwrap_or(keys.exchange_port())),
+            services: Services::of(config),
+            stun_servers: Names::resolve(Vec::new()),
+            bootstrap: Names::resolve(Vec::new()),
+        }
+    }
+
+    /// Opens the sockets that share WireGuard's port.
+    pub(super) fn open_wireguard(&mut self, port: u16) {
+        self.wireguard = WireguardPort::open(port).map_err(|error| error.to_string());
+        if let Err(error) = &self.wireguard {
+            tracing::warn!(port, error, "no path through a NAT can be found");
+        }
+    }
+
+    /// Begins with what reaches beyond the links. Returns what the mesh must know of it.
+    pub(super) fn look_outside(&mut self) -> Option<Event> {
+        self.stun_servers = Names::resolve(std::mem::take(&mut self.services.stun));
+        let wanted = self.exchange_port?;
+        let exchange = Exchange::start(&self.keys, wanted);
+        let port = exchange.port();
+        let service = |node: &config::BootstrapNode| Service {
+            host: node.host.clone(),
+            port: node.port.unwrap_or(self.keys.exchange_port()),
+        };
+        self.bootstrap = Names::resolve(self.services.bootstrap.iter().map(service).collect());
+        self.exchange = Some(exchange);
+        (port != Some(wanted)).then_some(Event::ExchangePort(port))
+    }
+
+    /// Waits for the next thing that happens. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Event {
+        loop {
+            let happened = tokio::select! {
+                received = receive(&self.lan) => datagram(received),
+                received = receive_wireguard(&self.wireguard) => disco(received),
+                event = next_session(&mut self.exchange) => Some(Event::Session(event)),
+                servers = self.stun_servers.changed() => {
+                    Some(Event::StunServers(servers.into_iter().map(|(_, address)| address).collect()))
+                }
+                nodes = self.bootstrap.changed() => Some(Event::Bootstrap(self.targets(nodes))),
+            };
+            if let Some(event) = happened {
+                return event;
+            }
+        }
+    }
+
+    /// Returns the datagrams that wait already.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = Event> {
+        let on_links = self.lan.iter().flat_map(|lan| std::iter::from_fn(|| lan.try_receive()));
+        let on_port = self.wireguard.iter().flat_map(|port| std::iter::from_fn(|| port.try_receive()));
+        let on_links = on_links.take(WAITING_DATAGRAMS).filter_map(datagram);
+        on_links.chain(on_port.take(WAITING_DATAGRAMS).filter_map(disco))
+    }
+
+    /// Sends a datagram, as far as there is a way.
+    pub(super) fn send(&self, transmit: Transmit) {
+        let Transmit { via, to, bytes } = transmit;
+        match (via, to) {
+            (Via::Link(index), to) => {
+                if let Ok(lan) = &self.lan {
+                    lan.send(index, to, &bytes);
+                }
+            }
+            (Via::WireGuard, Recipient::Node(to)) => {
+                if let Ok(port) = &self.wireguard {
+                    port.send(to, &bytes);
+                }
+            }
+            (Via::WireGuard, Recipient::GroupV4 | Recipient::GroupV6) => {}
+        }
+    }
+
+    /// Opens a stream of the exchange.
+    pub(super) fn dial(&mut self, target: Target) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.dial(target);
+        }
+    }
+
+    /// Sends a frame of the exchange.
+    pub(super) fn send_frame(&mut self, id: SessionId, bytes: Vec<u8>) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.send(id, bytes);
+        }
+    }
+
+    /// Closes a stream of the exchange.
+    pub(super) fn close_session(&mut self, id: SessionId) {
+        if let Some(exchange) = &mut self.exchange {
+            exchange.close(id);
+        }
+    }
+
+    /// Follows a change of the host's links.
+    pub(super) fn follow_underlay(&mut self, underlay: &[Underlay]) {
+        if let Ok(lan) = &mut self.lan {
+            lan.follow(underlay);
+        }
+        self.stun_servers.again();
+        self.bootstrap.again();
+    }
+
+    /// Follows WireGuard to another port.
+    pub(super) fn follow_port(&mut self, port: u16) {
+        if let Ok(wireguard) = &mut self.wireguard
+            && wireguard.port() != port
+            && let Err(error) = wireguard.set_port(port)
+        {
+            tracing::warn!(port, %error, "cannot follow WireGuard to its port");
+        }
+    }
+
+    /// Returns why there is no way to the links.
+    pub(super) const fn lan_trouble(&self) -> Option<&String> {
+        match &self.lan {
+            Ok(_) => None,
+            Err(error) => Some(error),
+        }
+    }
+
+    /// Closes everything once the last words are out.
+    pub(super) async fn finish(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.finish(LAST_WORDS).await;
+        }
+    }
+
+    fn targets(&self, resolved: Resolved) -> Vec<Target> {
+        let expected = |place: usize| self.services.bootstrap.get(place).and_then(|node| node.key);
+        resolved.into_iter().map(|(place, address)| Target { address, expected: expected(place) }).collect()
+    }
+}
+
+fn datagram(received: io::Result<Received>) -> Option<Event> {
+    match received {
+        Ok(Received { interface, from, bytes }) => {
+            Some(Event::Datagram { via: Via::Link(interface), from, bytes })
+        }
+        // An error that an earlier send caused; the socket goes on.
+        Err(error) => {
+            tracing::debug!(%error, "cannot receive on the LAN");
+            None
+        }
+    }
+}
+
+fn disco(received: io::Result<wireguard_port::Received>) -> Option<Event> {
+    match received {
+        Ok(wireguard_port::Received { from, bytes }) => {
+            Some(Event::Datagram { via: Via::WireGuard, from, bytes })
+        }
+        Err(error) => {
+            tracing::debug!(%error, "cannot receive on WireGuard's port");
+            None
+        }
+    }
+}
+
+async fn receive(lan: &Way<Lan>) -> io::Result<Received> {
+    match lan {
+        Ok(lan) => lan.receive().await,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn receive_wireguard(port: &Way<WireguardPort>) -> io::Result<wireguard_port::Received> {
+    match port {
+        Ok(port) => port.receive().await,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+async fn next_session(exchange: &mut Option<Exchange>) -> wgmesh_core::exchange::SessionEvent {
+    match exchange {
+        Some(exchange) => exchange.next().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,82 @@
+//! The node as it comes from disk and configuration, with its ways to the network.
+
+use wgmesh_core::cache::CacheEntry;
+use wgmesh_core::config::Settings;
+use wgmesh_core::derive::MeshKeys;
+use wgmesh_core::identity::NodeState;
+use wgmesh_core::kernel::Underlay;
+use wgmesh_core::mesh::Mesh;
+
+use super::network::Network;
+use super::storage::{Files, Storage};
+use super::{Error, clock, system};
+use crate::config::{File, Method, StaticPeer};
+use crate::state;
+
+/// A node that is about to start.
+pub(super) struct Node {
+    pub(super) mesh: Mesh,
+    pub(super) network: Network,
+    pub(super) storage: Storage,
+    /// The peers that the operator names.
+    pub(super) named: Vec<StaticPeer>,
+}
+
+/// What can be had before the kernel was read.
+pub(super) struct Remembered {
+    files: Files,
+    node: NodeState,
+    cache: Vec<CacheEntry>,
+    settings: Settings,
+    network: Network,
+    named: Vec<StaticPeer>,
+}
+
+impl Remembered {
+    /// Reads the disk and opens the sockets of the links.
+    pub(super) fn load(config: &File, keys: &MeshKeys) -> Result<Self, Error> {
+        let files = Files {
+            node: state::StateFile::new(config.state_path()),
+            peers: state::StateFile::new(config.peers_path()),
+        };
+        let node = match files.node.load()? {
+            Some(node) => node,
+            None => NodeState::from_random(random()?),
+        };
+        let cache = files.peers.load()?.unwrap_or_default();
+        let hostname = nix::unistd::gethostname().unwrap_or_default();
+        let settings = config.settings(&hostname.to_string_lossy());
+        let network = Network::open(config, &settings, keys);
+        let named = match config.discovery.enabled_methods.contains(&Method::Manual) {
+            true => config.discovery.static_peers.clone(),
+            false => Vec::new(),
+        };
+        Ok(Self { files, node, cache, settings, network, named })
+    }
+}
+
+impl Node {
+    /// Puts the node together, on a host with these links.
+    pub(super) fn new(
+        keys: MeshKeys,
+        remembered: Remembered,
+        underlay: Vec<Underlay>,
+    ) -> Result<Self, Error> {
+        let Remembered { files, node, cache, settings, mut network, named } = remembered;
+        let (now, punching) = (clock::now(), settings.punching);
+        let mut mesh = Mesh::new(settings, keys, node, underlay, random()?, now);
+        let restored = mesh.restore(&cache, now);
+        tracing::info!(key = %mesh.public_key(), restored, "starting");
+        let storage = Storage::start(files).map_err(system("start a thread"))?;
+        if punching {
+            network.open_wireguard(mesh.listen_port());
+        }
+        Ok(Self { mesh, network, storage, named })
+    }
+}
+
+fn random() -> Result<[u8; 32], Error> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|error| Error::System("get random bytes", error.into()))?;
+    Ok(bytes)
+}
