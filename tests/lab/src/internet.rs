@@ -60,20 +60,32 @@ impl Internet {
         host
     }
 
-    /// Adds a site with one host.
+    /// Adds a site with one host, in a private network that no other site has.
     ///
     /// # Panics
     /// Where there are 200 sites already.
     pub fn site(&self, name: &str, kind: NatKind) -> Site {
+        self.numbered(name, kind, |number| number)
+    }
+
+    /// Adds a site with one host, in a private network of the same addresses as that of every other such site: most
+    /// homes have the same.
+    ///
+    /// # Panics
+    /// Where there are 200 sites already.
+    pub fn usual_site(&self, name: &str, kind: NatKind) -> Site {
+        self.numbered(name, kind, |_| 0)
+    }
+
+    fn numbered(&self, name: &str, kind: NatKind, network: impl FnOnce(u8) -> u8) -> Site {
         let number = self.sites.fetch_add(1, Ordering::Relaxed);
         assert!(number <= 200, "there are addresses for 200 sites");
-        let public = Ipv4Addr::new(198, 51, 100, number);
         if kind == NatKind::None {
-            let host = self.lab.host(name);
+            let (host, public) = (self.lab.host(name), public_address(number));
             let link = self.connect(&host, &[public]);
             return Site { number, host, link, address: public, nat: None };
         }
-        let mut nat = Nat::new(self, name, kind, number, public);
+        let mut nat = Nat::new(self, name, kind, number, network(number));
         let member = nat.member(self, name, 0);
         Site { number, host: member.host, link: member.link, address: member.address, nat: Some(nat) }
     }
@@ -91,6 +103,11 @@ impl Internet {
             .expect("a string takes all");
         Link::plug(host, interface, &self.core, port, &attach, &configure)
     }
+}
+
+/// Returns a site's first public address.
+fn public_address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, 100, number)
 }
 
 /// A place with an internet connection of its own, and its first host.
@@ -144,7 +161,7 @@ impl Site {
         let [first, second, third, _] = old.octets();
         let (new, length, onlink) = match &self.nat {
             Some(_) => {
-                (Ipv4Addr::new(first, second, third, 200), 24, format!("via {first}.{second}.{third}.1"))
+                (Ipv4Addr::new(first, second, third, 254), 24, format!("via {first}.{second}.{third}.1"))
             }
             None => (Ipv4Addr::new(203, 0, 113, self.number), 32, format!("via {GATEWAY} onlink")),
         };

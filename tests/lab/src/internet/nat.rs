@@ -4,9 +4,9 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use super::Internet;
 use super::router::{Router, Traffic};
 use super::rules::{Filtering, Mapping};
+use super::{Internet, public_address};
 use crate::{Host, Link};
 
 /// What stands between a host and the internet.
@@ -90,7 +90,7 @@ pub struct Nat {
 }
 
 impl Nat {
-    pub(super) fn new(internet: &Internet, name: &str, kind: NatKind, number: u8, public: Ipv4Addr) -> Self {
+    pub(super) fn new(internet: &Internet, name: &str, kind: NatKind, number: u8, network: u8) -> Self {
         let (mapping, filtering) = match kind {
             NatKind::FullCone => (Mapping::Keeping, Filtering::None),
             NatKind::AddressRestricted => (Mapping::Keeping, Filtering::Address),
@@ -99,16 +99,19 @@ impl Nat {
             NatKind::Symmetric => (Mapping::Random, Filtering::AddressAndPort),
             NatKind::None => panic!("there is no router without a NAT"),
         };
-        let host = internet.lab.host(&format!("{name}-nat"));
+        let (host, public) = (internet.lab.host(&format!("{name}-nat")), public_address(number));
         let uplink = internet.connect(&host, &[public]);
+        // Addresses differ even where networks do not.
+        let home = [(192, 168, network), (172, 16, number)].map(|(a, b, c)| Ipv4Addr::new(a, b, c, number));
         let is_outer = kind == NatKind::Cgnat;
-        let lan = if is_outer { [100, 64, number] } else { [192, 168, number] };
-        let mut outer = Router::new(host, uplink, public, (mapping, filtering), &[lan, [172, 16, number]]);
+        let provider = [Ipv4Addr::new(100, 64, number, 1)];
+        let networks = if is_outer { &provider[..] } else { &home };
+        let mut outer = Router::new(host, uplink, public, (mapping, filtering), networks);
         let inner = is_outer.then(|| {
             let host = internet.lab.host(&format!("{name}-home"));
             let (uplink, address) = outer.plug(&host, 0);
             let kind = (Mapping::Keeping, Filtering::AddressAndPort);
-            Router::new(host, uplink, address, kind, &[[192, 168, number], [172, 16, number]])
+            Router::new(host, uplink, address, kind, &home)
         });
         Self { outer, inner }
     }

@@ -36,8 +36,8 @@ pub(super) struct Router {
     host: Host,
     uplink: Link,
     rules: Rules,
-    /// The first three octets of each private network's addresses.
-    networks: Vec<[u8; 3]>,
+    /// The last address that was given in each private network; the first one is the router's.
+    networks: Vec<Ipv4Addr>,
     ports: u8,
 }
 
@@ -47,11 +47,12 @@ impl Router {
         uplink: Link,
         public: Ipv4Addr,
         (mapping, filtering): (Mapping, Filtering),
-        networks: &[[u8; 3]],
+        networks: &[Ipv4Addr],
     ) -> Self {
         let rules = Rules { mapping, filtering, public, hairpin: false, lifetime: LIFETIME, generation: 0 };
         let mut batch = String::new();
-        for (number, [a, b, c]) in networks.iter().enumerate() {
+        for (number, network) in networks.iter().enumerate() {
+            let [a, b, c, _] = network.octets();
             write!(
                 batch,
                 "link add lan{number} type bridge forward_delay 0 mcast_snooping 0\n\
@@ -69,8 +70,9 @@ impl Router {
     /// Plugs a cable into a host and gives it an address of the private network and the way out.
     pub(super) fn plug(&mut self, host: &Host, lan: usize) -> (Link, Ipv4Addr) {
         self.ports += 1;
-        let [a, b, c] = self.networks[lan];
-        let address = Ipv4Addr::new(a, b, c, self.ports + 1);
+        let [a, b, c, last] = self.networks[lan].octets();
+        let address = Ipv4Addr::new(a, b, c, last + 1);
+        self.networks[lan] = address;
         let (interface, port) = (host.next_link(), format!("port{}", self.ports));
         let attach = format!("link set {port} master lan{lan} up\n");
         let configure = format!(
