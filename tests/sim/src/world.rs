@@ -29,8 +29,10 @@ use crate::watch::Watch;
 mod convergence;
 mod sessions;
 mod topology;
+mod traffic;
 
 use sessions::{Flow, Streams};
+use traffic::Talk;
 
 /// The UDP port of the mesh's groups and hellos (seed 000, W-X2).
 pub const LAN_PORT: u16 = 51830;
@@ -44,6 +46,7 @@ pub struct World {
     network: Network,
     stun_servers: Vec<StunServer>,
     streams: Streams,
+    talks: Vec<Talk>,
     hosts: Vec<Host>,
     random: Random,
     trace: Trace,
@@ -57,6 +60,7 @@ pub struct World {
 enum Happening {
     Arrival(Box<Arrival>),
     Flow(Box<Flow>),
+    Talk(usize),
     Wake(HostId),
 }
 
@@ -90,6 +94,7 @@ impl World {
             network: Network::new(Random::new(random.below(u64::MAX))),
             stun_servers: Vec::new(),
             streams: Streams::default(),
+            talks: Vec::new(),
             hosts: Vec::new(),
             random,
             trace: Trace::default(),
@@ -273,6 +278,7 @@ impl World {
             }
             Happening::Arrival(arrival) => self.on_arrival(&arrival),
             Happening::Flow(flow) => self.on_flow(*flow),
+            Happening::Talk(number) => self.on_talk(number),
         }
     }
 

@@ -32,6 +32,10 @@ pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 /// timeout and [`REKEY_TIMEOUT`].
 const REKEY_ON_RECEIVE: Duration = Duration::from_secs(165);
 
+/// Packets for which nothing at all came back for this long make it begin anew: the 10 s after which the other side
+/// would have sent a keepalive, and [`REKEY_TIMEOUT`].
+const NEW_HANDSHAKE_AFTER: Duration = Duration::from_secs(15);
+
 /// Retransmissions before WireGuard gives up: 90 s of them.
 const MAX_ATTEMPTS: u32 = 18;
 
@@ -142,6 +146,7 @@ pub struct Peer {
     last_handshake: Option<WallClock>,
     rx_bytes: u64,
     tx_bytes: u64,
+    data_received: u64,
     newest_stamp: Option<u64>,
     last_initiation: Option<Monotonic>,
     /// Our initiation that waits for its response; the other's initiation puts an end to it.
@@ -154,6 +159,8 @@ pub struct Peer {
     previous: Option<Keypair>,
     retransmit_at: Option<Monotonic>,
     keepalive_at: Option<Monotonic>,
+    /// When packets that nothing came back for make it begin anew.
+    unanswered_until: Option<Monotonic>,
 }
 
 impl Peer {
@@ -175,6 +182,11 @@ impl Peer {
         self.current.filter(|keypair| keypair.is_alive(now)).map(|keypair| keypair.handshake)
     }
 
+    /// Returns how many packets of users have come from the peer.
+    pub const fn data_received(&self) -> u64 {
+        self.data_received
+    }
+
     /// Whether a packet of this session would be taken.
     pub fn takes_session(&self, session: Handshake, now: Monotonic) -> bool {
         self.keypairs().any(|keypair| keypair.handshake == session && keypair.is_alive(now))
@@ -182,7 +194,7 @@ impl Peer {
 
     /// Returns when [`Peer::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Monotonic> {
-        self.retransmit_at.into_iter().chain(self.keepalive_at).min()
+        self.retransmit_at.into_iter().chain(self.keepalive_at).chain(self.unanswered_until).min()
     }
 
     /// Does what its timers ask for.
@@ -196,6 +208,11 @@ impl Peer {
                 self.attempts += 1;
                 self.initiate(context);
             }
+        }
+        if self.unanswered_until.is_some_and(|at| at <= now) {
+            self.unanswered_until = None;
+            self.attempts = 0;
+            self.initiate(context);
         }
         if self.keepalive_at.is_some_and(|at| at <= now) {
             self.keepalive_at = None;
@@ -214,10 +231,12 @@ impl Peer {
     /// Sends packets in the session of now; without one they are lost, and a handshake begins.
     pub fn send_data(&mut self, bytes: u64, context: &mut Context<'_>) {
         let now = context.now.monotonic;
-        match self.current.filter(|keypair| keypair.is_alive(now)) {
-            Some(keypair) => self.send(Body::Data { session: keypair.handshake, bytes }, context),
-            None => self.send_keepalive(context),
-        }
+        let Some(keypair) = self.current.filter(|keypair| keypair.is_alive(now)) else {
+            return self.send_keepalive(context);
+        };
+        self.unanswered_until.get_or_insert(now + NEW_HANDSHAKE_AFTER);
+        self.send(Body::Data { session: keypair.handshake, bytes }, context);
+        self.renew_if_old(keypair, context);
     }
 
     /// Takes in a message of this peer.
@@ -229,8 +248,12 @@ impl Peer {
             Body::Response { handshake, preshared_key } => {
                 self.on_response(from, *handshake, preshared_key.as_ref(), context)
             }
-            Body::Keepalive { session } | Body::Data { session, .. } => {
+            Body::Keepalive { session } => {
                 self.on_data(from, *session, body.bytes(), context);
+            }
+            Body::Data { session, .. } => {
+                let is_taken = self.on_data(from, *session, body.bytes(), context);
+                self.data_received += u64::from(is_taken);
             }
         }
     }
@@ -245,6 +268,7 @@ impl Peer {
             last_handshake: self.last_handshake,
             rx_bytes: self.rx_bytes,
             tx_bytes: self.tx_bytes,
+            data_received: self.data_received,
             newest_stamp: self.newest_stamp,
             ..Self::default()
         };
@@ -265,7 +289,12 @@ impl Peer {
         };
         self.is_staged = false;
         self.send(Body::Keepalive { session: keypair.handshake }, context);
-        if keypair.is_initiator && now.since(keypair.born) >= REKEY_AFTER_TIME {
+        self.renew_if_old(keypair, context);
+    }
+
+    /// Begins a new session in time if it is ours to do so.
+    fn renew_if_old(&mut self, keypair: Keypair, context: &mut Context<'_>) {
+        if keypair.is_initiator && context.now.monotonic.since(keypair.born) >= REKEY_AFTER_TIME {
             self.attempts = 0;
             self.initiate(context);
         }
@@ -327,10 +356,17 @@ impl Peer {
         self.send_keepalive(context);
     }
 
-    fn on_data(&mut self, from: SocketAddr, session: Handshake, bytes: u64, context: &mut Context<'_>) {
+    /// Takes in a packet of a session. Returns whether the session is alive.
+    fn on_data(
+        &mut self,
+        from: SocketAddr,
+        session: Handshake,
+        bytes: u64,
+        context: &mut Context<'_>,
+    ) -> bool {
         let now = context.now.monotonic;
         if !self.takes_session(session, now) {
-            return;
+            return false;
         }
         self.on_authenticated(from, bytes, now);
         if self.next.is_some_and(|next| next.handshake == session) {
@@ -344,6 +380,7 @@ impl Peer {
             self.attempts = 0;
             self.initiate(context);
         }
+        true
     }
 
     fn complete_handshake(&mut self, now: Now) {
@@ -355,6 +392,7 @@ impl Peer {
     fn on_authenticated(&mut self, from: SocketAddr, bytes: u64, now: Monotonic) {
         self.endpoint = Some(from);
         self.rx_bytes += bytes;
+        self.unanswered_until = None;
         self.arm_keepalive(now);
     }
 

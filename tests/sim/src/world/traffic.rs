@@ -1,0 +1,62 @@
+//! What users send through the mesh: pairs of hosts that talk all the time, and how long either hears nothing.
+
+use std::time::Duration;
+
+use wgmesh_core::time::Monotonic;
+
+use super::{Happening, Violation, World};
+use crate::network::HostId;
+
+/// How often each side of a talk sends.
+const INTERVAL: Duration = Duration::from_millis(100);
+
+/// What it sends: a ping with IPv4's header.
+const BYTES: u64 = 84;
+
+/// One direction of a talk.
+#[derive(Debug)]
+pub(super) struct Talk {
+    from: HostId,
+    to: HostId,
+    heard: u64,
+    heard_at: Monotonic,
+    longest_silence: Duration,
+}
+
+impl World {
+    /// Has two hosts send to each other all the time from now on, wherever their kernels lead that.
+    pub fn talk(&mut self, one: HostId, other: HostId) {
+        for (from, to) in [(one, other), (other, one)] {
+            let talk = Talk { from, to, heard: 0, heard_at: self.now, longest_silence: Duration::ZERO };
+            self.talks.push(talk);
+            self.schedule.push(self.now, Happening::Talk(self.talks.len() - 1));
+        }
+    }
+
+    /// Returns the longest time for which any talking host has heard nothing since the last call.
+    pub fn take_longest_silence(&mut self) -> Duration {
+        let now = self.now;
+        let silences = self.talks.iter_mut().map(|talk| {
+            let silence = talk.longest_silence.max(now.since(talk.heard_at));
+            (talk.longest_silence, talk.heard_at) = (Duration::ZERO, now);
+            silence
+        });
+        silences.max().unwrap_or_default()
+    }
+
+    pub(super) fn on_talk(&mut self, number: usize) -> Result<(), Violation> {
+        let Talk { from, to, .. } = self.talks[number];
+        let keys = [from, to].map(|id| self.host(id).public_key());
+        let heard = self.host(to).kernel.peer(keys[0]).map_or(0, |peer| peer.data_received());
+        let talk = &mut self.talks[number];
+        if heard != talk.heard {
+            talk.longest_silence = talk.longest_silence.max(self.now.since(talk.heard_at));
+            (talk.heard, talk.heard_at) = (heard, self.now);
+        }
+        self.schedule.push(self.now + INTERVAL, Happening::Talk(number));
+        self.act(from, |host, now| {
+            let now = host.now(now);
+            host.kernel.send_data(keys[1], BYTES, now);
+        })
+    }
+}
