@@ -9,6 +9,7 @@ pub mod applier;
 pub mod cli;
 pub mod config;
 pub mod ebpf;
+pub mod exchange;
 pub mod install;
 pub mod journal;
 pub mod kernel;
