@@ -46,8 +46,11 @@ impl Mesh {
         if !self.settings.punching || self.is_reached(key, now) {
             return;
         }
+        let Some(peer) = self.store.get(key) else { return };
+        // Whoever was told of by another is at no link as far as we know: the same private networks are in every house.
+        let of_our_links = |source: &Source| matches!(source, Source::Lan | Source::Cache);
+        let may_be_met = self.settings.lan && peer.sources.keys().all(of_our_links);
         let paths = self.paths.entry(key).or_default();
-        let may_be_met = self.settings.lan && paths.candidates().any(|(_, one)| one.kind == Kind::Lan);
         match (may_be_met, has_news) {
             (true, _) => paths.begin_at(now.monotonic + LAN_GRACE),
             (false, true) => paths.begin(now.monotonic),
