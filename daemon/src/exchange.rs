@@ -182,7 +182,7 @@ impl Exchange {
     /// Closes all streams after what was sent before, and waits for that no longer than `patience`.
     pub async fn finish(mut self, patience: Duration) {
         self.streams.clear();
-        self.listener.inspect(AbortHandle::abort);
+        self.listener.take().inspect(AbortHandle::abort);
         let Self { tasks, happened, .. } = &mut self;
         let drained = async {
             // What still comes in must not keep a stream from ending.
