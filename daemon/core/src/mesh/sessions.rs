@@ -14,7 +14,7 @@ use crate::key::PublicKey;
 use crate::path::Origin;
 use crate::plan;
 use crate::record::SignedRecord;
-use crate::store::{Claim, Source};
+use crate::store::{Claim, Peer, Source};
 use crate::sync::RecordView;
 use crate::time::Now;
 
@@ -153,9 +153,13 @@ impl Mesh {
     /// Returns whom to hold sessions with.
     fn session_targets(&self, now: Now) -> Vec<Target> {
         let mut targets = self.bootstrap.clone();
-        let beyond = |source: &Source| !matches!(source, Source::Lan | Source::Cache);
-        let reaches_out =
-            !targets.is_empty() || self.store.iter().any(|(_, peer)| peer.sources.keys().any(beyond));
+        // Whoever was met on a link has announced itself there, however else it was heard of since.
+        let is_beyond = |peer: &Peer| {
+            let sources = || peer.sources.keys();
+            !sources().any(|source| *source == Source::Lan)
+                && sources().any(|source| *source != Source::Cache)
+        };
+        let reaches_out = !targets.is_empty() || self.store.iter().any(|(_, peer)| is_beyond(peer));
         if !reaches_out {
             return targets;
         }
