@@ -5,11 +5,11 @@
 //! name file, line, column and key, and say what would be right.
 
 mod document;
+mod places;
 pub mod secret;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
@@ -17,15 +17,13 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 use wgmesh_core::config::{Hostname, Settings};
 use wgmesh_core::kernel::InterfaceName;
-use wgmesh_core::key::PublicKey;
 
 pub use self::document::Problem;
+use self::places::STUN_PORT;
+pub use self::places::{BootstrapNode, StaticPeer, StunServer};
 
 /// Where configuration files and secrets live.
 pub const DIRECTORY: &str = "/etc/wgmesh";
-
-/// The UDP port of STUN (RFC 8489 §18.6).
-const STUN_PORT: u16 = 3478;
 
 /// The interface of a mesh that was given no name.
 const DEFAULT_INTERFACE: &str = "wgmesh0";
@@ -78,13 +76,13 @@ pub struct File {
 #[serde(deny_unknown_fields)]
 pub struct Discovery {
     /// The methods in use; none leaves only the peers that the cache knows.
-    #[serde(default = "default_methods")]
+    #[serde(default = "default_methods", deserialize_with = "document::texts")]
     pub enabled_methods: BTreeSet<Method>,
     /// Nodes whose exchange is dialled from the start (P-1, W-X19).
-    #[serde(default)]
+    #[serde(default, deserialize_with = "document::texts")]
     pub bootstrap_nodes: Vec<BootstrapNode>,
     /// Peers that are always wanted, whoever tells of them (P-9).
-    #[serde(default)]
+    #[serde(default, deserialize_with = "document::texts")]
     pub static_peers: Vec<StaticPeer>,
     /// The TCP port of the exchange; by default it follows from the secret.
     #[serde(default)]
@@ -102,102 +100,12 @@ impl Default for Discovery {
     }
 }
 
-/// A node to dial: `host`, `host:port`, and `#KEY` where only the holder of that key will do.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct BootstrapNode {
-    /// Its name or address.
-    pub host: String,
-    /// Its exchange's port; `None` for the mesh's own.
-    pub port: Option<u16>,
-    /// The only key that is accepted there.
-    pub key: Option<PublicKey>,
-}
-
-impl TryFrom<String> for BootstrapNode {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let (place, key) = match text.split_once('#') {
-            Some((place, key)) => {
-                (place, Some(key.parse().map_err(|_| format!("{key:?} is no public key"))?))
-            }
-            None => (text.as_str(), None),
-        };
-        let (host, port) = split_port(place)?;
-        Ok(Self { host, port, key })
-    }
-}
-
-/// A peer by its key, `KEY`, and where its WireGuard is known to answer, `KEY@address:port`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct StaticPeer {
-    /// Whose it is.
-    pub key: PublicKey,
-    /// Where its WireGuard answers.
-    pub endpoint: Option<SocketAddr>,
-}
-
-impl TryFrom<String> for StaticPeer {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let (key, endpoint) = match text.split_once('@') {
-            Some((key, at)) => {
-                (key, Some(at.parse().map_err(|_| format!("{at:?} is no address with a port"))?))
-            }
-            None => (text.as_str(), None),
-        };
-        let key = key.parse().map_err(|_| format!("{key:?} is no public key"))?;
-        Ok(Self { key, endpoint })
-    }
-}
-
-/// A server by name or address, with its port.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct StunServer {
-    /// Its name or address.
-    pub host: String,
-    /// Its UDP port.
-    pub port: u16,
-}
-
-impl TryFrom<String> for StunServer {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let (host, port) = split_port(&text)?;
-        Ok(Self { host, port: port.unwrap_or(STUN_PORT) })
-    }
-}
-
-/// Splits `host:port`, `[v6]:port`, or a host alone.
-fn split_port(text: &str) -> Result<(String, Option<u16>), String> {
-    if let Ok(address) = text.parse::<SocketAddr>() {
-        return Ok((address.ip().to_string(), Some(address.port())));
-    }
-    if let Ok(address) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
-        return Ok((address.to_string(), None));
-    }
-    let (host, port) = match text.split_once(':') {
-        Some((host, port)) => (host, Some(port.parse().map_err(|_| format!("{port:?} is no port"))?)),
-        None => (text, None),
-    };
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-    if host.is_empty() || !host.chars().all(plain) || port == Some(0) {
-        return Err(format!("{text:?} is no host with a port"));
-    }
-    Ok((host.to_owned(), port))
-}
-
 /// How NATs are dealt with.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nat {
     /// Who tells this node its address as the internet sees it; the type of NAT takes two of them.
-    #[serde(default = "default_stun_servers")]
+    #[serde(default = "default_stun_servers", deserialize_with = "document::texts")]
     pub stun_servers: Vec<StunServer>,
     /// Whether paths through NATs are looked for.
     #[serde(default = "default_punching")]
@@ -226,8 +134,7 @@ impl Default for Limits {
 }
 
 /// A way to find peers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Method {
     /// Peers that the operator names.
     Manual,
@@ -393,6 +300,11 @@ impl File {
     /// Returns where the peers are remembered.
     pub fn peers_path(&self) -> PathBuf {
         self.state_dir.join(format!("{}-peers.json", self.interface))
+    }
+
+    /// Returns where it is kept whom `wgmesh peer add` has named.
+    pub fn pins_path(&self) -> PathBuf {
+        self.state_dir.join(format!("{}-pins.json", self.interface))
     }
 
     /// Returns where the daemon answers the command line.

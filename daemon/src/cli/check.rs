@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::Error;
-use crate::config::{self, File, Problem, secret};
+use crate::config::{self, File, Method, Problem, secret};
 
 const WEAK: &str = "the secret was not made by `wgmesh init`: if a person thought it up, others can guess it";
 
@@ -57,7 +57,34 @@ fn placed(error: &Error) -> Option<Problem> {
 fn check(path: &Path) -> Result<Vec<String>, Error> {
     let file = File::load(path)?;
     let found = secret::find(&file)?;
-    Ok(found.secret.is_weak().then(|| format!("{}: {WEAK}", found.path.display())).into_iter().collect())
+    let weak = found.secret.is_weak().then(|| format!("{}: {WEAK}", found.path.display()));
+    Ok(weak.into_iter().chain(idle(&file)).collect())
+}
+
+/// Says what is set and has no effect.
+fn idle(file: &File) -> Vec<String> {
+    let discovery = &file.discovery;
+    let lacks = |method| !discovery.enabled_methods.contains(&method);
+    let no_sessions = lacks(Method::Exchange);
+    let cases = [
+        (
+            !discovery.bootstrap_nodes.is_empty() && (lacks(Method::Bootstrap) || no_sessions),
+            "`discovery.bootstrap_nodes` is not used: `discovery.enabled_methods` lacks `bootstrap` or `exchange`",
+        ),
+        (
+            !discovery.static_peers.is_empty() && lacks(Method::Manual),
+            "`discovery.static_peers` is not used: `discovery.enabled_methods` lacks `manual`",
+        ),
+        (
+            discovery.exchange_port.is_some() && no_sessions,
+            "`discovery.exchange_port` is not used: `discovery.enabled_methods` lacks `exchange`",
+        ),
+        (
+            file.nat.punching && file.nat.stun_servers.len() == 1,
+            "`nat.stun_servers` names one server: it takes two to tell the type of a NAT",
+        ),
+    ];
+    cases.into_iter().filter(|(applies, _)| *applies).map(|(_, words)| words.to_owned()).collect()
 }
 
 #[cfg(test)]
@@ -90,6 +117,19 @@ mod tests {
         let (_directory, path) = configured("correct horse battery", "secret_file = \"s\"");
         let warnings = check(&path).unwrap();
         assert!(warnings[0].contains("others can guess it"), "{warnings:?}");
+    }
+
+    #[test]
+    fn what_has_no_effect_is_warned_about() {
+        let secret = wgmesh_core::secret::MeshSecret::from_random([1; 32]).to_uri();
+        let text = "secret_file = \"s\"\n[discovery]\nenabled_methods = [\"lan\"]\nexchange_port = 1\n\
+                    bootstrap_nodes = [\"mesh1\"]\nstatic_peers = [\"pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=\"]\n\
+                    [nat]\nstun_servers = [\"stun.example.org\"]\n";
+        let (_directory, path) = configured(&secret, text);
+        let warnings = check(&path).unwrap();
+        for key in ["bootstrap_nodes", "static_peers", "exchange_port", "stun_servers"] {
+            assert_eq!(warnings.iter().filter(|warning| warning.contains(key)).count(), 1, "{warnings:?}");
+        }
     }
 
     #[test]

@@ -3,10 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use ipnet::{IpNet, Ipv4Net};
-use serde::de::{DeserializeOwned, Error as _};
+use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
@@ -164,5 +165,40 @@ pub(super) fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeSet<Ip
     match nets.iter().find(|net| net.addr() != net.network()) {
         Some(net) => Err(D::Error::custom(format!("{net} has host bits set: write {}", net.trunc()))),
         None => Ok(nets),
+    }
+}
+
+/// Reads a list of texts that each stand for something, so that what is wrong with one is placed there and not at the
+/// list's begin.
+pub(super) fn texts<'de, D, C>(from: D) -> Result<C, D::Error>
+where
+    D: Deserializer<'de>,
+    C: IntoIterator + FromIterator<C::Item>,
+    C::Item: TryFrom<String, Error = String>,
+{
+    let texts = Vec::<Text<C::Item>>::deserialize(from)?;
+    Ok(texts.into_iter().map(|Text(item)| item).collect())
+}
+
+/// One text. It is parsed while the reader is at its place.
+struct Text<T>(T);
+
+impl<'de, T: TryFrom<String, Error = String>> Deserialize<'de> for Text<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_str(TextVisitor(PhantomData))
+    }
+}
+
+struct TextVisitor<T>(PhantomData<T>);
+
+impl<T: TryFrom<String, Error = String>> Visitor<'_> for TextVisitor<T> {
+    type Value = Text<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Text<T>, E> {
+        T::try_from(text.to_owned()).map(Text).map_err(E::custom)
     }
 }

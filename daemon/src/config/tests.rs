@@ -17,8 +17,14 @@ fn an_empty_file_is_a_mesh_named_after_the_file() {
     assert_eq!(file.state_path(), Path::new("/var/lib/wgmesh/office.json"));
     assert_eq!(file.peers_path(), Path::new("/var/lib/wgmesh/office-peers.json"));
     assert_eq!(file.socket_path(), Path::new("/run/wgmesh/office.sock"));
-    assert_eq!(file.discovery.enabled_methods, BTreeSet::from([Method::Lan]));
-    assert!(file.settings("db1").lan);
+    let methods = [Method::Manual, Method::Lan, Method::Bootstrap, Method::Exchange];
+    assert_eq!(file.discovery.enabled_methods, BTreeSet::from(methods));
+    assert_eq!(file.discovery, Discovery::default());
+    assert_eq!(file.nat, Nat::default());
+    assert!(file.nat.stun_servers.len() >= 2, "it takes two to tell the type of a NAT");
+    let settings = file.settings("db1");
+    assert!(settings.lan && settings.punching && settings.exchange);
+    assert_eq!(settings.exchange_port, None);
     assert_eq!(file.settings("db1").max_peers, 1000);
     assert_eq!(file.settings("db1.example.org").hostname.as_str(), "db1.example.org");
 }
@@ -40,6 +46,12 @@ fn every_key_is_read() {
         accept_routes = ["192.168.0.0/16"]
         [discovery]
         enabled_methods = []
+        bootstrap_nodes = ["mesh1.example.org:51900#pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk="]
+        static_peers = ["pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=@203.0.113.7:51820"]
+        exchange_port = 51901
+        [nat]
+        stun_servers = ["stun.example.org", "192.0.2.1:19302"]
+        punching = false
         [limits]
         max_peers = 50
         "#,
@@ -52,9 +64,15 @@ fn every_key_is_read() {
     assert_eq!(file.state_path(), Path::new("/srv/state/mesh1.json"));
     assert_eq!(file.socket_path(), Path::new("/srv/run/mesh1.sock"));
     assert!(file.discovery.enabled_methods.is_empty());
+    assert_eq!(file.discovery.bootstrap_nodes[0].port, Some(51900));
+    assert!(file.discovery.bootstrap_nodes[0].key.is_some());
+    assert_eq!(file.discovery.static_peers[0].endpoint, Some("203.0.113.7:51820".parse().unwrap()));
+    let ports: Vec<u16> = file.nat.stun_servers.iter().map(|server| server.port).collect();
+    assert_eq!(ports, [3478, 19302]);
     let settings = file.settings("ignored");
     assert_eq!(settings.hostname.as_str(), "db1");
-    assert!(!settings.lan);
+    assert!(!settings.lan && !settings.punching && !settings.exchange);
+    assert_eq!(settings.exchange_port, Some(51901));
     assert_eq!(settings.max_peers, 50);
     assert_eq!(settings.advertise_routes.len(), 2);
     assert_eq!(settings.accept_routes, BTreeSet::from(["192.168.0.0/16".parse().unwrap()]));
@@ -70,8 +88,10 @@ fn an_unknown_key_is_placed_and_the_nearest_is_proposed() {
 
 #[test]
 fn a_key_like_no_other_lists_what_there_is() {
-    let text = complaint("[nat]\nstun_servers = []\n");
-    assert!(text.starts_with("1:2: `nat`: unknown key; known here: interface, secret_file,"), "{text}");
+    let text = complaint("[relay]\nmode = \"sealed\"\n");
+    assert!(text.starts_with("1:2: `relay`: unknown key; known here: interface, secret_file,"), "{text}");
+    let text = complaint("[nat]\nupnp = true\n");
+    assert_eq!(text, "2:1: `nat.upnp`: unknown key; known here: nat.stun_servers, nat.punching");
 }
 
 #[test]
@@ -90,6 +110,12 @@ fn a_value_of_the_wrong_kind_says_what_the_key_takes() {
         ("[limits]\nmax_peers = 0", "2:13: `limits.max_peers`"),
         ("discovery = 7", "1:13: `discovery`"),
         ("[discovery]\nenabled_methods = 7", "2:19: `discovery.enabled_methods`"),
+        ("[discovery]\nbootstrap_nodes = \"mesh1\"", "2:19: `discovery.bootstrap_nodes`"),
+        ("[discovery]\nbootstrap_nodes = [\"mesh1\", \"a b\"]", "2:29: `discovery.bootstrap_nodes`"),
+        ("[discovery]\nstatic_peers = [\"mesh1\"]", "2:17: `discovery.static_peers`"),
+        ("[discovery]\nexchange_port = 0", "2:17: `discovery.exchange_port`"),
+        ("[nat]\nstun_servers = [\n  \"stun.example.org:x\",\n]", "3:3: `nat.stun_servers`"),
+        ("[nat]\npunching = \"yes\"", "2:12: `nat.punching`"),
     ] {
         let complaint = complaint(text);
         assert!(complaint.starts_with(place), "{text}: {complaint}");
@@ -114,9 +140,27 @@ fn a_subnet_must_be_a_network_of_a_useful_size() {
 #[test]
 fn a_method_of_a_later_version_says_so() {
     let text = complaint("[discovery]\nenabled_methods = [\"lan\", \"dht\"]");
-    assert!(text.contains("method `dht` is not in this version, which has: lan"), "{text}");
+    assert!(
+        text.contains("method `dht` is not in this version, which has: manual, lan, bootstrap, exchange"),
+        "{text}"
+    );
     let text = complaint("[discovery]\nenabled_methods = [\"lam\"]");
-    assert!(text.contains("unknown method `lam`, this version has: lan"), "{text}");
+    assert!(
+        text.contains("unknown method `lam`, this version has: manual, lan, bootstrap, exchange"),
+        "{text}"
+    );
+}
+
+/// DESIGN 11: each method is either there or announced for later.
+#[test]
+fn every_method_is_known_now_or_later() {
+    for name in
+        ["manual", "lan", "mdns", "bootstrap", "dns", "dht", "exchange", "gossip", "file", "http", "github"]
+    {
+        let now = Method::try_from(name.to_owned());
+        assert_eq!(now.is_ok(), ["manual", "lan", "bootstrap", "exchange"].contains(&name), "{name}");
+        assert!(now.map_or_else(|text| text.contains("is not in this version"), |_| true), "{name}");
+    }
 }
 
 #[test]
