@@ -26,6 +26,7 @@ use wgmesh_core::status::Status;
 use wgmesh_core::stun::Report;
 
 pub use self::routes::Pong;
+use crate::pins::{Pin, Pins, Removal};
 
 /// A question to the mesh task. Dropping the sender unanswered tells the caller that the daemon
 /// is shutting down.
@@ -41,6 +42,12 @@ pub enum ApiRequest {
     Ping(PublicKey, oneshot::Sender<Option<Answer>>),
     /// Asks for the last ping that a peer has answered.
     LastAnswer(PublicKey, oneshot::Sender<Option<Answer>>),
+    /// Names a peer or a node; answered with why that cannot be.
+    AddPeer(Pin, oneshot::Sender<Result<(), String>>),
+    /// Wants a peer or a node gone; answered with whether it was there.
+    RemovePeer(Removal, oneshot::Sender<bool>),
+    /// Asks whom the operator has named.
+    Pins(oneshot::Sender<Pins>),
 }
 
 /// A ping that a peer has answered, and what kind of address it answered from.

@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod lan;
 pub mod names;
 pub mod notify;
+pub mod pins;
 pub mod privileges;
 pub mod run;
 pub mod state;

@@ -17,6 +17,7 @@ mod clock;
 mod network;
 mod node;
 mod storage;
+mod wanted;
 
 use std::io;
 use std::sync::Arc;
@@ -41,6 +42,7 @@ use crate::{privileges, state};
 use network::Network;
 use node::{Node, Remembered};
 use storage::{Job, Storage};
+use wanted::Wanted;
 
 /// How long a stop waits for the kernel to be cleared, far below systemd's `TimeoutStopSec=`.
 const WITHDRAW_PATIENCE: Duration = Duration::from_secs(5);
@@ -182,6 +184,7 @@ struct Outside {
 struct Daemon {
     mesh: Mesh,
     network: Network,
+    wanted: Wanted,
     storage: Storage,
     outside: Outside,
     progress: Progress,
@@ -199,10 +202,11 @@ async fn read(kernel: Kernel) -> Result<(Arc<Observed>, Vec<Underlay>), KernelEr
 
 impl Daemon {
     fn start(node: Node, outside: Outside, observed: Arc<Observed>, underlay: &[Underlay]) -> Self {
-        let Node { mesh, network, storage, named } = node;
+        let Node { mesh, network, storage, wanted } = node;
         let mut daemon = Self {
             mesh,
             network,
+            wanted,
             storage,
             outside,
             progress: Progress::default(),
@@ -213,7 +217,7 @@ impl Daemon {
         daemon.follow_underlay(underlay);
         let links = underlay.len();
         daemon.feed(Event::Started(observed));
-        for StaticPeer { key, endpoint } in named {
+        for StaticPeer { key, endpoint } in daemon.wanted.static_peers() {
             daemon.feed(Event::AddPeer(key, endpoint));
         }
         tracing::debug!(links, "announced");

@@ -15,6 +15,7 @@ use wgmesh_core::status::Status;
 use wgmesh_core::stun::Report;
 
 use super::routes::{Pong, Target};
+use crate::pins::{Pin, Pins, Removal};
 
 /// A little more than the server's own patience, so that its explanation arrives first.
 const TIMEOUT: Duration = Duration::from_secs(7);
@@ -69,6 +70,30 @@ pub fn netcheck(socket: &Path) -> Result<Report, Error> {
 /// As [`status`].
 pub fn ping(socket: &Path, key: PublicKey) -> Result<Option<Pong>, Error> {
     ask(socket, "POST", "/v1/ping", &Target { key })
+}
+
+/// Names a peer or a node to the daemon.
+///
+/// # Errors
+/// As [`status`], and [`Error::Refused`] with the daemon's reason.
+pub fn add_peer(socket: &Path, pin: &Pin) -> Result<(), Error> {
+    ask::<Result<(), String>>(socket, "POST", "/v1/peers/add", pin)?.map_err(Error::Refused)
+}
+
+/// Has the daemon let go of a peer or a node. Returns whether it was there.
+///
+/// # Errors
+/// As [`status`].
+pub fn remove_peer(socket: &Path, removal: &Removal) -> Result<bool, Error> {
+    ask(socket, "POST", "/v1/peers/remove", removal)
+}
+
+/// Asks the daemon whom the operator has named.
+///
+/// # Errors
+/// As [`status`].
+pub fn pins(socket: &Path) -> Result<Pins, Error> {
+    ask(socket, "GET", "/v1/pins", &())
 }
 
 fn ask<T: DeserializeOwned>(

@@ -15,6 +15,7 @@ use wgmesh_core::key::PublicKey;
 use wgmesh_core::stun::Report;
 
 use super::{Answer, ApiRequest};
+use crate::pins::{Pin, Removal};
 
 /// How long a caller waits for the mesh task, which answers within milliseconds unless something is wrong.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -70,11 +71,19 @@ pub(super) fn router(mesh: Mesh) -> Router {
             get(async |State(mesh): State<Mesh>| answer(ask(&mesh, ApiRequest::Status)).await),
         )
         .route("/v1/netcheck", post(async |State(mesh): State<Mesh>| answer(check_nat(&mesh)).await))
-        .route(
-            "/v1/ping",
-            post(async |State(mesh): State<Mesh>, Json(target)| answer(ping(&mesh, target)).await),
-        )
+        .route("/v1/ping", post(async |State(mesh): State<Mesh>, Json(to)| answer(ping(&mesh, to)).await))
+        .route("/v1/pins", get(async |State(mesh): State<Mesh>| answer(ask(&mesh, ApiRequest::Pins)).await))
+        .route("/v1/peers/add", post(add_peer))
+        .route("/v1/peers/remove", post(remove_peer))
         .with_state(mesh)
+}
+
+async fn add_peer(State(mesh): State<Mesh>, Json(pin): Json<Pin>) -> Response {
+    answer(ask(&mesh, |reply| ApiRequest::AddPeer(pin, reply))).await
+}
+
+async fn remove_peer(State(mesh): State<Mesh>, Json(removal): Json<Removal>) -> Response {
+    answer(ask(&mesh, |reply| ApiRequest::RemovePeer(removal, reply))).await
 }
 
 async fn answer<T: Serialize>(asked: impl Future<Output = Result<T, Gone>>) -> Response {

@@ -6,8 +6,11 @@ use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::{Event, KernelReport};
 use wgmesh_core::status::{SourceState, Status};
 
+use super::storage::Job;
 use super::{Daemon, clock};
 use crate::api::{Answer, ApiRequest};
+use crate::config::StaticPeer;
+use crate::pins::{Pin, Removal};
 
 impl Daemon {
     /// Answers a question. That whoever asked may be gone meanwhile is no error.
@@ -32,7 +35,52 @@ impl Daemon {
             ApiRequest::LastAnswer(key, reply) => {
                 let _ = reply.send(self.last_answer(key));
             }
+            ApiRequest::AddPeer(pin, reply) => {
+                let _ = reply.send(self.add_peer(pin));
+            }
+            ApiRequest::RemovePeer(removal, reply) => {
+                let _ = reply.send(self.remove_peer(&removal));
+            }
+            ApiRequest::Pins(reply) => {
+                let _ = reply.send(self.wanted.pins().clone());
+            }
         }
+    }
+
+    /// Takes up whom the operator names, at once and for later runs.
+    fn add_peer(&mut self, pin: Pin) -> Result<(), String> {
+        match &pin {
+            Pin::Peer(peer) if peer.key == self.mesh.public_key() => {
+                return Err("this is the key of this node itself".to_owned());
+            }
+            Pin::Node(_) if !self.network.has_exchange() => {
+                return Err("the method `exchange` is off, so no node can be dialled".to_owned());
+            }
+            Pin::Peer(_) | Pin::Node(_) => {}
+        }
+        let pins = self.wanted.add(pin.clone());
+        self.storage.write(Job::Pins(pins));
+        match pin {
+            Pin::Peer(StaticPeer { key, endpoint }) => self.feed(Event::AddPeer(key, endpoint)),
+            Pin::Node(_) => self.network.set_bootstrap(self.wanted.bootstrap_nodes()),
+        }
+        Ok(())
+    }
+
+    /// Lets go of whom the operator no longer wants. Returns whether they were known or named.
+    fn remove_peer(&mut self, removal: &Removal) -> bool {
+        let pins = self.wanted.remove(removal);
+        let was_named = pins.is_some();
+        if let Some(pins) = pins {
+            self.storage.write(Job::Pins(pins));
+            // Whoever is left is told of again as soon as they are looked up.
+            self.feed(Event::Bootstrap(Vec::new()));
+            self.network.set_bootstrap(self.wanted.bootstrap_nodes());
+        }
+        let Some(key) = removal.key else { return was_named };
+        let was_known = self.mesh.store().get(key).is_some();
+        self.feed(Event::RemovePeer(key));
+        was_named || was_known
     }
 
     fn last_answer(&self, key: PublicKey) -> Option<Answer> {

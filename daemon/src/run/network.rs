@@ -88,13 +88,30 @@ impl Network {
         let wanted = self.exchange_port?;
         let exchange = Exchange::start(&self.keys, wanted);
         let port = exchange.port();
+        self.exchange = Some(exchange);
+        self.resolve_bootstrap();
+        (port != Some(wanted)).then_some(Event::ExchangePort(port))
+    }
+
+    /// Takes the nodes whose exchange is to be dialled. Where they are is told when it is known.
+    pub(super) fn set_bootstrap(&mut self, nodes: Vec<config::BootstrapNode>) {
+        self.services.bootstrap = nodes;
+        if self.exchange.is_some() {
+            self.resolve_bootstrap();
+        }
+    }
+
+    /// Whether nodes can be dialled, now or after the start.
+    pub(super) const fn has_exchange(&self) -> bool {
+        self.exchange_port.is_some()
+    }
+
+    fn resolve_bootstrap(&mut self) {
         let service = |node: &config::BootstrapNode| Service {
             host: node.host.clone(),
             port: node.port.unwrap_or(self.keys.exchange_port()),
         };
         self.bootstrap = Names::resolve(self.services.bootstrap.iter().map(service).collect());
-        self.exchange = Some(exchange);
-        (port != Some(wanted)).then_some(Event::ExchangePort(port))
     }
 
     /// Waits for the next thing that happens. Cancel-safe.

@@ -9,8 +9,9 @@ use wgmesh_core::mesh::Mesh;
 
 use super::network::Network;
 use super::storage::{Files, Storage};
+use super::wanted::Wanted;
 use super::{Error, clock, system};
-use crate::config::{File, Method, StaticPeer};
+use crate::config::File;
 use crate::state;
 
 /// A node that is about to start.
@@ -18,8 +19,8 @@ pub(super) struct Node {
     pub(super) mesh: Mesh,
     pub(super) network: Network,
     pub(super) storage: Storage,
-    /// The peers that the operator names.
-    pub(super) named: Vec<StaticPeer>,
+    /// Whom the operator names.
+    pub(super) wanted: Wanted,
 }
 
 /// What can be had before the kernel was read.
@@ -29,7 +30,7 @@ pub(super) struct Remembered {
     cache: Vec<CacheEntry>,
     settings: Settings,
     network: Network,
-    named: Vec<StaticPeer>,
+    wanted: Wanted,
 }
 
 impl Remembered {
@@ -38,6 +39,7 @@ impl Remembered {
         let files = Files {
             node: state::StateFile::new(config.state_path()),
             peers: state::StateFile::new(config.peers_path()),
+            pins: state::StateFile::new(config.pins_path()),
         };
         let node = match files.node.load()? {
             Some(node) => node,
@@ -46,12 +48,10 @@ impl Remembered {
         let cache = files.peers.load()?.unwrap_or_default();
         let hostname = nix::unistd::gethostname().unwrap_or_default();
         let settings = config.settings(&hostname.to_string_lossy());
-        let network = Network::open(config, &settings, keys);
-        let named = match config.discovery.enabled_methods.contains(&Method::Manual) {
-            true => config.discovery.static_peers.clone(),
-            false => Vec::new(),
-        };
-        Ok(Self { files, node, cache, settings, network, named })
+        let wanted = Wanted::new(config, files.pins.load()?.unwrap_or_default());
+        let mut network = Network::open(config, &settings, keys);
+        network.set_bootstrap(wanted.bootstrap_nodes());
+        Ok(Self { files, node, cache, settings, network, wanted })
     }
 }
 
@@ -62,7 +62,7 @@ impl Node {
         remembered: Remembered,
         underlay: Vec<Underlay>,
     ) -> Result<Self, Error> {
-        let Remembered { files, node, cache, settings, mut network, named } = remembered;
+        let Remembered { files, node, cache, settings, mut network, wanted } = remembered;
         let (now, punching) = (clock::now(), settings.punching);
         let mut mesh = Mesh::new(settings, keys, node, underlay, random()?, now);
         let restored = mesh.restore(&cache, now);
@@ -71,7 +71,7 @@ impl Node {
         if punching {
             network.open_wireguard(mesh.listen_port());
         }
-        Ok(Self { mesh, network, storage, named })
+        Ok(Self { mesh, network, storage, wanted })
     }
 }
 

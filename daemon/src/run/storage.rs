@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use wgmesh_core::cache::CacheEntry;
 use wgmesh_core::identity::NodeState;
 
+use crate::pins::Pins;
 use crate::state::{Error, StateFile};
 
 /// The pause before what could not be written is tried again.
@@ -23,6 +24,8 @@ pub(super) struct Files {
     pub(super) node: StateFile<NodeState>,
     /// Its peers.
     pub(super) peers: StateFile<Vec<CacheEntry>>,
+    /// Whom the operator has named.
+    pub(super) pins: StateFile<Pins>,
 }
 
 /// Something to write.
@@ -31,6 +34,8 @@ pub(super) enum Job {
     Node(Box<NodeState>),
     /// Its peers.
     Peers(Vec<CacheEntry>),
+    /// Whom the operator has named.
+    Pins(Pins),
 }
 
 /// The writing thread. Dropping it waits until everything is written, or was tried once more.
@@ -46,7 +51,8 @@ impl Storage {
         let (jobs, queue) = mpsc::channel();
         let (report, trouble) = watch::channel(None);
         let builder = std::thread::Builder::new().name("storage".to_owned());
-        let thread = builder.spawn(move || Writer { files, report, node: None, peers: None }.run(&queue))?;
+        let thread = builder
+            .spawn(move || Writer { files, report, node: None, peers: None, pins: None }.run(&queue))?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread), trouble })
     }
 
@@ -79,12 +85,13 @@ struct Writer {
     report: watch::Sender<Option<String>>,
     node: Option<Box<NodeState>>,
     peers: Option<Vec<CacheEntry>>,
+    pins: Option<Pins>,
 }
 
 impl Writer {
     fn run(mut self, queue: &mpsc::Receiver<Job>) {
         loop {
-            let waiting = self.node.is_some() || self.peers.is_some();
+            let waiting = self.node.is_some() || self.peers.is_some() || self.pins.is_some();
             let next = match waiting {
                 true => queue.recv_timeout(RETRY),
                 false => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -108,21 +115,31 @@ impl Writer {
         match job {
             Job::Node(node) => self.node = Some(node),
             Job::Peers(peers) => self.peers = Some(peers),
+            Job::Pins(pins) => self.pins = Some(pins),
         }
     }
 
     fn write(&mut self) {
-        let node = self
-            .node
-            .take_if(|node| self.files.node.save(node).map_err(|error| self.report.complain(&error)).is_ok());
-        let peers = self.peers.take_if(|peers| {
-            self.files.peers.save(peers).map_err(|error| self.report.complain(&error)).is_ok()
-        });
-        let wrote = node.is_some() || peers.is_some();
-        if wrote && self.node.is_none() && self.peers.is_none() {
-            self.report.send_replace(None);
+        let Self { files, report, node, peers, pins } = self;
+        let wrote = [
+            write(node, |node| files.node.save(node), report),
+            write(peers, |peers| files.peers.save(peers), report),
+            write(pins, |pins| files.pins.save(pins), report),
+        ];
+        if wrote.contains(&true) && node.is_none() && peers.is_none() && pins.is_none() {
+            report.send_replace(None);
         }
     }
+}
+
+/// Writes what waits, and lets it wait if that fails. Returns whether it was written.
+fn write<T>(
+    waiting: &mut Option<T>,
+    save: impl FnOnce(&T) -> Result<(), Error>,
+    report: &watch::Sender<Option<String>>,
+) -> bool {
+    let saved = waiting.take_if(|value| save(value).map_err(|error| report.complain(&error)).is_ok());
+    saved.is_some()
 }
 
 trait Complain {

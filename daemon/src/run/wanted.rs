@@ -1,0 +1,53 @@
+//! Whom the operator wants to meet: whom the configuration names, as far as it enables that, and whom `wgmesh peer add` has.
+
+use crate::config::{BootstrapNode, File, Method, StaticPeer};
+use crate::pins::{Pin, Pins, Removal};
+
+/// All of them.
+pub(super) struct Wanted {
+    configured: Pins,
+    pins: Pins,
+}
+
+impl Wanted {
+    /// Puts both together.
+    pub(super) fn new(config: &File, pins: Pins) -> Self {
+        let discovery = &config.discovery;
+        let mut configured = Pins::default();
+        if discovery.enabled_methods.contains(&Method::Manual) {
+            configured.static_peers.clone_from(&discovery.static_peers);
+        }
+        if discovery.enabled_methods.contains(&Method::Bootstrap) {
+            configured.bootstrap_nodes.clone_from(&discovery.bootstrap_nodes);
+        }
+        Self { configured, pins }
+    }
+
+    /// Returns the peers, the last word on each last.
+    pub(super) fn static_peers(&self) -> Vec<StaticPeer> {
+        [self.configured.static_peers.as_slice(), &self.pins.static_peers].concat()
+    }
+
+    /// Returns the nodes to dial.
+    pub(super) fn bootstrap_nodes(&self) -> Vec<BootstrapNode> {
+        [self.configured.bootstrap_nodes.as_slice(), &self.pins.bootstrap_nodes].concat()
+    }
+
+    /// Adds one that the operator names now. Returns what is to be kept.
+    pub(super) fn add(&mut self, pin: Pin) -> Pins {
+        self.pins.add(pin);
+        self.pins.clone()
+    }
+
+    /// Drops whom the operator no longer wants, until a restart even where the configuration names them. Returns what
+    /// is to be kept, if anybody was dropped.
+    pub(super) fn remove(&mut self, removal: &Removal) -> Option<Pins> {
+        let was_configured = self.configured.remove(removal);
+        (self.pins.remove(removal) || was_configured).then(|| self.pins.clone())
+    }
+
+    /// Returns whom the operator has named with `wgmesh peer add`.
+    pub(super) const fn pins(&self) -> &Pins {
+        &self.pins
+    }
+}
