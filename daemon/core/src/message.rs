@@ -25,6 +25,9 @@ use crate::wire::decode_all;
 
 const PROOF_BYTES: usize = 16;
 
+/// What the address in a pong takes at its longest, an IPv6 one.
+pub const PING_PADDING_BYTES: usize = 18;
+
 /// A random number that a node makes at each start, to know its own run again in what others echo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 #[cbor(transparent)]
@@ -131,6 +134,10 @@ pub enum DiscoBody {
         /// To tell the answer by.
         #[n(0)]
         id: u64,
+        /// Nothing, as long as what an answer adds: whoever repeats somebody's ping in another's name must not have
+        /// more sent there than it spent.
+        #[n(1)]
+        padding: ByteArray<PING_PADDING_BYTES>,
     },
     /// It did.
     #[n(1)]
@@ -320,6 +327,19 @@ mod tests {
         assert_eq!(prove(b.public(), &pair), Some(hello(a.public())));
         assert_eq!(prove(a.public(), &pair), None, "reflected");
         assert_eq!(prove(b.public(), &mesh.pair(&c, c.public(), b.public())), None, "another member");
+    }
+
+    #[test]
+    fn an_answer_is_never_longer_than_its_ping() {
+        let disco = |body| {
+            let key = SecretKey::from_random([1; 32]).public();
+            let disco = Disco { key, stamp: Stamp { sequence: Sequence(4), counter: 2 }, token: Token(9), body };
+            minicbor::to_vec(disco).unwrap().len()
+        };
+        let ping = disco(DiscoBody::Ping { id: 7, padding: [0; PING_PADDING_BYTES].into() });
+        for seen in ["192.0.2.1:7", "[2001:db8::1]:7"] {
+            assert!(disco(DiscoBody::Pong { id: 7, seen: seen.parse().unwrap() }) <= ping);
+        }
     }
 
     #[test]

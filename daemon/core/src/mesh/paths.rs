@@ -3,7 +3,7 @@
 //! A peer that was met on a common link needs none of this. Every other one has [`Paths`]; once an address has
 //! answered there, the hello exchange of [`crate::contact`] runs through it and the tunnel comes up as on a LAN.
 //!
-//! What others make us send is bounded: a ping is answered by one pong of about its size, and candidates that nobody has
+//! What others make us send is bounded: a ping is answered by one pong that is no longer, and candidates that nobody has
 //! proved share a [`TokenBucket`] per address.
 
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +17,7 @@ use crate::bucket::TokenBucket;
 use crate::contact::{Contact, Place, Via};
 use crate::kernel::Observed;
 use crate::key::PublicKey;
-use crate::message::{Disco, DiscoBody, Paired as _, Token, Unproved};
+use crate::message::{Disco, DiscoBody, PING_PADDING_BYTES, Paired as _, Token, Unproved};
 use crate::path::{Kind, Origin, Paths};
 use crate::seal;
 use crate::store::{Claim, Source};
@@ -167,7 +167,7 @@ impl Mesh {
             return self.drop_input("replayed", from);
         }
         match disco.body {
-            DiscoBody::Ping { id } => self.on_ping(key, id, from, now),
+            DiscoBody::Ping { id, padding: _ } => self.on_ping(key, id, from, now),
             DiscoBody::Pong { id, seen } => {
                 if self.on_pong(key, id, disco.token, from, now) {
                     self.on_seen(key, seen, now);
@@ -263,7 +263,8 @@ impl Mesh {
         if !proved && !self.may_ping(to.ip(), now.monotonic) {
             return self.drop_input("ping limit", to);
         }
-        self.send_disco(key, to, DiscoBody::Ping { id }, now);
+        let padding = [0; PING_PADDING_BYTES].into();
+        self.send_disco(key, to, DiscoBody::Ping { id, padding }, now);
     }
 
     fn may_ping(&mut self, target: IpAddr, now: Monotonic) -> bool {
