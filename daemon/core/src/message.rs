@@ -333,7 +333,8 @@ mod tests {
     fn an_answer_is_never_longer_than_its_ping() {
         let disco = |body| {
             let key = SecretKey::from_random([1; 32]).public();
-            let disco = Disco { key, stamp: Stamp { sequence: Sequence(4), counter: 2 }, token: Token(9), body };
+            let disco =
+                Disco { key, stamp: Stamp { sequence: Sequence(4), counter: 2 }, token: Token(9), body };
             minicbor::to_vec(disco).unwrap().len()
         };
         let ping = disco(DiscoBody::Ping { id: 7, padding: [0; PING_PADDING_BYTES].into() });
