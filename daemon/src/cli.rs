@@ -8,6 +8,7 @@ mod check;
 mod init;
 mod netcheck;
 mod peer;
+mod peers;
 mod ping;
 mod run;
 mod status;
@@ -21,6 +22,7 @@ use wgmesh_core::kernel::InterfaceName;
 
 use crate::api::{self, client};
 use crate::config::{self, File};
+use crate::pins::Pin;
 use crate::{install, privileges};
 
 const EXIT_FAILED: u8 = 1;
@@ -71,6 +73,20 @@ enum Command {
         #[arg(short, long, conflicts_with = "json")]
         wide: bool,
     },
+    /// List the peers, and whom `wgmesh peer add` has named.
+    Peers {
+        #[command(flatten)]
+        mesh: Mesh,
+        /// Print JSON for programs.
+        #[arg(long)]
+        json: bool,
+        /// Show public keys and IPv6 addresses too, and of every peer why it is not reached.
+        #[arg(short, long, conflicts_with = "json")]
+        wide: bool,
+    },
+    /// Name a peer or a node to the running daemon, or have it let go of one.
+    #[command(subcommand)]
+    Peer(PeerCommand),
     /// Show what the NAT in front of this host does.
     ///
     /// Has the daemon ask its STUN servers (`nat.stun_servers`) anew, through WireGuard's own port, and shows where they
@@ -114,6 +130,31 @@ enum Command {
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PeerCommand {
+    /// Name a peer by its key, or a node to dial by its host. Kept over restarts, beside the configuration file.
+    ///
+    /// KEY names a peer that is always wanted; KEY@ADDRESS:PORT says where its WireGuard answers, too. HOST, HOST:PORT
+    /// and either with #KEY name a node whose exchange is dialled over TLS; with a key, only its holder will do. Whoever is
+    /// named must have the mesh's secret: nobody gets in by being named.
+    Add {
+        /// KEY[@ADDRESS:PORT] or HOST[:PORT][#KEY].
+        peer: Pin,
+        #[command(flatten)]
+        mesh: Mesh,
+    },
+    /// Let go of a peer, or of a host that was named.
+    ///
+    /// The peer leaves the kernel at once and is no longer named. It comes back when it tells of itself anew: to shut a
+    /// host out, change the secret on all others. A peer that the configuration file names is back after a restart.
+    Remove {
+        /// The peer: its host name, its public key or the beginning of it, or its mesh address; or a HOST[:PORT] that was named.
+        peer: String,
+        #[command(flatten)]
+        mesh: Mesh,
     },
 }
 
@@ -261,6 +302,9 @@ impl Command {
             Self::Init { output } => Ok(init::make_secret(output.as_deref())?),
             Self::Run { mesh } => run::start(&mesh.load()?),
             Self::Status { mesh, json, wide } => status::show(&mesh.load()?, json, wide),
+            Self::Peers { mesh, json, wide } => peers::list(&mesh.load()?, json, wide),
+            Self::Peer(PeerCommand::Add { peer, mesh }) => peers::add(&mesh.load()?, &peer),
+            Self::Peer(PeerCommand::Remove { peer, mesh }) => peers::remove(&mesh.load()?, &peer),
             Self::Netcheck { mesh, json } => netcheck::show(&mesh.load()?, json),
             Self::Ping { peer, mesh, count, json } => ping::run(&mesh.load()?, &peer, count, json),
             Self::Config(ConfigCommand::Check { file, json }) => check::report(file, json),
@@ -306,6 +350,15 @@ mod tests {
         assert!(parse(&["wgmesh", "status", "--interface", "mesh1", "--json"]).is_ok());
         assert!(parse(&["wgmesh", "run", "--config", "a.toml", "--interface", "a"]).is_err());
         assert!(parse(&["wgmesh", "run", "--interface", "no/name"]).is_err());
+    }
+
+    /// M-4: what cannot name anybody is wrong usage, with the reason.
+    #[test]
+    fn a_peer_to_add_is_checked_before_the_daemon_is_asked() {
+        let parse = |peer| Arguments::try_parse_from(["wgmesh", "peer", "add", peer]);
+        assert!(parse("mesh1.example.org:51900").is_ok());
+        let error = parse("short=").unwrap_err().to_string();
+        assert!(error.contains("\"short=\" is no public key"), "{error}");
     }
 
     #[test]

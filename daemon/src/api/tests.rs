@@ -209,3 +209,35 @@ async fn a_ping_that_nobody_answers_ends() {
 
     assert_eq!(pong.unwrap(), None);
 }
+
+/// M-4, M-5, M-6: whom the operator names and drops reaches the daemon, and its refusal comes back.
+#[tokio::test]
+async fn naming_and_dropping_travel_to_the_daemon() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("wgmesh0.sock");
+    let mut pins = Pins::default();
+    let _server = serve(&socket, move |question| match question {
+        ApiRequest::AddPeer(Pin::Peer(_), reply) => reply.send(Err("not this one".to_owned())).unwrap(),
+        ApiRequest::AddPeer(pin, reply) => {
+            pins.add(pin);
+            reply.send(Ok(())).unwrap();
+        }
+        ApiRequest::RemovePeer(removal, reply) => reply.send(pins.remove(&removal)).unwrap(),
+        ApiRequest::Pins(reply) => reply.send(pins.clone()).unwrap(),
+        other => panic!("{other:?}"),
+    });
+    let node: Pin = "mesh1:51900".parse().unwrap();
+    let peer: Pin = SecretKey::from_random([2; 32]).public().to_string().parse().unwrap();
+    let removal = Removal { key: None, node: Some("mesh1".to_owned().try_into().unwrap()) };
+
+    tokio::task::spawn_blocking(move || {
+        client::add_peer(&socket, &node).unwrap();
+        let refusal = client::add_peer(&socket, &peer).unwrap_err().to_string();
+        assert_eq!(refusal, "the daemon refused: not this one");
+        assert_eq!(client::pins(&socket).unwrap().bootstrap_nodes.len(), 1);
+        assert!(client::remove_peer(&socket, &removal).unwrap());
+        assert!(!client::remove_peer(&socket, &removal).unwrap());
+    })
+    .await
+    .unwrap();
+}

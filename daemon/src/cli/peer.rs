@@ -20,6 +20,12 @@ pub(super) enum Unclear {
     Ambiguous { name: String, peers: Vec<String> },
 }
 
+impl Unclear {
+    pub(super) fn unknown(status: &Status, name: &str) -> Self {
+        Self::Unknown { name: name.to_owned(), nearest: nearest(status, name) }
+    }
+}
+
 /// Finds a peer. A whole key, an address or a host name counts before the beginning of a key.
 pub(super) fn find<'a>(status: &'a Status, name: &str) -> Result<&'a Peer, Unclear> {
     let node = &status.node;
@@ -43,7 +49,7 @@ pub(super) fn find<'a>(status: &'a Status, name: &str) -> Result<&'a Peer, Uncle
     };
     match found.as_slice() {
         [peer] => Ok(peer),
-        [] => Err(Unclear::Unknown { name: name.to_owned(), nearest: nearest(status, name) }),
+        [] => Err(Unclear::unknown(status, name)),
         several => Err(Unclear::Ambiguous {
             name: name.to_owned(),
             peers: several.iter().map(|peer| format!("{} ({})", label(peer), peer.mesh_ipv4)).collect(),

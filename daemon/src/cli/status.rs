@@ -25,11 +25,11 @@ const EXPLAINED: usize = 10;
 
 /// How the account is shown to people.
 #[derive(Clone, Copy, Debug, Default)]
-struct Style {
+pub(super) struct Style {
     /// With public keys and IPv6 addresses, and each peer explained.
-    wide: bool,
+    pub(super) wide: bool,
     /// With the terminal's colours.
-    colour: bool,
+    pub(super) colour: bool,
 }
 
 pub(super) fn show(config: &File, json: bool, wide: bool) -> Result<(), Error> {
@@ -39,20 +39,28 @@ pub(super) fn show(config: &File, json: bool, wide: bool) -> Result<(), Error> {
         serde_json::to_writer_pretty(&mut out, &status).map_err(io::Error::from)?;
         return Ok(writeln!(out)?);
     }
-    let colour = out.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour = may_colour(out.is_terminal());
     Ok(out.write_all(render(&status, Style { wide, colour }).as_bytes())?)
+}
+
+/// Whether colours are welcome (no-color.org).
+pub(super) fn may_colour(is_terminal: bool) -> bool {
+    is_terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 fn render(status: &Status, style: Style) -> String {
     let mut lines = head(status, style);
     lines.push(String::new());
-    if status.peers.is_empty() {
-        lines.push("No peers yet.".to_owned());
-    } else {
-        lines.extend(peers(&status.peers, style));
-        lines.extend(reasons(&status.peers, style));
-    }
+    lines.extend(peers_explained(&status.peers, style));
     lines.join("\n") + "\n"
+}
+
+/// Shows the peers as a table, and below it what is wrong with whom.
+pub(super) fn peers_explained(known: &[Peer], style: Style) -> Vec<String> {
+    match known {
+        [] => vec!["No peers yet.".to_owned()],
+        known => [peers(known, style), reasons(known, style)].concat(),
+    }
 }
 
 fn head(status: &Status, style: Style) -> Vec<String> {

@@ -1,0 +1,106 @@
+//! `wgmesh peers` and `wgmesh peer add|remove`: who is in the mesh, and whom the operator wants there.
+
+use std::io::{self, IsTerminal, Write};
+
+use serde::Serialize;
+use wgmesh_core::status::{Peer, Status};
+
+use super::peer::{self, Unclear};
+use super::{Error, status};
+use crate::api::client;
+use crate::config::{BootstrapNode, File};
+use crate::pins::{Pin, Pins, Removal};
+
+/// What is printed for programs.
+#[derive(Debug, Serialize)]
+struct Listed {
+    peers: Vec<Peer>,
+    /// Whom `wgmesh peer add` has named.
+    named: Pins,
+}
+
+pub(super) fn list(config: &File, json: bool, wide: bool) -> Result<(), Error> {
+    let socket = config.socket_path();
+    let listed = Listed { peers: client::status(&socket)?.peers, named: client::pins(&socket)? };
+    let mut out = io::stdout();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &listed).map_err(io::Error::from)?;
+        return Ok(writeln!(out)?);
+    }
+    let style = status::Style { wide, colour: status::may_colour(out.is_terminal()) };
+    let lines = status::peers_explained(&listed.peers, style).into_iter().chain(named(&listed.named));
+    Ok(out.write_all((lines.collect::<Vec<_>>().join("\n") + "\n").as_bytes())?)
+}
+
+fn named(pins: &Pins) -> Vec<String> {
+    let peers = pins.static_peers.iter().map(|peer| format!("named peer  {peer}"));
+    let nodes = pins.bootstrap_nodes.iter().map(|node| format!("named node  {node}"));
+    let lines: Vec<String> = peers.chain(nodes).collect();
+    if lines.is_empty() { lines } else { [vec![String::new()], lines].concat() }
+}
+
+pub(super) fn add(config: &File, pin: &Pin) -> Result<(), Error> {
+    client::add_peer(&config.socket_path(), pin)?;
+    Ok(writeln!(io::stdout(), "added {pin}")?)
+}
+
+pub(super) fn remove(config: &File, name: &str) -> Result<(), Error> {
+    let socket = config.socket_path();
+    let status = client::status(&socket)?;
+    if !client::remove_peer(&socket, &removal(&status, name)?)? {
+        return Err(Unclear::unknown(&status, name).into());
+    }
+    Ok(writeln!(io::stdout(), "removed {name}")?)
+}
+
+/// Finds out who is meant: a peer, a key that was named and is not known yet, or a host that was named.
+fn removal(status: &Status, name: &str) -> Result<Removal, Unclear> {
+    let node = BootstrapNode::try_from(name.to_owned()).ok();
+    match peer::find(status, name) {
+        Ok(peer) => Ok(Removal { key: Some(peer.public_key), node }),
+        Err(Unclear::Unknown { .. }) => Ok(Removal { key: name.parse().ok(), node }),
+        Err(unclear) => Err(unclear),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::status::tests::example;
+    use super::*;
+
+    const STRANGER: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
+    /// M-5: a peer goes by any of its names, a key or host that was named by what was typed then.
+    #[test]
+    fn who_is_to_be_removed_is_found_by_what_was_typed() {
+        let status = example();
+        let db1 = status.peers[0].public_key;
+        for name in ["db1", "10.42.0.2", &db1.to_string()] {
+            assert_eq!(removal(&status, name).unwrap().key, Some(db1), "{name}");
+        }
+        let stranger = Removal { key: Some(STRANGER.parse().unwrap()), node: None };
+        assert_eq!(removal(&status, STRANGER).unwrap(), stranger);
+        let host = removal(&status, "mesh1.example.org:51900").unwrap();
+        assert_eq!((host.key, host.node.unwrap().port), (None, Some(51900)));
+        assert!(matches!(removal(&status, "web1"), Err(Unclear::Own { .. })));
+    }
+
+    /// M-6: whoever was named is listed too, known or not.
+    #[test]
+    fn those_named_are_listed_below_the_peers() {
+        let mut pins = Pins::default();
+        assert!(named(&pins).is_empty());
+        pins.add(STRANGER.parse().unwrap());
+        pins.add("mesh1:51900".parse().unwrap());
+        let expected =
+            ["".to_owned(), format!("named peer  {STRANGER}"), "named node  mesh1:51900".to_owned()];
+        assert_eq!(named(&pins), expected);
+    }
+
+    #[test]
+    fn the_json_has_the_documented_names() {
+        let json = serde_json::to_value(Listed { peers: example().peers, named: Pins::default() }).unwrap();
+        assert_eq!(json["peers"][0]["hostname"], "db1");
+        assert!(json["named"]["static_peers"].is_array() && json["named"]["bootstrap_nodes"].is_array());
+    }
+}
