@@ -284,12 +284,14 @@ pub fn main() -> ExitCode {
 fn print_manual(output: &mut impl Write) -> io::Result<()> {
     let mut whole = command();
     whole.build();
-    clap_mangen::Man::new(whole.clone()).section("8").render(output)?;
-    for command in whole.get_subcommands().filter(|command| command.get_name() != "help") {
-        let title = command.get_display_name().unwrap_or_default();
-        clap_mangen::Man::new(command.clone()).title(title).section("8").render(output)?;
-    }
-    Ok(())
+    print_pages(&whole, output)
+}
+
+fn print_pages(command: &clap::Command, output: &mut impl Write) -> io::Result<()> {
+    let title = command.get_display_name().unwrap_or_else(|| command.get_name());
+    clap_mangen::Man::new(command.clone()).title(title).section("8").render(output)?;
+    let inner = command.get_subcommands().filter(|inner| inner.get_name() != "help");
+    inner.into_iter().try_for_each(|inner| print_pages(inner, output))
 }
 
 fn command() -> clap::Command {
@@ -366,6 +368,7 @@ mod tests {
         let mut manual = Vec::new();
         print_manual(&mut manual).unwrap();
         let manual = String::from_utf8(manual).unwrap();
+        assert!(manual.contains("wgmesh\\-peer\\-add"), "{manual}");
         for command in command().get_subcommands() {
             assert!(
                 manual.contains(&format!("wgmesh\\-{}", command.get_name().replace('-', "\\-"))),
