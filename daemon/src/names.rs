@@ -2,9 +2,9 @@
 //!
 //! Each list has a task of its own; one name that fails costs the others nothing. A failure is tried again soon, then
 //! more slowly, and at once when the host's links change; a success is looked up again after [`REFRESH`]. Looking up is
-//! the C library's and may take long, so nobody ever waits for it.
+//! the C library's and may take long, so nobody ever waits for it; and where no route leads out it is not even begun.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 /// How long a name's addresses are good for.
 const REFRESH: Duration = Duration::from_secs(600);
 
-/// The wait after the first failure; doubled after each next one.
-const FIRST_RETRY: Duration = Duration::from_secs(2);
+/// The wait after the first failure; three times as long after each next one.
+const FIRST_RETRY: Duration = Duration::from_secs(5);
 
 /// A host and one of its ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ async fn keep_resolved(services: Vec<Service>, sender: watch::Sender<Resolved>, 
             });
         }
         let pause = if complete { REFRESH } else { retry };
-        retry = if complete { FIRST_RETRY } else { (retry * 2).min(REFRESH) };
+        retry = if complete { FIRST_RETRY } else { (retry * 3).min(REFRESH) };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = again.notified() => retry = FIRST_RETRY,
@@ -88,7 +88,15 @@ async fn keep_resolved(services: Vec<Service>, sender: watch::Sender<Resolved>, 
 /// Looks all names up side by side. Returns what was found, and whether that is everything.
 async fn resolve_all(services: &[Service]) -> (Resolved, bool) {
     let mut lookups = JoinSet::new();
+    let may_ask = is_route_out();
     for (place, Service { host, port }) in services.iter().cloned().enumerate() {
+        if let Ok(ip) = host.parse::<IpAddr>() {
+            lookups.spawn(std::future::ready(vec![(place, SocketAddr::new(ip, port))]));
+            continue;
+        }
+        if !may_ask {
+            continue;
+        }
         lookups.spawn(async move {
             let found = tokio::net::lookup_host((host.as_str(), port)).await;
             match found {
@@ -105,6 +113,16 @@ async fn resolve_all(services: &[Service]) -> (Resolved, bool) {
     let known = |place| resolved.iter().any(|(one, _)| *one == place);
     let complete = (0..services.len()).all(known);
     (resolved, complete)
+}
+
+/// Whether this host has a route to where no neighbour is: to networks that exist in books only (RFC 5737, RFC 3849), to
+/// which nothing is sent.
+fn is_route_out() -> bool {
+    let leads_to = |from: IpAddr, to: IpAddr| {
+        UdpSocket::bind((from, 0)).and_then(|socket| socket.connect((to, 9))).is_ok()
+    };
+    leads_to(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into())
+        || leads_to(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into())
 }
 
 #[cfg(test)]
