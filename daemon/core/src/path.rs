@@ -267,18 +267,19 @@ impl Paths {
         Some(Answered { rtt, switched })
     }
 
-    /// Follows the kernel, which sends to `address` because the peer was heard there or because we said so.
+    /// Follows the kernel, which sends to `address` because the peer was heard there or because we said so. What it
+    /// uses is what is watched. Packets that were under way when a path was taken lead it back to the one before;
+    /// then the two are compared again.
     pub fn follow_kernel(&mut self, address: SocketAddr, kind: Kind, now: Monotonic) {
-        match &mut self.current {
-            Some(current) if current.address == address => {}
-            None => {
-                self.add(address, Origin::Kernel, kind, now);
-                self.current = Some(Current::new(address, None));
-            }
-            Some(_) => {
-                self.add(address, Origin::Kernel, kind, now);
-                self.compare(address, now);
-            }
+        let chosen = self.current.map(|current| current.address);
+        if chosen == Some(address) {
+            return;
+        }
+        self.add(address, Origin::Kernel, kind, now);
+        let next_ping = self.current.and_then(|current| current.next_ping);
+        self.current = Some(Current::new(address, next_ping));
+        if let Some(chosen) = chosen {
+            self.compare(chosen, now);
         }
     }
 

@@ -49,6 +49,8 @@ impl Mesh {
             let mapped = self.mapped();
             tracing::info!(nat = %self.stun.nat_type(), ?mapped, "the internet sees this node anew");
             self.renew_record(now);
+            // Whoever lets in only what it has sent to must send to the new address before it hears from us there.
+            self.verify_paths(now);
             self.offer_to_unreached(now);
         }
     }

@@ -93,6 +93,8 @@ impl Mesh {
 
     /// Follows what a reading says of paths: what the kernel uses, whether there is traffic, what has gone silent.
     pub(super) fn follow_paths(&mut self, observed: &Observed, before: Option<&Observed>, now: Now) {
+        // Before that the kernel may not yet send where we said.
+        let is_settled = self.applied == self.generation && !self.dirty;
         for (&key, peer) in &observed.peers {
             let earlier = before.and_then(|before| before.peers.get(&key));
             let sent = earlier.map_or(0, |earlier| peer.tx_bytes.saturating_sub(earlier.tx_bytes));
@@ -101,7 +103,7 @@ impl Mesh {
             let (Some(age), Some(endpoint)) = (age, peer.endpoint) else { continue };
             let kind = self.kind_of(endpoint.ip());
             let paths = self.paths.entry(key).or_default();
-            if age <= SESSION_LIFETIME {
+            if age <= SESSION_LIFETIME && (is_settled || paths.current().is_none()) {
                 paths.follow_kernel(endpoint, kind, now.monotonic);
             }
             if has_traffic {
