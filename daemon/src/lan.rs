@@ -19,12 +19,12 @@ use nix::sys::socket::{
     sendmsg, setsockopt,
 };
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::kernel::Underlay;
 use wgmesh_core::mesh::Recipient;
 use wgmesh_core::seal::MAX_DATAGRAM_BYTES;
+
+use crate::inbox::Inbox;
 
 /// The UDP port of every mesh's multicast group (seed 000).
 pub const GROUP_PORT: u16 = 51830;
@@ -56,8 +56,8 @@ pub struct Lan {
 
 struct Pair {
     group: IpAddr,
-    group_socket: UdpSocket,
-    node_socket: UdpSocket,
+    group_socket: Inbox,
+    node_socket: Inbox,
 }
 
 impl Lan {
@@ -105,7 +105,7 @@ impl Lan {
     pub fn try_receive(&self) -> Option<io::Result<Received>> {
         let pairs = self.v4.iter().chain(&self.v6);
         let mut sockets = pairs.flat_map(|pair| [&pair.group_socket, &pair.node_socket]);
-        sockets.find_map(|socket| match socket.try_io(Interest::READABLE, || receive_now(socket)) {
+        sockets.find_map(|socket| match socket.try_read(receive_now) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             received => Some(received),
         })
@@ -145,12 +145,11 @@ impl Pair {
             IpAddr::V4(_) => node_socket.set_multicast_loop_v4(false)?,
             IpAddr::V6(_) => node_socket.set_multicast_loop_v6(false)?,
         }
-        let tokio = |socket: Socket| UdpSocket::from_std(socket.into());
-        Ok(Self { group, group_socket: tokio(group_socket)?, node_socket: tokio(node_socket)? })
+        Ok(Self { group, group_socket: Inbox::new(group_socket)?, node_socket: Inbox::new(node_socket)? })
     }
 
     fn join(&self, index: u32) -> io::Result<()> {
-        let socket = socket2::SockRef::from(&self.group_socket);
+        let socket = self.group_socket.socket();
         match self.group {
             IpAddr::V4(group) => socket.join_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index)),
             IpAddr::V6(group) => socket.join_multicast_v6(&group, index),
@@ -158,7 +157,7 @@ impl Pair {
     }
 
     fn leave(&self, index: u32) -> io::Result<()> {
-        let socket = socket2::SockRef::from(&self.group_socket);
+        let socket = self.group_socket.socket();
         match self.group {
             IpAddr::V4(group) => socket.leave_multicast_v4_n(&group, &InterfaceIndexOrAddress::Index(index)),
             IpAddr::V6(group) => socket.leave_multicast_v6(&group, index),
@@ -167,16 +166,16 @@ impl Pair {
 
     async fn receive(&self) -> io::Result<Received> {
         tokio::select! {
-            received = receive_from(&self.group_socket) => received,
-            received = receive_from(&self.node_socket) => received,
+            received = self.group_socket.read(receive_now) => received,
+            received = self.node_socket.read(receive_now) => received,
         }
     }
 
     fn send(&self, interface: u32, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
-        self.node_socket.try_io(Interest::WRITABLE, || match to {
-            SocketAddr::V4(to) => send_v4(&self.node_socket, interface, to, bytes),
-            SocketAddr::V6(to) => send_v6(&self.node_socket, interface, to, bytes),
-        })
+        match to {
+            SocketAddr::V4(to) => send_v4(self.node_socket.socket(), interface, to, bytes),
+            SocketAddr::V6(to) => send_v6(self.node_socket.socket(), interface, to, bytes),
+        }
     }
 }
 
@@ -199,11 +198,7 @@ async fn receive_pair(pair: Option<&Pair>) -> io::Result<Received> {
     }
 }
 
-async fn receive_from(socket: &UdpSocket) -> io::Result<Received> {
-    socket.async_io(Interest::READABLE, || receive_now(socket)).await
-}
-
-fn receive_now(socket: &UdpSocket) -> io::Result<Received> {
+fn receive_now(socket: &Socket) -> io::Result<Received> {
     let mut buffer = [0; BUFFER_BYTES];
     let mut control = nix::cmsg_space!(libc::in6_pktinfo);
     let mut parts = [IoSliceMut::new(&mut buffer)];
@@ -231,7 +226,7 @@ fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|&v6| SocketAddr::V6(SocketAddrV6::from(v6))))
 }
 
-fn send_v4(socket: &UdpSocket, interface: u32, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
+fn send_v4(socket: &Socket, interface: u32, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {
     let index = i32::try_from(interface).map_err(io::Error::other)?;
     let info = libc::in_pktinfo {
         ipi_ifindex: index,
@@ -242,14 +237,14 @@ fn send_v4(socket: &UdpSocket, interface: u32, to: SocketAddrV4, bytes: &[u8]) -
     send_with(socket, &control, &SockaddrIn::from(to), bytes)
 }
 
-fn send_v6(socket: &UdpSocket, interface: u32, to: SocketAddrV6, bytes: &[u8]) -> io::Result<()> {
+fn send_v6(socket: &Socket, interface: u32, to: SocketAddrV6, bytes: &[u8]) -> io::Result<()> {
     let info = libc::in6_pktinfo { ipi6_ifindex: interface, ipi6_addr: libc::in6_addr { s6_addr: [0; 16] } };
     let control = [ControlMessage::Ipv6PacketInfo(&info)];
     send_with(socket, &control, &SockaddrIn6::from(to), bytes)
 }
 
 fn send_with<S: nix::sys::socket::SockaddrLike>(
-    socket: &UdpSocket,
+    socket: &Socket,
     control: &[ControlMessage<'_>],
     to: &S,
     bytes: &[u8],

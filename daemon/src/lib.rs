@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod ebpf;
 pub mod exchange;
+mod inbox;
 pub mod install;
 pub mod journal;
 pub mod kernel;

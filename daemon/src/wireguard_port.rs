@@ -20,10 +20,10 @@ use nix::libc;
 use nix::sys::socket::{
     ControlMessage, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike, SockaddrStorage, recvfrom, sendmsg,
 };
-use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use socket2::{Domain, Protocol, Socket, Type};
 use wgmesh_core::seal::MAX_DATAGRAM_BYTES;
+
+use crate::inbox::Inbox;
 
 /// What waits until it is read: some two hundred of our datagrams, fewer than a flood would bring.
 const RECEIVE_BUFFER_BYTES: usize = 256 * 1024;
@@ -51,8 +51,7 @@ pub struct WireguardPort {
 #[derive(Debug)]
 struct RawSocket {
     is_v4: bool,
-    /// Raw in truth: of tokio's type, only the waiting is used, which is the same for every socket.
-    socket: UdpSocket,
+    socket: Inbox,
 }
 
 impl WireguardPort {
@@ -116,18 +115,18 @@ impl RawSocket {
         let domain = if is_v4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::RAW.nonblocking(), Some(Protocol::UDP))?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
-        let socket = Self { is_v4, socket: UdpSocket::from_std(socket.into())? };
+        let socket = Self { is_v4, socket: Inbox::new(socket)? };
         socket.attach_filter(port)?;
         Ok(socket)
     }
 
     fn attach_filter(&self, port: u16) -> io::Result<()> {
-        SockRef::from(&self.socket).attach_filter(&packet::filter(self.is_v4, port))
+        self.socket.socket().attach_filter(&packet::filter(self.is_v4, port))
     }
 
     async fn receive(&self, port: u16) -> io::Result<Received> {
         loop {
-            let received = self.socket.async_io(Interest::READABLE, || self.receive_now(port)).await?;
+            let received = self.socket.read(|socket| self.receive_now(socket, port)).await?;
             if let Some(received) = received {
                 return Ok(received);
             }
@@ -136,7 +135,7 @@ impl RawSocket {
 
     fn try_receive(&self, port: u16) -> Option<io::Result<Received>> {
         loop {
-            match self.receive_now(port) {
+            match self.socket.try_read(|socket| self.receive_now(socket, port)) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
                 Err(error) => return Some(Err(error)),
                 Ok(Some(received)) => return Some(Ok(received)),
@@ -146,9 +145,9 @@ impl RawSocket {
     }
 
     /// Takes one packet from the socket, which is `None` where it makes no sense.
-    fn receive_now(&self, port: u16) -> io::Result<Option<Received>> {
+    fn receive_now(&self, socket: &Socket, port: u16) -> io::Result<Option<Received>> {
         let mut buffer = [0; BUFFER_BYTES];
-        let (length, from) = recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut buffer)?;
+        let (length, from) = recvfrom::<SockaddrStorage>(socket.as_raw_fd(), &mut buffer)?;
         let from = from.as_ref().and_then(address);
         let datagram = packet::read_udp(self.is_v4, port, &buffer[..length]);
         let (Some(mut from), Some((from_port, bytes))) = (from, datagram) else { return Ok(None) };
@@ -189,7 +188,7 @@ impl RawSocket {
         to: &S,
         packet: &[u8],
     ) -> io::Result<()> {
-        let socket = self.socket.as_raw_fd();
+        let socket = self.socket.socket().as_raw_fd();
         sendmsg(socket, &[IoSlice::new(packet)], &[*source], MsgFlags::MSG_DONTWAIT, Some(to))?;
         Ok(())
     }

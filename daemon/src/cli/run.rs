@@ -17,7 +17,10 @@ pub(super) fn start(config: &File) -> Result<(), Error> {
     }
     privileges::keep_needed()?;
     let runtime = runtime()?;
-    let ended = runtime.block_on(run::run(config.clone(), found.secret));
+    // As a task of the runtime: waking the future that is blocked on costs a system call, even from the same thread.
+    let daemon = runtime.spawn(run::run(config.clone(), found.secret));
+    let ended =
+        runtime.block_on(daemon).unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     // A name that is still being looked up must not hold up the end.
     runtime.shutdown_background();
     Ok(ended?)
