@@ -41,6 +41,9 @@ impl Mesh {
     /// Forgets a peer for good: until it tells of itself with a newer record.
     pub(super) fn remove_peer(&mut self, key: PublicKey, now: Now) {
         self.named.remove(&key);
+        if let Some(exchange) = &mut self.exchange {
+            exchange.disconnect(key, now.monotonic);
+        }
         if self.store.remove(key, now.monotonic) {
             tracing::info!(peer = %key, "removed a peer");
             self.forget(key);
