@@ -57,7 +57,7 @@ pub(super) fn write_udp(from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> Optio
 }
 
 /// Reads what a raw socket of WireGuard's port received: returns the sender's port and the datagram, or `None` where it
-/// is not whole, or was let through for a port that is no longer ours.
+/// is not whole, or came before the filter did, or for a port that is no longer ours.
 ///
 /// The checksum is not looked at: between hosts on one machine the kernel leaves it unfinished, and what we take is
 /// authenticated anyway.
@@ -67,8 +67,13 @@ pub(super) fn read_udp(v4: bool, port: u16, packet: &[u8]) -> Option<(u16, &[u8]
     let [from_high, from_low, to_high, to_low, length_high, length_low, ..] = *header;
     let length = usize::from(u16::from_be_bytes([length_high, length_low]));
     let from = u16::from_be_bytes([from_high, from_low]);
-    let is_ours = u16::from_be_bytes([to_high, to_low]) == port && from != 0;
-    (is_ours && length == udp.len()).then_some((from, rest))
+    let is_ours = u16::from_be_bytes([to_high, to_low]) == port && !is_wireguards(rest);
+    (is_ours && from != 0 && length == udp.len()).then_some((from, rest))
+}
+
+/// Whether it begins with one of WireGuard's four message types, or is too short to tell.
+fn is_wireguards(bytes: &[u8]) -> bool {
+    bytes.first_chunk().is_none_or(|&kind| (1..=4).contains(&u32::from_le_bytes(kind)))
 }
 
 /// Whether an honest datagram can come from there.
@@ -165,6 +170,7 @@ mod tests {
             for words in [5, 6, 15] {
                 let packet = [ipv4_header(words), udp(PORT, bytes)].concat();
                 assert_eq!(is_let_through(true, &packet), expected, "{bytes:?} after {words} words");
+                assert_eq!(read_udp(true, PORT, &packet).is_some(), expected, "{bytes:?} before the filter");
                 let other_port = [ipv4_header(words), udp(PORT + 1, bytes)].concat();
                 assert!(!is_let_through(true, &other_port));
             }
@@ -175,7 +181,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        for bytes in [&b"datagram"[..], b"odd", b""] {
+        for bytes in [&b"datagram"[..], b"uneven!", &[1, 1, 0, 0]] {
             let packet = udp(PORT, bytes);
             assert_eq!(read_udp(false, PORT, &packet), Some((7, bytes)));
             for words in [5, 15] {
