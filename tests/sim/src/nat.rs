@@ -2,7 +2,7 @@
 //! forgets, and whether two of its own hosts can meet at its outside.
 //!
 //! [`Nat`] only translates UDP endpoints; [`crate::network`] moves the packets. It has no clock and draws ports from
-//! its own stream of chance. It refreshes a mapping by what goes out alone, the least that RFC 4787 §4.3 asks for.
+//! its own stream of chance.
 //!
 //! Invariant: an external port belongs to one internal endpoint at a time, however many mappings share it.
 
@@ -45,6 +45,8 @@ pub struct Behaviour {
     pub ports: Ports,
     /// For how long silence keeps a mapping.
     pub expiry: Duration,
+    /// Whether what comes in refreshes it too, as Linux does; what goes out always does (RFC 4787 §4.3).
+    pub inbound_refresh: bool,
     /// Whether its own hosts reach each other at its external address (RFC 4787 §6).
     pub hairpin: bool,
 }
@@ -56,6 +58,7 @@ impl Behaviour {
         filtering: Dependence::Endpoint,
         ports: Ports::Preserving,
         expiry: Duration::from_secs(120),
+        inbound_refresh: true,
         hairpin: true,
     };
 
@@ -189,11 +192,15 @@ impl Nat {
     }
 
     /// Translates the destination of a packet that comes in to an external port; `None` drops it.
-    pub fn inbound(&self, port: u16, remote: SocketAddr, now: Monotonic) -> Option<SocketAddr> {
-        let Behaviour { filtering, expiry, .. } = self.behaviour;
+    pub fn inbound(&mut self, port: u16, remote: SocketAddr, now: Monotonic) -> Option<SocketAddr> {
+        let Behaviour { filtering, expiry, inbound_refresh, .. } = self.behaviour;
         let admits = |mapping: &Mapping| mapping.holes.admit(filtering, remote, expiry, now);
-        let mut mapped = self.mappings.iter().filter(|(_, mapping)| mapping.port == port);
-        mapped.find(|(_, mapping)| admits(mapping)).map(|(key, _)| key.internal)
+        let mut mapped = self.mappings.iter_mut().filter(|(_, mapping)| mapping.port == port);
+        let (key, mapping) = mapped.find(|(_, mapping)| admits(mapping))?;
+        if inbound_refresh {
+            mapping.holes.open(remote, now);
+        }
+        Some(key.internal)
     }
 
     fn choose_port(&mut self, internal: SocketAddr) -> u16 {

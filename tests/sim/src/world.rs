@@ -427,7 +427,8 @@ impl World {
         }
     }
 
-    fn violation(&self, id: HostId, what: String) -> Violation {
+    /// Makes a failure of a node out of what a test saw, with the latest of all logs.
+    pub fn violation(&self, id: HostId, what: String) -> Violation {
         Violation { seed: self.seed, at: self.elapsed(), host: id.0, what, log: self.log.latest().join("\n") }
     }
 }

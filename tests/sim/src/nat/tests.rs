@@ -55,9 +55,9 @@ fn a_mapping_changes_with_as_much_of_the_remote_endpoint_as_it_depends_on() {
 #[test]
 fn a_filter_lets_in_as_much_as_it_does_not_depend_on() {
     for behaviour in all_behaviours() {
-        let mut nat = nat(behaviour);
+        let mut nat = nat(Behaviour { inbound_refresh: false, ..behaviour });
         let external = nat.outbound(inside(2), remote(1, 1000), at(0));
-        let enters = |from| nat.inbound(external.port(), from, at(1)) == Some(inside(2));
+        let mut enters = |from| nat.inbound(external.port(), from, at(1)) == Some(inside(2));
         let entered = (enters(remote(1, 1000)), enters(remote(1, 2000)), enters(remote(2, 1000)));
         let expected = match behaviour.filtering {
             Dependence::Endpoint => (true, true, true),
@@ -83,13 +83,17 @@ fn ports_are_kept_while_they_are_free_or_are_any() {
 
 /// RFC 4787 §4.3.
 #[test]
-fn a_mapping_lives_as_long_as_something_goes_out() {
-    let mut nat = nat(Behaviour { expiry: Duration::from_secs(30), ..Behaviour::PORT_REWRITING });
-    let first = nat.outbound(inside(2), remote(1, 1000), at(0));
-    assert_eq!(nat.outbound(inside(2), remote(1, 1000), at(29)), first);
-    assert_eq!(nat.inbound(first.port(), remote(1, 1000), at(58)), Some(inside(2)));
-    assert_eq!(nat.inbound(first.port(), remote(1, 1000), at(59)), None, "what comes in refreshes nothing");
-    assert_ne!(nat.outbound(inside(2), remote(1, 1000), at(60)), first);
+fn a_mapping_lives_as_long_as_something_refreshes_it() {
+    for inbound_refresh in [true, false] {
+        let expiry = Duration::from_secs(30);
+        let mut nat = nat(Behaviour { expiry, inbound_refresh, ..Behaviour::PORT_REWRITING });
+        let first = nat.outbound(inside(2), remote(1, 1000), at(0));
+        assert_eq!(nat.outbound(inside(2), remote(1, 1000), at(29)), first);
+        assert_eq!(nat.inbound(first.port(), remote(1, 1000), at(58)), Some(inside(2)));
+        let kept = nat.inbound(first.port(), remote(1, 1000), at(59));
+        assert_eq!(kept, inbound_refresh.then_some(inside(2)));
+        assert_ne!(nat.outbound(inside(2), remote(1, 1000), at(90)), first);
+    }
 }
 
 #[test]
@@ -180,7 +184,7 @@ impl Punch {
             for side in 0..2 {
                 for to in self.knows[side].clone() {
                     let from = send_out(&mut self.sides[side], host(side), to);
-                    if let Some(host) = take_in(&self.sides[1 - side], to, from) {
+                    if let Some(host) = take_in(&mut self.sides[1 - side], to, from) {
                         assert_eq!(host, self::host(1 - side));
                         heard[1 - side] = true;
                         self.knows[1 - side].push(from);
@@ -202,8 +206,8 @@ fn send_out(boxes: &mut [Nat], host: SocketAddr, to: SocketAddr) -> SocketAddr {
     boxes.iter_mut().fold(host, |from, nat| nat.outbound(from, to, at(1)))
 }
 
-fn take_in(boxes: &[Nat], to: SocketAddr, from: SocketAddr) -> Option<SocketAddr> {
-    boxes.iter().rev().try_fold(to, |to, nat| {
+fn take_in(boxes: &mut [Nat], to: SocketAddr, from: SocketAddr) -> Option<SocketAddr> {
+    boxes.iter_mut().rev().try_fold(to, |to, nat| {
         (IpAddr::V4(nat.external()) == to.ip()).then(|| nat.inbound(to.port(), from, at(1))).flatten()
     })
 }

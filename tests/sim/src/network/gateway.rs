@@ -194,8 +194,8 @@ impl Network {
 
     fn forward_in(&mut self, id: GatewayId, datagram: &Datagram, now: Monotonic) -> Vec<Arrival> {
         let Datagram { from, to, .. } = *datagram;
-        let gateway = &self.gateways[id.0];
-        let internal = match (&gateway.nat, &gateway.firewall) {
+        let gateway = &mut self.gateways[id.0];
+        let internal = match (&mut gateway.nat, &gateway.firewall) {
             (_, Some(firewall)) if to.is_ipv6() => firewall.admits(to, from, now).then_some(to),
             (_, None) if to.is_ipv6() => None,
             (Some(nat), _) => nat.inbound(to.port(), from, now),

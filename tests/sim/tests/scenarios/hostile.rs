@@ -115,7 +115,7 @@ fn invent(world: &mut World, hostile: HostId, count: usize) -> Result<(), Violat
     let (keys, now) = (host.keys().clone(), host.now(world.now()));
     let group = SocketAddr::from((keys.multicast_v4(), LAN_PORT));
     for _ in 0..count {
-        let bytes = invented_announce(&keys, now, world.random());
+        let bytes = invented_announce(&keys, &[], now, world.random());
         world.inject(hostile, LAN_PORT, group, &Payload::Daemon(bytes.into()));
         world.run_for(millis(1))?;
     }

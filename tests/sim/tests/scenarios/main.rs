@@ -1,10 +1,12 @@
 //! What a mesh must live through, on virtual time.
 
+mod changes;
 mod faults;
 mod fleet;
 mod hostile;
 mod join;
 mod meeting;
 mod nats;
+mod path_attacks;
 mod random;
 mod restart;

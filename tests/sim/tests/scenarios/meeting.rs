@@ -1,5 +1,6 @@
 //! Two hosts in different networks and a public one that is their bootstrap node.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use wgmesh_core::status::Peer;
@@ -27,13 +28,37 @@ impl Meeting {
     }
 
     /// Builds it around two sites.
-    pub(crate) fn at(mut world: World, sites: [SegmentId; 2]) -> Self {
+    pub(crate) fn at(world: World, sites: [SegmentId; 2]) -> Self {
+        Self::build(world, sites, true, &[])
+    }
+
+    /// Builds it with hosts that have no bootstrap node, but met in an earlier run.
+    pub(crate) fn remembered(seed: u64, kinds: [Kind; 2]) -> Self {
+        let mut world = World::new(seed);
+        let sites = kinds.map(|kind| world.add_site(kind));
+        let mut meeting = Self::build(world, sites, false, &[]);
+        let [one, other] = meeting.nodes;
+        meeting.world.acquaint(&[meeting.introducer, one, other]);
+        meeting
+    }
+
+    /// Builds it with a first host that has one more uplink.
+    pub(crate) fn with_second_uplink(seed: u64, kinds: [Kind; 2], second: Kind) -> Self {
+        let mut world = World::new(seed);
+        let sites = kinds.map(|kind| world.add_site(kind));
+        let second = world.add_site(second);
+        Self::build(world, sites, true, &[second])
+    }
+
+    fn build(mut world: World, sites: [SegmentId; 2], bootstrap: bool, more: &[SegmentId]) -> Self {
         world.add_stun_server(true);
         world.add_stun_server(false);
         let public = world.add_site(Kind::None);
         let introducer = world.add_host(HostPlan::default(), &[public]);
-        let plan = HostPlan { bootstrap: vec![introducer], ..HostPlan::default() };
-        let nodes = sites.map(|site| world.add_host(plan.clone(), &[site]));
+        let bootstrap = if bootstrap { vec![introducer] } else { Vec::new() };
+        let plan = HostPlan { bootstrap, ..HostPlan::default() };
+        let first = world.add_host(plan.clone(), &[&[sites[0]], more].concat());
+        let nodes = [first, world.add_host(plan, &[sites[1]])];
         Self { world, introducer, nodes, sites }
     }
 
@@ -50,7 +75,13 @@ impl Meeting {
         self.world.run_until_meshed(secs(60))
     }
 
-    /// Returns what one node says of the other.
+    /// Returns where the kernel of one of the two sends to the other.
+    pub(crate) fn endpoint(&self, side: usize) -> Option<SocketAddr> {
+        let key = self.world.host(self.nodes[1 - side]).public_key();
+        self.world.host(self.nodes[side]).kernel.peer(key)?.endpoint
+    }
+
+    /// Returns what one node says of another.
     pub(crate) fn view(&self, from: HostId, of: HostId) -> Peer {
         let key = self.world.host(of).public_key();
         let status = self.world.status(from).expect("its daemon runs");

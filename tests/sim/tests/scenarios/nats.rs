@@ -1,10 +1,14 @@
-//! Hosts behind NATs: who gets a direct path, how soon, and what ends one.
+//! Hosts behind NATs: who gets a direct path, and how soon.
+
+use std::net::SocketAddr;
 
 use wgmesh_core::status::PeerState;
-use wgmesh_sim::nat::{Kind, direct_path_possible};
-use wgmesh_sim::world::Violation;
+use wgmesh_sim::host::HostPlan;
+use wgmesh_sim::nat::{Behaviour, Dependence, Firewall, Kind, Ports, direct_path_possible};
+use wgmesh_sim::network::{Conditions, HostId, SegmentId};
+use wgmesh_sim::world::{Violation, World};
 
-use crate::fleet::secs;
+use crate::fleet::{millis, mins, secs};
 use crate::meeting::Meeting;
 
 /// L-13, REQUIREMENTS §11: the seven kinds of NATs against each other.
@@ -13,24 +17,244 @@ fn every_pair_that_can_have_a_direct_path_gets_one_and_the_others_say_why_not() 
     for one in Kind::ALL {
         for other in Kind::ALL {
             let mut meeting = Meeting::new(1, [one, other]);
-            let span = match meeting.meet() {
-                Ok(span) => span,
-                Err(e) => {
-                    println!("{one:?} {other:?} FAIL {e}");
-                    continue;
-                }
-            };
-            println!("{one:?} {other:?} {span:?}");
-            if !direct_path_possible(one.layers(), other.layers()) {
-                meeting.world.run_for(secs(30))?;
-                for (from, of) in [(0, 1), (1, 0)] {
-                    let view = meeting.view(meeting.nodes[from], meeting.nodes[of]);
-                    assert_eq!(view.state, PeerState::Connecting, "{one:?} with {other:?}");
-                    println!("{:?}", view.why);
-                    assert!(view.why.is_some());
-                }
+            let span = meeting.meet()?;
+            assert!(span < secs(1), "{span:?}: {one:?} with {other:?}");
+            let is_possible = direct_path_possible(one.layers(), other.layers());
+            meeting.world.run_for(secs(30))?;
+            for (from, of) in [(0, 1), (1, 0)] {
+                let view = meeting.view(meeting.nodes[from], meeting.nodes[of]);
+                let expected = if is_possible { PeerState::Direct } else { PeerState::Connecting };
+                assert_eq!(
+                    (view.state, view.why.is_none()),
+                    (expected, is_possible),
+                    "{one:?} with {other:?}"
+                );
             }
         }
     }
     Ok(())
+}
+
+/// W-D36: nothing but what an earlier run remembered, and no bootstrap node.
+#[test]
+fn hosts_that_only_remember_each_other_meet_again() -> Result<(), Violation> {
+    for one in Kind::ALL {
+        for other in Kind::ALL {
+            let mut meeting = Meeting::remembered(2, [one, other]);
+            let span = meeting.meet()?;
+            assert!(span < secs(10), "{span:?}: {one:?} with {other:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_host_that_comes_later_meets_who_is_there() -> Result<(), Violation> {
+    for one in Kind::ALL {
+        for other in Kind::ALL {
+            let mut meeting = Meeting::new(3, [one, other]);
+            meeting.world.start(meeting.introducer)?;
+            meeting.world.start(meeting.nodes[0])?;
+            meeting.world.run_for(secs(200))?;
+            meeting.world.start(meeting.nodes[1])?;
+            let span = meeting.world.run_until_meshed(secs(30))?;
+            assert!(span < secs(1), "{span:?}: {one:?} with {other:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Every way to map and to filter, not only those with a name.
+#[test]
+fn whatever_a_nat_does_the_rule_holds() -> Result<(), Violation> {
+    let dependences = [Dependence::Endpoint, Dependence::Address, Dependence::AddressAndPort];
+    let mut behaviours = Vec::new();
+    for filtering in dependences {
+        for ports in [Ports::Preserving, Ports::Random] {
+            behaviours.push(Behaviour { filtering, ports, ..Behaviour::FULL_CONE });
+        }
+    }
+    behaviours.push(Behaviour { mapping: Dependence::Address, ..Behaviour::SYMMETRIC });
+    behaviours.push(Behaviour { hairpin: false, ..Behaviour::SYMMETRIC });
+    for (number, &one) in behaviours.iter().enumerate() {
+        for &other in &behaviours[..=number] {
+            let mut world = World::new(4);
+            let sites = [one, other].map(|behaviour| world.add_site_behind(behaviour, None));
+            let span = Meeting::at(world, sites).meet()?;
+            assert!(span < secs(1), "{span:?}: {one:?} with {other:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn two_hosts_behind_one_nat_take_the_way_over_their_lan() -> Result<(), Violation> {
+    for hairpin in [true, false] {
+        let mut world = World::new(5);
+        let site = world.add_site_behind(Behaviour { hairpin, ..Behaviour::PORT_RESTRICTED }, None);
+        let mut meeting = Meeting::at(world, [site, site]);
+        meeting.meet()?;
+        meeting.world.run_for(mins(2))?;
+        let lan = SocketAddr::new(meeting.world.address(meeting.nodes[1]), 51820);
+        assert_eq!(meeting.endpoint(0), Some(lan));
+    }
+    Ok(())
+}
+
+/// Two homes of one carrier see each other only at the carrier's own outside.
+#[test]
+fn two_homes_behind_one_carrier_need_its_hairpin() -> Result<(), Violation> {
+    for hairpin in [true, false] {
+        let mut world = World::new(6);
+        let carrier = world.add_carrier(Behaviour { hairpin, ..Behaviour::PORT_REWRITING });
+        let sites = [(); 2].map(|()| world.add_site_behind(Behaviour::PORT_RESTRICTED, Some(carrier)));
+        let mut meeting = Meeting::at(world, sites);
+        meeting.meet()?;
+        meeting.world.run_for(secs(30))?;
+        let view = meeting.view(meeting.nodes[0], meeting.nodes[1]);
+        let expected = if hairpin { PeerState::Direct } else { PeerState::Connecting };
+        assert_eq!(view.state, expected, "{:?}", view.why);
+    }
+    Ok(())
+}
+
+#[test]
+fn global_ipv6_makes_up_for_any_pair_of_nats() -> Result<(), Violation> {
+    let mut meeting = Meeting::new(7, [Kind::Symmetric; 2]);
+    for site in meeting.sites {
+        meeting.world.set_ipv6(site, Some(firewall()))?;
+    }
+    let span = meeting.meet()?;
+    assert!(span < secs(1), "{span:?}");
+    assert!(meeting.endpoint(0).is_some_and(|endpoint| endpoint.is_ipv6()));
+    Ok(())
+}
+
+/// W-X10, P-18: without an answer the type is unknown, and that is no error.
+#[test]
+fn without_any_stun_server_peers_tell_each_other_what_they_see() -> Result<(), Violation> {
+    for one in Kind::ALL {
+        let mut meeting = Meeting::new(8, [one, Kind::PortRestricted]);
+        meeting.world.set_stun_servers(false);
+        let span = meeting.meet()?;
+        assert!(span < secs(20), "{span:?}: {one:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_third_of_all_datagrams_lost_parts_no_pair_that_talks() -> Result<(), Violation> {
+    for seed in 0..10 {
+        let mut meeting = Meeting::new(seed, [Kind::PortRestricted, Kind::PortRewriting]);
+        meeting.world.set_internet(Conditions { loss: 0.3, ..Conditions::INTERNET });
+        meeting.start()?;
+        let [one, other] = meeting.nodes;
+        meeting.world.talk(one, other);
+        meeting.world.run_for(secs(30))?;
+        meeting.world.take_longest_silence();
+        meeting.world.run_for(mins(7))?;
+        let silence = meeting.world.take_longest_silence();
+        assert!(silence < secs(5), "{silence:?} with seed {seed}");
+    }
+    Ok(())
+}
+
+/// Networks as they come: any kind of box, any distance, some loss, several hosts on one site, carriers with several
+/// homes. They rest past three renewals of their sessions, without a flap.
+#[test]
+fn in_any_world_all_pairs_meet_that_can_and_stay_together() -> Result<(), Violation> {
+    for seed in 0..25 {
+        let mut world = random_world(seed)?;
+        let span = world.run_until_meshed(mins(2))?;
+        assert!(span < secs(20), "{span:?} with seed {seed}");
+        world.run_for(mins(1))?;
+        let endpoints = all_endpoints(&world);
+        for _ in 0..16 {
+            world.run_for(secs(25))?;
+            assert!(world.is_meshed(), "with seed {seed}: {:?}", world.why_unmeshed());
+        }
+        assert_eq!(all_endpoints(&world), endpoints, "with seed {seed}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace_behind_nats_too() -> Result<(), Violation> {
+    let trace = |seed| {
+        let mut world = random_world(seed)?;
+        world.run_for(secs(60))?;
+        Ok(world.trace())
+    };
+    assert_eq!(trace(1)?, trace(1)?);
+    assert_ne!(trace(1)?, trace(2)?);
+    Ok(())
+}
+
+fn firewall() -> Firewall {
+    Firewall::new(Dependence::AddressAndPort, secs(60))
+}
+
+/// Starts a public node and up to nine others behind up to five boxes.
+fn random_world(seed: u64) -> Result<World, Violation> {
+    let mut world = World::new(seed);
+    let latency = world.random().up_to(millis(80));
+    let loss = world.random().below(6) as f64 / 100.0;
+    world.set_internet(Conditions { latency, jitter: millis(3), loss, ..Conditions::INTERNET });
+    world.add_stun_server(true);
+    world.add_stun_server(false);
+    let public = world.add_site(Kind::None);
+    let introducer = world.add_host(HostPlan::default(), &[public]);
+    world.start(introducer)?;
+    world.run_for(secs(1))?;
+    let carrier_box = random_behaviour(&mut world);
+    let carrier = world.add_carrier(carrier_box);
+    for _ in 0..3 + world.random().below(3) {
+        let site = random_site(&mut world, carrier);
+        for _ in 0..=world.random().below(2) {
+            let plan = HostPlan { bootstrap: vec![introducer], ..HostPlan::default() };
+            let node = world.add_host(plan, &[site]);
+            let pause = world.random().up_to(secs(3));
+            world.run_for(pause)?;
+            world.start(node)?;
+        }
+    }
+    Ok(world)
+}
+
+fn random_site(world: &mut World, carrier: SegmentId) -> SegmentId {
+    match world.random().below(4) {
+        0 => {
+            let kind = world.random().pick(&Kind::ALL);
+            world.add_site(kind)
+        }
+        1 => {
+            let behaviour = random_behaviour(world);
+            world.add_site_behind(behaviour, Some(carrier))
+        }
+        _ => {
+            let behaviour = random_behaviour(world);
+            world.add_site_behind(behaviour, None)
+        }
+    }
+}
+
+/// Returns a box that is symmetric once in four times and forgets after half a minute at the earliest.
+fn random_behaviour(world: &mut World) -> Behaviour {
+    let random = world.random();
+    let filters = [Dependence::Endpoint, Dependence::Address, Dependence::AddressAndPort];
+    let cone = Behaviour {
+        filtering: random.pick(&filters),
+        ports: random.pick(&[Ports::Preserving, Ports::Random]),
+        ..Behaviour::FULL_CONE
+    };
+    let kind = if random.chance(0.25) { Behaviour::SYMMETRIC } else { cone };
+    Behaviour { expiry: secs(30) + random.up_to(secs(150)), hairpin: random.chance(0.5), ..kind }
+}
+
+fn all_endpoints(world: &World) -> Vec<(HostId, Option<SocketAddr>)> {
+    let peers = world.hosts().flat_map(|(id, host)| host.kernel.peers().map(move |(_, peer)| (id, peer)));
+    peers
+        .filter(|(_, peer)| peer.observe().last_handshake.is_some())
+        .map(|(id, peer)| (id, peer.endpoint))
+        .collect()
 }
