@@ -55,6 +55,8 @@ impl Mesh {
         if let Some(paths) = self.paths.get_mut(&origin) {
             paths.note_introduction();
             paths.begin(now.monotonic);
+            // What still seems to work here may be what the other side has lost.
+            paths.verify(now.monotonic);
             // The other side has begun: it wants an answer, and no offer of ours besides.
             paths.take_offer_due();
         }
