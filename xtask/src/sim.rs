@@ -81,7 +81,9 @@ impl Sum {
             sum.nodes += 1;
             sum.totals.announces += host.totals.announces;
             sum.totals.hellos += host.totals.hellos;
+            sum.totals.probes += host.totals.probes;
             sum.totals.bytes += host.totals.bytes;
+            sum.totals.session_bytes += host.totals.session_bytes;
             sum.totals.overflows += host.totals.overflows;
             sum.writes += host.kernel.writes();
             sum.readings += host.readings();
@@ -95,7 +97,9 @@ impl Sum {
             totals: Totals {
                 announces: self.totals.announces - earlier.totals.announces,
                 hellos: self.totals.hellos - earlier.totals.hellos,
+                probes: self.totals.probes - earlier.totals.probes,
                 bytes: self.totals.bytes - earlier.totals.bytes,
+                session_bytes: self.totals.session_bytes - earlier.totals.session_bytes,
                 overflows: self.totals.overflows - earlier.totals.overflows,
             },
             writes: self.writes - earlier.writes,
