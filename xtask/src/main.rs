@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod deny;
 mod ebpf;
 mod lab;
 mod progress;
@@ -29,6 +30,8 @@ enum Task {
     Demo,
     /// Measures the product in the lab, beside WireGuard made by hand.
     Bench(bench::Arguments),
+    /// Checks licences, sources and advisories of what we depend on.
+    Deny,
     /// Passes every check: format, lints, unit and simulation tests, then the lab.
     Test,
     /// Runs a fleet on a virtual network and prints its figures.
@@ -57,6 +60,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Setup => setup::ensure(),
         Task::Lab(arguments) => lab::main(&arguments),
         Task::Demo => demo::main(),
+        Task::Deny => deny::main(),
         Task::Bench(arguments) => bench::main(&arguments),
         Task::Test => test::main(),
         Task::Sim(arguments) => sim::main(&arguments),
