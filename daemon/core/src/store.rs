@@ -7,6 +7,8 @@
 //!   from a third node does not: the dead stay dead.
 //! - What left by its own goodbye comes back only with a newer record ([`Tombstone`]s, at most
 //!   [`MAX_TOMBSTONES`], the oldest forgotten first).
+//! - What fell silent comes back only by itself or with a newer record, for [`SILENT_FOR`]: nodes that still believe in
+//!   it, each for a while longer than the last, would otherwise tell each other of it without end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -25,6 +27,10 @@ pub const DEAD_AFTER: Duration = Duration::from_secs(5 * 60);
 
 /// A peer without news for this long is forgotten; twice [`DEAD_AFTER`], so that a dead one is shown for a while.
 pub const REMOVED_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// For this long a third node's word does not bring back a peer that fell silent: somewhat longer than any node holds
+/// one that it was only told of, which is [`REMOVED_AFTER`].
+pub const SILENT_FOR: Duration = Duration::from_secs(11 * 60);
 
 /// The most addresses remembered for one peer; the one longest unheard makes room.
 pub const MAX_CANDIDATES: usize = 8;
@@ -190,7 +196,7 @@ impl Peer {
     }
 }
 
-/// A node that said goodbye.
+/// A node that is gone.
 #[derive(Clone, Copy, Debug)]
 struct Tombstone {
     sequence: Sequence,
@@ -202,6 +208,7 @@ pub struct PeerStore {
     capacity: usize,
     peers: BTreeMap<PublicKey, Peer>,
     departed: BTreeMap<PublicKey, Tombstone>,
+    silent: BTreeMap<PublicKey, Tombstone>,
     /// What the operator named: exempt from the limit, and never forgotten (P-9, W-D19).
     pinned: BTreeSet<PublicKey>,
 }
@@ -209,7 +216,13 @@ pub struct PeerStore {
 impl PeerStore {
     /// Makes an empty store for at most `capacity` peers.
     pub const fn new(capacity: usize) -> Self {
-        Self { capacity, peers: BTreeMap::new(), departed: BTreeMap::new(), pinned: BTreeSet::new() }
+        Self {
+            capacity,
+            peers: BTreeMap::new(),
+            departed: BTreeMap::new(),
+            silent: BTreeMap::new(),
+            pinned: BTreeSet::new(),
+        }
     }
 
     /// Takes in a claim; `pair` computes the pair's keys if the peer is new.
@@ -218,6 +231,9 @@ impl PeerStore {
         let sequence = claim.record.record().sequence;
         if let Some(refused) = self.refusal(key, sequence) {
             return Outcome::Refused(refused);
+        }
+        if !claim.source.is_direct() && self.fell_silent(key, sequence, now) {
+            return Outcome::Refused(Refused::Departed);
         }
         if claim.record.record().is_goodbye() {
             return self.bury(key, sequence, now);
@@ -233,6 +249,7 @@ impl PeerStore {
             }
             std::collections::btree_map::Entry::Vacant(entry) => {
                 self.departed.remove(&key);
+                self.silent.remove(&key);
                 (Outcome::New, entry.insert(Peer::new(claim.record, pair(), now)))
             }
         };
@@ -263,6 +280,11 @@ impl PeerStore {
         self.pinned.insert(key);
     }
 
+    /// Takes an exemption back.
+    pub fn unpin(&mut self, key: PublicKey) {
+        self.pinned.remove(&key);
+    }
+
     /// Forgets a peer until it tells of itself with a newer record. Returns whether it was known.
     pub fn remove(&mut self, key: PublicKey, now: Monotonic) -> bool {
         self.pinned.remove(&key);
@@ -284,7 +306,15 @@ impl PeerStore {
             now.since(peer.last_seen) >= REMOVED_AFTER && !self.pinned.contains(*key)
         };
         let keys: Vec<_> = self.peers.iter().filter(stale).map(|(&key, _)| key).collect();
-        self.peers.retain(|key, _| keys.binary_search(key).is_err());
+        self.silent.retain(|_, tombstone| now.since(tombstone.since) < SILENT_FOR);
+        for key in &keys {
+            let Some(peer) = self.peers.remove(key) else { continue };
+            // Of one that never was heard itself, only its own silence towards others could tell.
+            if peer.sources.keys().any(|source| source.is_direct()) {
+                let sequence = peer.record.record().sequence;
+                bury_in(&mut self.silent, *key, Tombstone { sequence, since: now });
+            }
+        }
         keys
     }
 
@@ -315,16 +345,27 @@ impl PeerStore {
     }
 
     fn bury(&mut self, key: PublicKey, sequence: Sequence, now: Monotonic) -> Outcome {
-        self.departed.insert(key, Tombstone { sequence, since: now });
-        while self.departed.len() > MAX_TOMBSTONES {
-            let oldest = self.departed.iter().min_by_key(|(_, tombstone)| tombstone.since);
-            let oldest = *oldest.expect("there are more than MAX_TOMBSTONES").0;
-            self.departed.remove(&oldest);
-        }
+        bury_in(&mut self.departed, key, Tombstone { sequence, since: now });
         match self.peers.remove(&key) {
             Some(_) => Outcome::Departed,
             None => Outcome::Refused(Refused::Departed),
         }
+    }
+
+    /// Whether a peer was forgotten for its silence just now and this record is no sign of life.
+    fn fell_silent(&self, key: PublicKey, sequence: Sequence, now: Monotonic) -> bool {
+        self.silent.get(&key).is_some_and(|tombstone| {
+            sequence <= tombstone.sequence && now.since(tombstone.since) < SILENT_FOR
+        })
+    }
+}
+
+fn bury_in(tombstones: &mut BTreeMap<PublicKey, Tombstone>, key: PublicKey, tombstone: Tombstone) {
+    tombstones.insert(key, tombstone);
+    while tombstones.len() > MAX_TOMBSTONES {
+        let oldest = tombstones.iter().min_by_key(|(_, tombstone)| tombstone.since);
+        let oldest = *oldest.expect("there are more than MAX_TOMBSTONES").0;
+        tombstones.remove(&oldest);
     }
 }
 

@@ -149,3 +149,26 @@ fn the_addresses_of_one_peer_are_bounded() {
     assert_eq!(candidates.len(), MAX_CANDIDATES);
     assert!(candidates.contains_key(&SocketAddr::from(([192, 0, 2, 1], 199))));
 }
+
+///
+#[test]
+fn what_fell_silent_comes_back_by_itself_or_with_a_newer_record_only() {
+    let told = |sequence| Claim {
+        source: Source::ExchangeTransitive,
+        fresh: false,
+        ..heard(record_of(1, sequence))
+    };
+    let mut store = PeerStore::new(10);
+    let forget = |store: &mut PeerStore, seconds| assert_eq!(store.remove_stale(at(seconds)).len(), 1);
+    claim(&mut store, heard(record_of(1, 1)), 0);
+    forget(&mut store, 600);
+    assert_eq!(claim(&mut store, told(1), 601), Outcome::Refused(Refused::Departed));
+    assert_eq!(claim(&mut store, told(2), 602), Outcome::New);
+    forget(&mut store, 1202);
+    assert_eq!(claim(&mut store, told(2), 1203), Outcome::New, "it was never heard itself this time");
+    claim(&mut store, heard(record_of(1, 2)), 1203);
+    forget(&mut store, 1803);
+    assert_eq!(claim(&mut store, heard(record_of(1, 2)), 1804), Outcome::New);
+    forget(&mut store, 2404);
+    assert_eq!(claim(&mut store, told(2), 2404 + 660), Outcome::New, "by then nobody believes in the old");
+}
