@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use wgmesh_sim::nat::{Dependence, Firewall, Kind, Nat};
-use wgmesh_sim::network::Conditions;
-use wgmesh_sim::world::Violation;
+use wgmesh_sim::host::HostPlan;
+use wgmesh_sim::nat::{Dependence, Firewall, Kind, Nat, direct_path_possible};
+use wgmesh_sim::network::{Conditions, HostId, SegmentId};
+use wgmesh_sim::world::{Violation, World};
 
 use crate::fleet::{mins, secs};
 use crate::meeting::Meeting;
@@ -15,8 +16,7 @@ const LIMIT: Duration = secs(5);
 /// All pairs of kinds that have a direct path over NATs.
 fn pairs() -> Vec<[Kind; 2]> {
     let pairs = Kind::ALL.into_iter().flat_map(|one| Kind::ALL.map(|other| [one, other]));
-    let is_direct =
-        |pair: &[Kind; 2]| wgmesh_sim::nat::direct_path_possible(pair[0].layers(), pair[1].layers());
+    let is_direct = |pair: &[Kind; 2]| direct_path_possible(pair[0].layers(), pair[1].layers());
     pairs.filter(is_direct).collect()
 }
 
@@ -162,5 +162,93 @@ fn a_lossy_path_that_works_is_not_left_again_and_again() -> Result<(), Violation
         endpoint = meeting.endpoint(0);
     }
     assert!(moves <= 2, "{moves} moves in ten minutes");
+    Ok(())
+}
+
+/// X-16, W-D18: sessions tell of a node that is gone only as long as somebody may still believe in it.
+#[test]
+fn a_node_that_vanished_is_forgotten_by_all_that_hold_sessions() -> Result<(), Violation> {
+    let mut meeting = Meeting::new(9, [Kind::PortRestricted, Kind::FullCone]);
+    for kind in [Kind::PortRewriting, Kind::AddressRestricted, Kind::None] {
+        let site = meeting.world.add_site(kind);
+        let plan = HostPlan { bootstrap: vec![meeting.introducer], ..HostPlan::default() };
+        let node = meeting.world.add_host(plan, &[site]);
+        meeting.world.start(node)?;
+    }
+    meeting.meet()?;
+    meeting.world.run_for(mins(5))?;
+    let gone = meeting.world.host(meeting.nodes[0]).public_key();
+    meeting.world.reboot(meeting.nodes[0]);
+    meeting.world.run_for(mins(9))?;
+    assert!(meeting.view(meeting.introducer, meeting.nodes[0]).public_key == gone, "it may still come back");
+    meeting.world.run_for(mins(6))?;
+    for (id, host) in meeting.world.hosts() {
+        assert!(host.kernel.peer(gone).is_none(), "node-{} has a zombie", id.0);
+    }
+    meeting.world.start(meeting.nodes[0])?;
+    let span = meeting.world.run_until_meshed(mins(1))?;
+    assert!(span < secs(1), "{span:?}: it may come back at any time");
+    Ok(())
+}
+
+/// Whatever happens in whatever order: once it stops, every pair meets that can.
+#[test]
+fn after_any_changes_all_pairs_meet_again() -> Result<(), Violation> {
+    for seed in 0..12 {
+        let mut meeting = Meeting::new(seed, [Kind::PortRestricted, Kind::PortRewriting]);
+        let world = &mut meeting.world;
+        let more = [Kind::Cgnat, Kind::AddressRestricted].map(|kind| world.add_site(kind));
+        let plan = HostPlan { bootstrap: vec![meeting.introducer], ..HostPlan::default() };
+        let others = more.map(|site| world.add_host(plan.clone(), &[site]));
+        for other in others {
+            world.start(other)?;
+        }
+        meeting.meet()?;
+        let mut places: Vec<_> =
+            [meeting.nodes, others].concat().into_iter().zip([meeting.sites, more].concat()).collect();
+        for _ in 0..20 {
+            change(&mut meeting.world, &mut places)?;
+            let pause = meeting.world.random().up_to(secs(20));
+            meeting.world.run_for(pause)?;
+        }
+        meeting.world.partition_internet(|_| 0);
+        meeting.world.set_internet(Conditions::INTERNET);
+        meeting.world.set_stun_servers(true);
+        for &(node, site) in &places {
+            meeting.world.set_link(site, node, true)?;
+            meeting.world.start(node)?;
+        }
+        let span = meeting.world.run_until_meshed(mins(5))?;
+        assert!(span < mins(4), "{span:?} with seed {seed}");
+    }
+    Ok(())
+}
+
+/// Does one of the things that happen to networks and hosts.
+fn change(world: &mut World, places: &mut [(HostId, SegmentId)]) -> Result<(), Violation> {
+    let index = usize::try_from(world.random().below(places.len() as u64)).expect("below a length");
+    let (node, site) = places[index];
+    match world.random().below(10) {
+        0 => world.change_nats(site, Nat::flush),
+        1 => world.renumber(site),
+        2 => world.partition_internet(|segment| u32::from(segment == site)),
+        3 => world.partition_internet(|_| 0),
+        4 => world.set_internet(Conditions { loss: 0.2, ..Conditions::INTERNET }),
+        5 => {
+            let answer = world.random().chance(0.5);
+            world.set_stun_servers(answer);
+        }
+        6 => {
+            world.crash(node);
+            world.start(node)?;
+        }
+        7 => {
+            let elsewhere = world.random().pick(&places.iter().map(|place| place.1).collect::<Vec<_>>());
+            world.roam(node, site, elsewhere)?;
+            places[index].1 = elsewhere;
+        }
+        8 => world.set_link(site, node, false)?,
+        _ => world.set_link(site, node, true)?,
+    }
     Ok(())
 }
