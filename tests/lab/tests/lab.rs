@@ -10,4 +10,6 @@ mod harness;
 mod kernel;
 mod mesh;
 mod nat;
+mod operator;
+mod paths;
 mod systemd;
