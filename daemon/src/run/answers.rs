@@ -106,6 +106,7 @@ impl Daemon {
         status.kernel.writes = self.outside.pulse.writes();
         status.kernel.error = status.kernel.error.or_else(|| self.failures.clone());
         status.problems.extend(self.storage.trouble());
+        status.problems.extend(self.network.wireguard_trouble());
         if let (Some(error), Some(source)) = (self.network.lan_trouble(), status.sources.first_mut()) {
             source.state = SourceState::Failing;
             source.error = Some(error.clone());

@@ -29,10 +29,12 @@ type Way<T> = Result<T, String>;
 pub(super) struct Network {
     keys: MeshKeys,
     lan: Way<Lan>,
-    wireguard: Way<WireguardPort>,
+    /// `None` where paths through NATs are not looked for.
+    wireguard: Option<Way<WireguardPort>>,
     exchange: Option<Exchange>,
     exchange_port: Option<u16>,
     services: Services,
+    looks_outside: bool,
     stun_servers: Names,
     bootstrap: Names,
 }
@@ -47,11 +49,7 @@ impl Services {
     fn of(config: &File) -> Self {
         let stun = config.nat.stun_servers.iter().filter(|_| config.nat.punching);
         let stun = stun.map(|server| Service { host: server.host.clone(), port: server.port }).collect();
-        let methods = &config.discovery.enabled_methods;
-        let dials =
-            methods.contains(&config::Method::Bootstrap) && methods.contains(&config::Method::Exchange);
-        let bootstrap = if dials { config.discovery.bootstrap_nodes.clone() } else { Vec::new() };
-        Self { stun, bootstrap }
+        Self { stun, bootstrap: Vec::new() }
     }
 }
 
@@ -65,7 +63,7 @@ impl Network {
         Self {
             keys: keys.clone(),
             lan,
-            wireguard: Err("it is not enabled".to_owned()),
+            wireguard: None,
             exchange: None,
             exchange_port: settings.exchange.then(|| settings.exchange_port.unwrap_or(keys.exchange_port())),
             services: Services::of(config),
@@ -76,10 +74,11 @@ impl Network {
 
     /// Opens the sockets that share WireGuard's port.
     pub(super) fn open_wireguard(&mut self, port: u16) {
-        self.wireguard = WireguardPort::open(port).map_err(|error| error.to_string());
-        if let Err(error) = &self.wireguard {
+        let opened = WireguardPort::open(port).map_err(|error| error.to_string());
+        if let Err(error) = &opened {
             tracing::warn!(port, error, "no path through a NAT can be found");
         }
+        self.wireguard = Some(opened);
     }
 
     /// Begins with what reaches beyond the links. Returns what the mesh must know of it.
@@ -135,7 +134,8 @@ impl Network {
     /// Returns the datagrams that wait already.
     pub(super) fn waiting(&self) -> impl Iterator<Item = Event> {
         let on_links = self.lan.iter().flat_map(|lan| std::iter::from_fn(|| lan.try_receive()));
-        let on_port = self.wireguard.iter().flat_map(|port| std::iter::from_fn(|| port.try_receive()));
+        let on_port =
+            self.wireguard.iter().flatten().flat_map(|port| std::iter::from_fn(|| port.try_receive()));
         let on_links = on_links.take(WAITING_DATAGRAMS).filter_map(datagram);
         on_links.chain(on_port.take(WAITING_DATAGRAMS).filter_map(disco))
     }
@@ -150,7 +150,7 @@ impl Network {
                 }
             }
             (Via::WireGuard, Recipient::Node(to)) => {
-                if let Ok(port) = &self.wireguard {
+                if let Some(Ok(port)) = &self.wireguard {
                     port.send(to, &bytes);
                 }
             }
@@ -190,7 +190,7 @@ impl Network {
 
     /// Follows WireGuard to another port.
     pub(super) fn follow_port(&mut self, port: u16) {
-        if let Ok(wireguard) = &mut self.wireguard
+        if let Some(Ok(wireguard)) = &mut self.wireguard
             && wireguard.port() != port
             && let Err(error) = wireguard.set_port(port)
         {
@@ -204,6 +204,12 @@ impl Network {
             Ok(_) => None,
             Err(error) => Some(error),
         }
+    }
+
+    /// Returns why no path through a NAT can be found, in words.
+    pub(super) fn wireguard_trouble(&self) -> Option<String> {
+        let error = self.wireguard.as_ref()?.as_ref().err()?;
+        Some(format!("no path through a NAT can be found: {error}"))
     }
 
     /// Closes everything once the last words are out.
@@ -251,10 +257,10 @@ async fn receive(lan: &Way<Lan>) -> io::Result<Received> {
     }
 }
 
-async fn receive_wireguard(port: &Way<WireguardPort>) -> io::Result<wireguard_port::Received> {
+async fn receive_wireguard(port: &Option<Way<WireguardPort>>) -> io::Result<wireguard_port::Received> {
     match port {
-        Ok(port) => port.receive().await,
-        Err(_) => std::future::pending().await,
+        Some(Ok(port)) => port.receive().await,
+        Some(Err(_)) | None => std::future::pending().await,
     }
 }
 
