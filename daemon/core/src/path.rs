@@ -238,8 +238,8 @@ impl Paths {
     }
 
     /// Whether a message with this stamp is the first of its kind. Forgets nothing that matters: stamps rise.
-    pub fn is_new(&mut self, stamp: Stamp) -> bool {
-        self.window.take(stamp)
+    pub fn is_new(&mut self, stamp: Stamp, now: Monotonic) -> bool {
+        self.window.take(stamp, now)
     }
 
     /// Follows a ping of the peer: what it came from is worth an answer and a ping of our own.

@@ -165,7 +165,7 @@ impl Mesh {
         let Some(disco) = unproved.prove(self.state.wg_pubkey, &peer.pair) else {
             return self.drop_input("forged", from);
         };
-        if !self.paths.entry(key).or_default().is_new(disco.stamp) {
+        if !self.paths.entry(key).or_default().is_new(disco.stamp, now.monotonic) {
             return self.drop_input("replayed", from);
         }
         match disco.body {

@@ -42,7 +42,7 @@ impl Mesh {
         let proved = unproved.prove(self.state.wg_pubkey, &peer.pair).filter(|offer| offer.key == origin);
         let Some(offer) = proved else { return self.drop_input("forged", from) };
         if offer.candidates.len() > MAX_CANDIDATES
-            || !self.paths.entry(origin).or_default().is_new(offer.stamp)
+            || !self.paths.entry(origin).or_default().is_new(offer.stamp, now.monotonic)
         {
             return self.drop_input("replayed", from);
         }

@@ -167,14 +167,36 @@ fn the_most_trusted_candidates_and_the_path_in_use_are_kept() {
 
 #[test]
 fn a_stamp_is_new_once() {
-    let stamp = |sequence, counter| Stamp { sequence: Sequence(sequence), counter };
     let mut window = ReplayWindow::default();
-    assert!(window.take(stamp(1, 10)));
-    assert!(!window.take(stamp(1, 10)));
-    assert!(window.take(stamp(1, 8)), "late, but new");
-    assert!(!window.take(stamp(1, 8)));
-    assert!(window.take(stamp(1, 200)));
-    assert!(!window.take(stamp(1, 9)), "too old to tell");
-    assert!(window.take(stamp(2, 0)));
-    assert!(!window.take(stamp(1, 201)), "of an earlier record");
+    let mut take = |sequence, counter| window.take(stamp(sequence, counter), at(0));
+    assert!(take(1, 10));
+    assert!(!take(1, 10));
+    assert!(take(1, 8), "late, but new");
+    assert!(!take(1, 8));
+    assert!(take(1, 200));
+    assert!(!take(1, 9), "too old to tell");
+    assert!(take(2, 0));
+    assert!(!take(1, 201), "of an earlier record");
+}
+
+/// Found in the lab: pings that had come before the sender's record could be played back by a stranger.
+#[test]
+fn what_was_never_taken_is_too_late_after_seconds() {
+    let quiet = [(1, 10, 0, true), (1, 9, 1900, true), (1, 8, 4000, false), (1, 11, 4000, true)];
+    let busy =
+        [(1, 10, 0, true), (1, 11, 1500, true), (1, 8, 1600, true), (1, 12, 2500, true), (1, 9, 2600, false)];
+    for messages in [&quiet[..], &busy] {
+        let mut window = ReplayWindow::default();
+        for &(sequence, counter, millis, expected) in messages {
+            assert_eq!(
+                window.take(stamp(sequence, counter), at(millis)),
+                expected,
+                "{counter} at {millis} ms"
+            );
+        }
+    }
+}
+
+fn stamp(sequence: u64, counter: u64) -> Stamp {
+    Stamp { sequence: Sequence(sequence), counter }
 }
