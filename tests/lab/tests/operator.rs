@@ -1,0 +1,146 @@
+//! What an operator asks a running daemon and tells it: `netcheck`, `ping`, `peers`, `peer add` and `peer remove`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use wgmesh_core::secret::MeshSecret;
+use wgmesh_lab::{Daemon, Host, Internet, NatKind, Pair, Settings, StunServers, eventually};
+
+/// Longer than any meeting takes, on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// The exchange's port in the lab.
+const EXCHANGE_PORT: u16 = 51900;
+
+/// P-18, X-21: `netcheck` and `ping` tell what is really there, for people, programs and scripts.
+#[test]
+fn an_operator_learns_what_the_nat_does_and_how_far_away_a_peer_is() {
+    let internet = Internet::new("operator-ask");
+    let stun = StunServers::start(&internet);
+    let pair = Pair::start(&internet, 1, [NatKind::PortRestricted, NatKind::PortRestricted]);
+    assert!(pair.meet(PATIENCE).from_start.is_some());
+    let config = pair.daemons[0].config().to_owned();
+
+    let node = Node { host: &pair.sites[0].host, config: &config };
+    let report = node.json(&["netcheck", "--json"]);
+    println!("{report}");
+    assert_eq!(report["nat_type"], "port-restricted");
+    assert_eq!(report["checking"], false);
+    let mapped: SocketAddr = report["mapped_v4"].as_str().unwrap().parse().unwrap();
+    assert_eq!(mapped.ip(), IpAddr::from(pair.sites[0].public()));
+    assert!(node.text(&["netcheck"]).contains("a NAT that is symmetric: they need a relay"));
+
+    let right = pair.mesh_ipv4(1).to_string();
+    let pings = node.json(&["ping", &right, "-n", "3", "--json"]);
+    println!("{pings}");
+    assert_eq!((&pings["sent"], &pings["received"], &pings["direct"]), (&3.into(), &3.into(), &true.into()));
+    println!("{}", node.text(&["ping", &right, "-n", "1"]));
+
+    let unknown = node.ask(&["ping", "10.255.255.254"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("no peer is called"), "{unknown:?}");
+
+    drop(stun);
+    let asked = Instant::now();
+    let silent = node.json(&["netcheck", "--json"]);
+    println!("{silent} after {:?}", asked.elapsed());
+    assert_eq!(silent["nat_type"], "unknown", "that nobody answers is no error");
+    assert!(asked.elapsed() < Duration::from_secs(5));
+
+    pair.daemons[1].signal(Signal::SIGKILL);
+    let lost = node.ask(&["ping", &right, "-n", "1"]);
+    println!("{}", String::from_utf8_lossy(&lost.stderr));
+    assert_eq!(lost.status.code(), Some(1), "{lost:?}");
+}
+
+/// M-4, M-5, M-6, P-9: a node that is named to a running daemon is met at once and over restarts; one that is removed is
+/// gone from the kernel.
+#[test]
+fn a_node_that_the_operator_names_is_met_and_one_removed_is_gone() {
+    let internet = Internet::new("operator-name");
+    let addresses = [1, 2].map(|last| Ipv4Addr::new(192, 0, 2, last));
+    let hosts = addresses.map(|address| internet.server(&format!("node{}", address.octets()[3]), &[address]));
+    let settings = settings();
+    let daemons = hosts.each_ref().map(|host| host.daemon(&settings));
+    let [first, second] = daemons;
+    first.wait_ready();
+    second.wait_ready();
+    let config = first.config().to_owned();
+    let node = Node { host: &hosts[0], config: &config };
+    let name = format!("{}:{EXCHANGE_PORT}", addresses[1]);
+
+    node.text(&["peer", "add", &name]);
+
+    meet(&first);
+    assert_eq!(node.json(&["peers", "--json"])["named"]["bootstrap_nodes"][0], name.as_str());
+
+    first.stop();
+    std::fs::remove_file(hosts[0].folder().join("state/wgmesh0-peers.json")).ok();
+    let first = hosts[0].daemon(&settings);
+    first.wait_ready();
+    meet(&first);
+
+    let key = first.status_json()["peers"][0]["public_key"].as_str().unwrap().to_owned();
+    node.text(&["peer", "remove", &name]);
+    second.kill();
+    node.text(&["peer", "remove", &key]);
+    assert_eq!(node.json(&["peers", "--json"])["named"]["bootstrap_nodes"].as_array().unwrap().len(), 0);
+    eventually(PATIENCE, || !hosts[0].run(["wg", "show", "all", "peers"]).contains(&key));
+    assert_eq!(node.ask(&["peer", "remove", &key]).status.code(), Some(1));
+}
+
+/// P-9: a peer is met by its key and the address of its WireGuard alone.
+#[test]
+fn a_peer_named_by_key_and_address_is_met() {
+    let internet = Internet::new("operator-key");
+    let addresses = [1, 2].map(|last| Ipv4Addr::new(192, 0, 2, last));
+    let hosts = addresses.map(|address| internet.server(&format!("node{}", address.octets()[3]), &[address]));
+    let settings = settings();
+    let [first, second] = hosts.each_ref().map(|host| host.daemon(&settings));
+    first.wait_ready();
+    second.wait_ready();
+    let key = second.status_json()["node"]["public_key"].as_str().unwrap().to_owned();
+    let node = Node { host: &hosts[0], config: first.config() };
+
+    node.text(&["peer", "add", &format!("{key}@{}:51820", addresses[1])]);
+
+    meet(&first);
+}
+
+/// Returns settings of a node that knows nobody.
+fn settings() -> Settings {
+    Settings::new(&MeshSecret::from_random([7; 32]).to_uri()).over_internet(&[])
+}
+
+fn meet(daemon: &Daemon) {
+    eventually(PATIENCE, || daemon.status_json()["peers"][0]["state"] == "direct");
+}
+
+/// A daemon as the command line reaches it.
+struct Node<'a> {
+    host: &'a Host,
+    config: &'a Path,
+}
+
+impl Node<'_> {
+    fn ask(&self, words: &[&str]) -> Output {
+        let config = self.config.to_str().unwrap();
+        self.host.wgmesh(words.iter().copied().chain(["--config", config]))
+    }
+
+    #[track_caller]
+    fn text(&self, words: &[&str]) -> String {
+        let output = self.ask(words);
+        assert!(output.status.success(), "{words:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn json(&self, words: &[&str]) -> Value {
+        serde_json::from_str(&self.text(words)).unwrap()
+    }
+}
