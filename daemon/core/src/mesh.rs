@@ -232,7 +232,11 @@ impl Mesh {
             }
             Event::Kernel(report) => self.on_kernel(report, now),
             Event::AddPeer(key, endpoint) => self.add_named(key, endpoint, now),
+            Event::ReleasePeer(key) => self.release_named(key),
             Event::RemovePeer(key) => self.remove_peer(key, now),
+            Event::Reconfigure { advertise_routes, accept_routes } => {
+                self.reconfigure(advertise_routes, accept_routes, now);
+            }
             Event::Ping(key) => self.ping(key, now),
             Event::CheckNat => self.restart_stun(now),
             Event::Timeout => {}

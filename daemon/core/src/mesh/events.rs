@@ -1,7 +1,10 @@
 //! What goes into a node and what comes out of it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+
+use ipnet::IpNet;
 
 use crate::cache::CacheEntry;
 use crate::contact::Via;
@@ -38,8 +41,17 @@ pub enum Event {
     Kernel(KernelReport),
     /// The operator names a peer, and perhaps where its WireGuard answers.
     AddPeer(PublicKey, Option<SocketAddr>),
+    /// The operator names a peer no longer; it stays for as long as it tells of itself.
+    ReleasePeer(PublicKey),
     /// The operator wants a peer gone.
     RemovePeer(PublicKey),
+    /// The operator's word on routes, which may be the same as before; both are whole lists.
+    Reconfigure {
+        /// Networks behind this node that others may reach through it.
+        advertise_routes: BTreeSet<IpNet>,
+        /// The networks inside which routes of peers are taken.
+        accept_routes: BTreeSet<IpNet>,
+    },
     /// Somebody wants to know how far away a peer is; see [`super::Mesh::paths`].
     Ping(PublicKey),
     /// Somebody wants to know what the NAT does now; see [`super::Mesh::nat_report`].

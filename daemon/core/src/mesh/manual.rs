@@ -38,6 +38,12 @@ impl Mesh {
         self.seek(key, now);
     }
 
+    /// Takes back the operator's word for a peer, which is a peer like any other from then on.
+    pub(super) fn release_named(&mut self, key: PublicKey) {
+        self.named.remove(&key);
+        self.store.unpin(key);
+    }
+
     /// Forgets a peer for good: until it tells of itself with a newer record.
     pub(super) fn remove_peer(&mut self, key: PublicKey, now: Now) {
         self.named.remove(&key);

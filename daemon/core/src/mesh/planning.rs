@@ -39,6 +39,24 @@ impl Mesh {
         self.commands.push_back(Command::Apply { generation: self.generation, desired: Some(desired) });
     }
 
+    /// Takes the operator's word on routes: what is accepted counts from the next plan on, which comes with this event,
+    /// and what is advertised is told at once. What is as it was causes nothing.
+    pub(super) fn reconfigure(
+        &mut self,
+        advertise_routes: BTreeSet<IpNet>,
+        accept_routes: BTreeSet<IpNet>,
+        now: Now,
+    ) {
+        if self.settings.accept_routes != accept_routes {
+            self.settings.accept_routes = accept_routes;
+            self.dirty = true;
+        }
+        if self.settings.advertise_routes != advertise_routes {
+            self.settings.advertise_routes = advertise_routes;
+            self.renew_record(now);
+        }
+    }
+
     fn plan_inputs(&self, now: Now) -> Inputs<'_> {
         let planned = |(key, peer): (PublicKey, &'_ Peer)| (key, self.reach(key, peer, now.monotonic));
         let reaches: BTreeMap<_, _> = self.store.iter().map(planned).collect();

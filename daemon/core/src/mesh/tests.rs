@@ -41,6 +41,32 @@ impl Node {
         Self { mesh, from: SocketAddr::new(address.addr(), PORT) }
     }
 
+    /// Lets its kernel hold what it wants. Returns what it sends, as [`Self::sent`] does.
+    fn settle(&mut self, at: Now) -> Vec<Event> {
+        let mut sent = Vec::new();
+        loop {
+            let generation = self.mesh.generation;
+            if self.mesh.answered < generation {
+                let outcome = Ok(Arc::default());
+                self.mesh.handle(Event::Kernel(KernelReport { generation, outcome, fresh: true }), at);
+            }
+            sent.extend(self.sent());
+            if self.mesh.answered == self.mesh.generation {
+                return sent;
+            }
+        }
+    }
+
+    fn set_routes(&mut self, advertised: &[IpNet], accepted: &[IpNet], at: Now) {
+        let [advertise_routes, accept_routes] =
+            [advertised, accepted].map(|nets| nets.iter().copied().collect());
+        self.mesh.handle(Event::Reconfigure { advertise_routes, accept_routes }, at);
+    }
+
+    fn routes_to(&self, net: IpNet) -> bool {
+        self.mesh.desired().is_some_and(|plan| plan.routes.iter().any(|route| route.destination == net))
+    }
+
     /// Returns what it sends, as it arrives at another node.
     fn sent(&mut self) -> Vec<Event> {
         let commands = std::iter::from_fn(|| self.mesh.poll_command());
@@ -91,4 +117,62 @@ fn nobody_is_asked_again_whose_answer_waits() {
     assert_eq!(one.sent().len(), 1, "only the answer is confirmed");
     one.mesh.handle(Event::Timeout, now(401));
     assert_eq!(one.sent().len(), 0);
+}
+
+/// W-D7, W-D9: a network that is advertised, accepted and withdrawn on running nodes.
+#[test]
+fn routes_are_told_and_taken_at_once() {
+    let net: IpNet = "10.77.0.0/24".parse().unwrap();
+    let (mut one, mut other) = (Node::start(1, now(0)), Node::start(2, now(0)));
+    one.settle(now(0));
+    other.settle(now(0));
+
+    other.set_routes(&[net], &[], now(10));
+    let told = other.settle(now(10));
+    one.mesh.handle_all(told, now(11));
+    one.settle(now(11));
+    assert_eq!(
+        one.mesh.store().iter().map(|(_, peer)| peer.record().record().routes.len()).sum::<usize>(),
+        1
+    );
+    assert!(!one.routes_to(net), "nobody has accepted it");
+
+    one.set_routes(&[], &[net], now(20));
+    assert!(one.routes_to(net));
+    one.settle(now(20));
+
+    other.set_routes(&[], &[], now(30));
+    let told = other.settle(now(30));
+    one.mesh.handle_all(told, now(31));
+    assert!(!one.routes_to(net));
+}
+
+/// W-D7: a reload of what is in force anyway.
+#[test]
+fn routes_that_stay_as_they_are_cause_nothing() {
+    let net = "10.77.0.0/24".parse().unwrap();
+    let mut node = Node::start(1, now(0));
+    node.set_routes(&[net], &[net], now(0));
+    node.settle(now(0));
+    let sequence = node.mesh.record.record().sequence;
+
+    node.set_routes(&[net], &[net], now(1));
+
+    assert!(node.mesh.poll_command().is_none());
+    assert_eq!(node.mesh.record.record().sequence, sequence);
+}
+
+/// P-9: whoever is named no more may be forgotten like any other peer.
+#[test]
+fn a_peer_that_is_released_stays_and_ages() {
+    let (mut one, mut other) = (Node::start(1, now(0)), Node::start(2, now(0)));
+    let key = other.mesh.public_key();
+    one.mesh.handle_all(other.sent(), now(1));
+    one.mesh.handle(Event::AddPeer(key, None), now(2));
+    assert_eq!(one.mesh.store().next_removal(), None);
+
+    one.mesh.handle(Event::ReleasePeer(key), now(3));
+
+    assert!(one.mesh.store().get(key).is_some());
+    assert!(one.mesh.store().next_removal().is_some());
 }
