@@ -26,6 +26,7 @@ use wgmesh_core::status::Status;
 use wgmesh_core::stun::Report;
 
 pub use self::routes::Pong;
+use crate::config::Reloaded;
 use crate::pins::{Pin, Pins, Removal};
 
 /// A question to the mesh task. Dropping the sender unanswered tells the caller that the daemon
@@ -48,6 +49,8 @@ pub enum ApiRequest {
     RemovePeer(Removal, oneshot::Sender<bool>),
     /// Asks whom the operator has named.
     Pins(oneshot::Sender<Pins>),
+    /// Has the configuration read anew; answered with what came of it, or with what is wrong in it.
+    Reload(oneshot::Sender<Result<Reloaded, String>>),
 }
 
 /// A ping that a peer has answered, and what kind of address it answered from.

@@ -10,6 +10,7 @@ mod netcheck;
 mod peer;
 mod peers;
 mod ping;
+mod reload;
 mod run;
 mod status;
 
@@ -57,7 +58,8 @@ enum Command {
     },
     /// Run the daemon in the foreground.
     ///
-    /// SIGTERM and SIGINT withdraw everything from the kernel; SIGUSR1 exits and leaves the tunnels working.
+    /// SIGTERM and SIGINT withdraw everything from the kernel; SIGUSR1 exits and leaves the tunnels working; SIGHUP reads
+    /// the configuration anew, as `wgmesh reload` does.
     Run {
         #[command(flatten)]
         mesh: Mesh,
@@ -87,6 +89,16 @@ enum Command {
     /// Name a peer or a node to the running daemon, or have it let go of one.
     #[command(subcommand)]
     Peer(PeerCommand),
+    /// Have the running daemon read its configuration anew.
+    ///
+    /// Takes up `log_level`, `advertise_routes`, `accept_routes`, `discovery.bootstrap_nodes`, `discovery.static_peers` and
+    /// `nat.stun_servers` without touching the tunnels, and says which other keys wait for a restart. `advertise-routes=` and
+    /// `log-level=` in STATE_DIR/INTERFACE.reload count over the configuration file. If that file is wrong, everything stays as
+    /// it was; a line of the other that makes no sense is skipped.
+    Reload {
+        #[command(flatten)]
+        mesh: Mesh,
+    },
     /// Show what the NAT in front of this host does.
     ///
     /// Has the daemon ask its STUN servers (`nat.stun_servers`) anew, through WireGuard's own port, and shows where they
@@ -302,11 +314,12 @@ impl Command {
     fn execute(self) -> Result<(), Error> {
         match self {
             Self::Init { output } => Ok(init::make_secret(output.as_deref())?),
-            Self::Run { mesh } => run::start(&mesh.load()?),
+            Self::Run { mesh } => run::start(mesh.load()?),
             Self::Status { mesh, json, wide } => status::show(&mesh.load()?, json, wide),
             Self::Peers { mesh, json, wide } => peers::list(&mesh.load()?, json, wide),
             Self::Peer(PeerCommand::Add { peer, mesh }) => peers::add(&mesh.load()?, &peer),
             Self::Peer(PeerCommand::Remove { peer, mesh }) => peers::remove(&mesh.load()?, &peer),
+            Self::Reload { mesh } => tell(reload::reload(&mesh.load()?)?),
             Self::Netcheck { mesh, json } => netcheck::show(&mesh.load()?, json),
             Self::Ping { peer, mesh, count, json } => ping::run(&mesh.load()?, &peer, count, json),
             Self::Config(ConfigCommand::Check { file, json }) => check::report(file, json),

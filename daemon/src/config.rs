@@ -5,7 +5,9 @@
 //! name file, line, column and key, and say what would be right.
 
 mod document;
+mod overrides;
 mod places;
+mod reload;
 pub mod secret;
 
 use std::collections::BTreeSet;
@@ -21,6 +23,7 @@ use wgmesh_core::kernel::InterfaceName;
 pub use self::document::Problem;
 use self::places::STUN_PORT;
 pub use self::places::{BootstrapNode, StaticPeer, StunServer};
+pub use self::reload::Reloaded;
 
 /// Where configuration files and secrets live.
 pub const DIRECTORY: &str = "/etc/wgmesh";
@@ -55,7 +58,7 @@ pub struct File {
     #[serde(default)]
     pub log_level: LogLevel,
     /// Networks behind this node that others may reach through it.
-    #[serde(default, deserialize_with = "document::networks")]
+    #[serde(default, deserialize_with = "document::offers")]
     pub advertise_routes: BTreeSet<IpNet>,
     /// The networks inside which routes of peers are taken.
     #[serde(default, deserialize_with = "document::networks")]
@@ -69,6 +72,12 @@ pub struct File {
     /// What the daemon holds at most.
     #[serde(default)]
     pub limits: Limits,
+    /// Where it was read from.
+    #[serde(skip)]
+    path: PathBuf,
+    /// Whether there need be no such file.
+    #[serde(skip)]
+    is_optional: bool,
 }
 
 /// How peers are found.
@@ -255,24 +264,26 @@ impl File {
 
     fn of_interface_in(directory: &Path, interface: &InterfaceName) -> Result<Self, Error> {
         let path = directory.join(format!("{interface}.toml"));
-        match Self::load(&path) {
-            Ok(file) if file.interface == *interface => Ok(file),
-            Ok(file) => Err(Error::OtherInterface { path, found: file.interface, asked: interface.clone() }),
+        let file = match Self::load(&path) {
             Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(Self::parse("", &path).expect("an empty file is valid: every key has a default"))
+                Self::parse("", &path).expect("an empty file is valid: every key has a default")
             }
-            Err(error) => Err(error),
+            loaded => loaded?,
+        };
+        match file.interface == *interface {
+            true => Ok(Self { is_optional: true, ..file }),
+            false => Err(Error::OtherInterface { path, found: file.interface, asked: interface.clone() }),
         }
     }
 
-    /// Checks the text of a file. The path only gives the interface its default name.
+    /// Checks the text of a file. The path gives the interface its default name.
     fn parse(text: &str, path: &Path) -> Result<Self, Problem> {
         let (mut file, keys): (Self, _) = document::parse(text)?;
         if !keys.contains("interface") {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             file.interface = stem.parse().unwrap_or(file.interface);
         }
-        Ok(file)
+        Ok(Self { path: path.into(), ..file })
     }
 
     /// Returns what of it concerns the core; `system_hostname` is what the host calls itself.
@@ -305,6 +316,11 @@ impl File {
     /// Returns where it is kept whom `wgmesh peer add` has named.
     pub fn pins_path(&self) -> PathBuf {
         self.state_dir.join(format!("{}-pins.json", self.interface))
+    }
+
+    /// Returns where `advertise_routes` and `log_level` may be set over what the file says.
+    pub fn overrides_path(&self) -> PathBuf {
+        self.state_dir.join(format!("{}.reload", self.interface))
     }
 
     /// Returns where the daemon answers the command line.

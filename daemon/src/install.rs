@@ -250,6 +250,7 @@ mod tests {
         install_files(root.path(), "wgmesh0", "/etc/wgmesh/wgmesh0.secret");
         let unit = fs::read_to_string(root.path().join(UNIT.path)).unwrap();
         assert!(unit.contains("\nExecStart=/usr/local/bin/wgmesh run --interface %i\n"), "{unit}");
+        assert!(unit.contains("\nExecReload=/usr/local/bin/wgmesh reload --interface %i\n"), "{unit}");
         assert!(!unit.contains(EXECUTABLE), "{unit}");
         assert!(root.path().join(USERS.path).exists());
         assert!(root.path().join(DIRECTORIES.path).exists());

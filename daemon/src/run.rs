@@ -16,6 +16,7 @@ mod answers;
 mod clock;
 mod network;
 mod node;
+mod reload;
 mod storage;
 mod wanted;
 
@@ -33,8 +34,9 @@ use wgmesh_core::secret::MeshSecret;
 
 use crate::api::{self, ApiRequest};
 use crate::applier::{Applier, ApplyFailure, Goal, Pulse, Report, Want};
-use crate::config::{File, StaticPeer};
+use crate::config::File;
 use crate::ebpf::EbpfSettings;
+use crate::journal;
 use crate::kernel::{Changes, Kernel, KernelError};
 use crate::notify::{Notifier, Progress, Watched};
 use crate::traffic::{Change, Traffic};
@@ -97,12 +99,12 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::System(what, source)
 }
 
-/// Runs one mesh until a signal ends it.
+/// Runs one mesh until a signal ends it. `journal` changes how much is logged.
 ///
 /// # Errors
 /// If it cannot start: the interface is somebody else's, the kernel has no WireGuard, state cannot be read. What
 /// fails later is retried and shown in `status`.
-pub async fn run(config: File, secret: MeshSecret) -> Result<(), Error> {
+pub async fn run(config: File, secret: MeshSecret, journal: journal::Handle) -> Result<(), Error> {
     let notifier = Notifier::from_environment().map_err(system("reach systemd"))?;
     let lock = api::Lock::take(&config.socket_path())?;
     let server = api::Server::bind(config.socket_path(), lock)?;
@@ -129,8 +131,8 @@ pub async fn run(config: File, secret: MeshSecret) -> Result<(), Error> {
     let applier = Applier::new(kernel.clone(), owner, wanted, Arc::clone(&changes.mesh));
     let (reports, pulse) = (applier.reports(), applier.pulse());
     tasks.spawn(applier.with_reading(Arc::clone(&observed)).run());
-    let outside = Outside { kernel, changes, goals, reports, pulse, traffic };
-    let mut daemon = Daemon::start(node, outside, observed, &underlay);
+    let outside = Outside { kernel, changes, goals, reports, pulse, traffic, journal };
+    let mut daemon = Daemon::start(config, node, outside, observed, &underlay);
     let watched = daemon.watched();
     tokio::select! {
         ended = daemon.live(signals, questions, &notifier) => ended,
@@ -145,11 +147,18 @@ async fn starve_if_stalled(notifier: &Notifier, watched: Vec<Watched>) {
     std::future::pending().await
 }
 
-/// The signals that end a daemon.
+/// What a signal asks for.
+enum Asked {
+    Stop(Stop),
+    Reload,
+}
+
+/// The signals that a daemon follows.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     handover: Signal,
+    reload: Signal,
 }
 
 impl Signals {
@@ -158,15 +167,17 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             handover: signal(SignalKind::user_defined1())?,
+            reload: signal(SignalKind::hangup())?,
         })
     }
 
     /// Waits for one of them. Cancel-safe.
-    async fn next(&mut self) -> Stop {
+    async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => Stop::Withdraw,
-            _ = self.interrupt.recv() => Stop::Withdraw,
-            _ = self.handover.recv() => Stop::Handover,
+            _ = self.terminate.recv() => Asked::Stop(Stop::Withdraw),
+            _ = self.interrupt.recv() => Asked::Stop(Stop::Withdraw),
+            _ = self.handover.recv() => Asked::Stop(Stop::Handover),
+            _ = self.reload.recv() => Asked::Reload,
         }
     }
 }
@@ -179,9 +190,12 @@ struct Outside {
     reports: watch::Receiver<Report>,
     pulse: Arc<Pulse>,
     traffic: Traffic,
+    journal: journal::Handle,
 }
 
 struct Daemon {
+    /// What it runs with: as it was read last, but for keys that wait for a restart.
+    config: File,
     mesh: Mesh,
     network: Network,
     wanted: Wanted,
@@ -201,9 +215,16 @@ async fn read(kernel: Kernel) -> Result<(Arc<Observed>, Vec<Underlay>), KernelEr
 }
 
 impl Daemon {
-    fn start(node: Node, outside: Outside, observed: Arc<Observed>, underlay: &[Underlay]) -> Self {
+    fn start(
+        config: File,
+        node: Node,
+        outside: Outside,
+        observed: Arc<Observed>,
+        underlay: &[Underlay],
+    ) -> Self {
         let Node { mesh, network, storage, wanted } = node;
         let mut daemon = Self {
+            config,
             mesh,
             network,
             wanted,
@@ -217,7 +238,7 @@ impl Daemon {
         daemon.follow_underlay(underlay);
         let links = underlay.len();
         daemon.feed(Event::Started(observed));
-        for StaticPeer { key, endpoint } in daemon.wanted.static_peers() {
+        for (key, endpoint) in daemon.wanted.static_peers() {
             daemon.feed(Event::AddPeer(key, endpoint));
         }
         tracing::debug!(links, "announced");
@@ -243,12 +264,16 @@ impl Daemon {
             self.progress.step();
             let timeout = self.mesh.poll_timeout().map(|(at, _)| at.since(clock::now().monotonic));
             tokio::select! {
-                stop = signals.next() => break stop,
+                asked = signals.next() => match asked {
+                    Asked::Stop(stop) => break stop,
+                    // Whatever came of it, the log tells.
+                    Asked::Reload => drop(self.reload(notifier)),
+                },
                 Ok(()) = self.outside.reports.changed() => self.on_report(notifier)?,
                 event = self.network.next() => self.feed(event),
                 () = self.outside.changes.underlay.notified() => self.on_underlay().await,
                 change = self.outside.traffic.changed() => self.on_traffic(change),
-                Some(question) = questions.recv() => self.answer(question).await,
+                Some(question) = questions.recv() => self.answer(question, notifier).await,
                 () = tokio::time::sleep(timeout.unwrap_or(Duration::MAX)) => self.feed(Event::Timeout),
             }
         };

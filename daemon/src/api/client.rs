@@ -15,6 +15,7 @@ use wgmesh_core::status::Status;
 use wgmesh_core::stun::Report;
 
 use super::routes::{Pong, Target};
+use crate::config::Reloaded;
 use crate::pins::{Pin, Pins, Removal};
 
 /// A little more than the server's own patience, so that its explanation arrives first.
@@ -94,6 +95,14 @@ pub fn remove_peer(socket: &Path, removal: &Removal) -> Result<bool, Error> {
 /// As [`status`].
 pub fn pins(socket: &Path) -> Result<Pins, Error> {
     ask(socket, "GET", "/v1/pins", &())
+}
+
+/// Has the daemon read its configuration anew. Returns what came of it.
+///
+/// # Errors
+/// As [`status`], and [`Error::Refused`] with what is wrong in the configuration.
+pub fn reload(socket: &Path) -> Result<Reloaded, Error> {
+    ask::<Result<Reloaded, String>>(socket, "POST", "/v1/reload", &())?.map_err(Error::Refused)
 }
 
 fn ask<T: DeserializeOwned>(

@@ -75,6 +75,10 @@ pub(super) fn router(mesh: Mesh) -> Router {
         .route("/v1/pins", get(async |State(mesh): State<Mesh>| answer(ask(&mesh, ApiRequest::Pins)).await))
         .route("/v1/peers/add", post(add_peer))
         .route("/v1/peers/remove", post(remove_peer))
+        .route(
+            "/v1/reload",
+            post(async |State(mesh): State<Mesh>| answer(ask(&mesh, ApiRequest::Reload)).await),
+        )
         .with_state(mesh)
 }
 

@@ -241,3 +241,24 @@ async fn naming_and_dropping_travel_to_the_daemon() {
     .await
     .unwrap();
 }
+
+/// W-D7: what came of a reload, or what is wrong in the file, reaches whoever asked for it.
+#[tokio::test]
+async fn a_reload_tells_what_came_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("wgmesh0.sock");
+    let found = Reloaded { changed: vec!["log_level".to_owned()], ..Reloaded::default() };
+    let mut outcomes = vec![Err("a.toml:1:1: no".to_owned()), Ok(found.clone())];
+    let _server = serve(&socket, move |question| match question {
+        ApiRequest::Reload(reply) => reply.send(outcomes.pop().unwrap()).unwrap(),
+        other => panic!("{other:?}"),
+    });
+
+    tokio::task::spawn_blocking(move || {
+        assert_eq!(client::reload(&socket).unwrap(), found);
+        let refusal = client::reload(&socket).unwrap_err().to_string();
+        assert_eq!(refusal, "the daemon refused: a.toml:1:1: no");
+    })
+    .await
+    .unwrap();
+}

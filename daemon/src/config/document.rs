@@ -11,6 +11,7 @@ use serde::de::{DeserializeOwned, Error as _, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+use wgmesh_core::record::MAX_ROUTES;
 
 /// Every key, and what it takes. A table is listed by its own name too.
 const KEYS: [(&str, &str); 20] = [
@@ -162,9 +163,30 @@ pub(super) fn subnet<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Ipv4Ne
 /// Reads a list of networks, each without host bits.
 pub(super) fn networks<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeSet<IpNet>, D::Error> {
     let nets = BTreeSet::<IpNet>::deserialize(from)?;
+    check_networks(&nets).map_err(D::Error::custom)?;
+    Ok(nets)
+}
+
+/// Reads the list of networks that a node offers to others.
+pub(super) fn offers<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeSet<IpNet>, D::Error> {
+    let nets = BTreeSet::<IpNet>::deserialize(from)?;
+    check_offers(&nets).map_err(D::Error::custom)?;
+    Ok(nets)
+}
+
+/// Finds out whether a node can offer these networks: its record holds only so many.
+pub(super) fn check_offers(nets: &BTreeSet<IpNet>) -> Result<(), String> {
+    check_networks(nets)?;
+    match nets.len() {
+        0..=MAX_ROUTES => Ok(()),
+        count => Err(format!("{count} networks are more than the {MAX_ROUTES} that a node can tell of")),
+    }
+}
+
+fn check_networks(nets: &BTreeSet<IpNet>) -> Result<(), String> {
     match nets.iter().find(|net| net.addr() != net.network()) {
-        Some(net) => Err(D::Error::custom(format!("{net} has host bits set: write {}", net.trunc()))),
-        None => Ok(nets),
+        Some(net) => Err(format!("{net} has host bits set: write {}", net.trunc())),
+        None => Ok(()),
     }
 }
 

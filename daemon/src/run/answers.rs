@@ -10,11 +10,12 @@ use super::storage::Job;
 use super::{Daemon, clock};
 use crate::api::{Answer, ApiRequest};
 use crate::config::StaticPeer;
+use crate::notify::Notifier;
 use crate::pins::{Pin, Removal};
 
 impl Daemon {
     /// Answers a question. That whoever asked may be gone meanwhile is no error.
-    pub(super) async fn answer(&mut self, question: ApiRequest) {
+    pub(super) async fn answer(&mut self, question: ApiRequest, notifier: &Notifier) {
         match question {
             ApiRequest::Status(reply) => {
                 let status = self.status().await;
@@ -43,6 +44,9 @@ impl Daemon {
             }
             ApiRequest::Pins(reply) => {
                 let _ = reply.send(self.wanted.pins().clone());
+            }
+            ApiRequest::Reload(reply) => {
+                let _ = reply.send(self.reload(notifier).map_err(|error| error.to_string()));
             }
         }
     }
@@ -73,9 +77,7 @@ impl Daemon {
         let was_named = pins.is_some();
         if let Some(pins) = pins {
             self.storage.write(Job::Pins(pins));
-            // Whoever is left is told of again as soon as they are looked up.
-            self.feed(Event::Bootstrap(Vec::new()));
-            self.network.set_bootstrap(self.wanted.bootstrap_nodes());
+            self.look_up_bootstrap_again();
         }
         let Some(key) = removal.key else { return was_named };
         let was_known = self.mesh.store().get(key).is_some();

@@ -45,14 +45,6 @@ struct Services {
     bootstrap: Vec<config::BootstrapNode>,
 }
 
-impl Services {
-    fn of(config: &File) -> Self {
-        let stun = config.nat.stun_servers.iter().filter(|_| config.nat.punching);
-        let stun = stun.map(|server| Service { host: server.host.clone(), port: server.port }).collect();
-        Self { stun, bootstrap: Vec::new() }
-    }
-}
-
 impl Network {
     /// Opens the sockets of the links. Everything else comes later: a start must not wait for it.
     pub(super) fn open(config: &File, settings: &Settings, keys: &MeshKeys) -> Self {
@@ -66,7 +58,8 @@ impl Network {
             wireguard: None,
             exchange: None,
             exchange_port: settings.exchange.then(|| settings.exchange_port.unwrap_or(keys.exchange_port())),
-            services: Services::of(config),
+            services: Services { stun: stun_services(config), bootstrap: Vec::new() },
+            looks_outside: false,
             stun_servers: Names::resolve(Vec::new()),
             bootstrap: Names::resolve(Vec::new()),
         }
@@ -83,13 +76,23 @@ impl Network {
 
     /// Begins with what reaches beyond the links. Returns what the mesh must know of it.
     pub(super) fn look_outside(&mut self) -> Option<Event> {
-        self.stun_servers = Names::resolve(std::mem::take(&mut self.services.stun));
+        self.looks_outside = true;
+        self.stun_servers = Names::resolve(self.services.stun.clone());
         let wanted = self.exchange_port?;
         let exchange = Exchange::start(&self.keys, wanted);
         let port = exchange.port();
         self.exchange = Some(exchange);
         self.resolve_bootstrap();
         (port != Some(wanted)).then_some(Event::ExchangePort(port))
+    }
+
+    /// Takes the servers of another configuration. Where they are is told when it is known; until then those that were
+    /// known are asked.
+    pub(super) fn set_stun_servers(&mut self, config: &File) {
+        self.services.stun = stun_services(config);
+        if self.looks_outside {
+            self.stun_servers = Names::resolve(self.services.stun.clone());
+        }
     }
 
     /// Takes the nodes whose exchange is to be dialled. Where they are is told when it is known.
@@ -223,6 +226,11 @@ impl Network {
         let expected = |place: usize| self.services.bootstrap.get(place).and_then(|node| node.key);
         resolved.into_iter().map(|(place, address)| Target { address, expected: expected(place) }).collect()
     }
+}
+
+fn stun_services(config: &File) -> Vec<Service> {
+    let servers = config.nat.stun_servers.iter().filter(|_| config.nat.punching);
+    servers.map(|server| Service { host: server.host.clone(), port: server.port }).collect()
 }
 
 fn datagram(received: io::Result<Received>) -> Option<Event> {

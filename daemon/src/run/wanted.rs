@@ -1,6 +1,11 @@
 //! Whom the operator wants to meet: whom the configuration names, as far as it enables that, and whom `wgmesh peer add` has.
 
-use crate::config::{BootstrapNode, File, Method, StaticPeer};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use wgmesh_core::key::PublicKey;
+
+use crate::config::{BootstrapNode, File, Method};
 use crate::pins::{Pin, Pins, Removal};
 
 /// All of them.
@@ -12,20 +17,24 @@ pub(super) struct Wanted {
 impl Wanted {
     /// Puts both together.
     pub(super) fn new(config: &File, pins: Pins) -> Self {
-        let discovery = &config.discovery;
-        let mut configured = Pins::default();
-        if discovery.enabled_methods.contains(&Method::Manual) {
-            configured.static_peers.clone_from(&discovery.static_peers);
-        }
-        if discovery.enabled_methods.contains(&Method::Bootstrap) {
-            configured.bootstrap_nodes.clone_from(&discovery.bootstrap_nodes);
-        }
-        Self { configured, pins }
+        Self { configured: configured(config), pins }
     }
 
-    /// Returns the peers, the last word on each last.
-    pub(super) fn static_peers(&self) -> Vec<StaticPeer> {
-        [self.configured.static_peers.as_slice(), &self.pins.static_peers].concat()
+    /// Takes each list of the configuration that has changed. In one that has not, whoever was dropped stays dropped.
+    pub(super) fn follow(&mut self, before: &File, after: &File) {
+        let (before, after) = (configured(before), configured(after));
+        if before.static_peers != after.static_peers {
+            self.configured.static_peers = after.static_peers;
+        }
+        if before.bootstrap_nodes != after.bootstrap_nodes {
+            self.configured.bootstrap_nodes = after.bootstrap_nodes;
+        }
+    }
+
+    /// Returns the peers with the last word on where each answers.
+    pub(super) fn static_peers(&self) -> BTreeMap<PublicKey, Option<SocketAddr>> {
+        let peers = self.configured.static_peers.iter().chain(&self.pins.static_peers);
+        peers.map(|peer| (peer.key, peer.endpoint)).collect()
     }
 
     /// Returns the nodes to dial.
@@ -50,4 +59,17 @@ impl Wanted {
     pub(super) const fn pins(&self) -> &Pins {
         &self.pins
     }
+}
+
+/// Returns whom the configuration names, as far as it enables that.
+fn configured(config: &File) -> Pins {
+    let discovery = &config.discovery;
+    let mut configured = Pins::default();
+    if discovery.enabled_methods.contains(&Method::Manual) {
+        configured.static_peers.clone_from(&discovery.static_peers);
+    }
+    if discovery.enabled_methods.contains(&Method::Bootstrap) {
+        configured.bootstrap_nodes.clone_from(&discovery.bootstrap_nodes);
+    }
+    configured
 }
