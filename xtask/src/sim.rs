@@ -1,10 +1,12 @@
-//! `cargo xtask sim`: one fleet on a virtual LAN, and what it takes to mesh and to rest.
+//! `cargo xtask sim`: one fleet on a virtual LAN, or each node behind a NAT of its own, and what it takes to mesh and
+//! to rest.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use wgmesh_sim::host::{HostPlan, Totals};
-use wgmesh_sim::network::Conditions;
+use wgmesh_sim::nat::Kind;
+use wgmesh_sim::network::{Conditions, HostId};
 use wgmesh_sim::world::World;
 
 /// What to simulate.
@@ -13,6 +15,9 @@ pub(crate) struct Arguments {
     /// How many nodes start at once on one LAN.
     #[arg(long, default_value_t = 100)]
     nodes: usize,
+    /// Puts every node but a public bootstrap node behind a NAT of its own, the seven kinds in turn.
+    #[arg(long)]
+    nats: bool,
     /// What everything random is drawn from: the same seed gives the same trace.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -36,11 +41,13 @@ const SETTLING: Duration = Duration::from_secs(20);
 /// The violated invariant, or that the fleet was not meshed in time.
 pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     ensure!(arguments.nodes >= 2, "a mesh takes at least two nodes");
+    ensure!(!arguments.nats || arguments.nodes <= 200, "a virtual internet has room for 200 NATs");
     ensure!((0.0..1.0).contains(&arguments.loss), "--loss takes a share from 0 to below 1");
     let clock = Instant::now();
     let mut world = World::new(arguments.seed);
-    let lan = world.add_segment(Conditions { loss: arguments.loss, ..Conditions::CLEAN });
-    for node in world.add_hosts(arguments.nodes, &HostPlan::default(), lan) {
+    let nodes =
+        if arguments.nats { behind_nats(arguments, &mut world) } else { on_lan(arguments, &mut world) };
+    for node in nodes {
         world.start(node)?;
     }
     let meshed = world.run_until_meshed(MESH_LIMIT)?;
@@ -64,6 +71,25 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     println!("trace                        {}", world.trace());
     println!("virtual, real                {:?}, {:.1} s", world.elapsed(), clock.elapsed().as_secs_f64());
     Ok(())
+}
+
+fn on_lan(arguments: &Arguments, world: &mut World) -> Vec<HostId> {
+    let lan = world.add_segment(Conditions { loss: arguments.loss, ..Conditions::CLEAN });
+    world.add_hosts(arguments.nodes, &HostPlan::default(), lan)
+}
+
+fn behind_nats(arguments: &Arguments, world: &mut World) -> Vec<HostId> {
+    world.set_internet(Conditions { loss: arguments.loss, ..Conditions::INTERNET });
+    world.add_stun_server(true);
+    world.add_stun_server(false);
+    let public = world.add_site(Kind::None);
+    let bootstrap = world.add_host(HostPlan::default(), &[public]);
+    let others = (1..arguments.nodes).map(|number| {
+        let site = world.add_site(Kind::ALL[number % Kind::ALL.len()]);
+        let plan = HostPlan { bootstrap: vec![bootstrap], ..HostPlan::default() };
+        world.add_host(plan, &[site])
+    });
+    [bootstrap].into_iter().chain(others.collect::<Vec<_>>()).collect()
 }
 
 /// What all nodes together did.
@@ -112,8 +138,10 @@ impl Sum {
     }
 
     fn per_node(&self, seconds: f64, unit: &str) -> String {
-        let datagrams = self.share(|sum| sum.totals.announces + sum.totals.hellos) / seconds;
+        let sent = |sum: &Self| sum.totals.announces + sum.totals.hellos + sum.totals.probes;
+        let datagrams = self.share(sent) / seconds;
         let bytes = self.share(|sum| sum.totals.bytes) / seconds;
-        format!("{datagrams:.2}{unit} datagrams, {bytes:.0}{unit} bytes")
+        let sessions = self.share(|sum| sum.totals.session_bytes) / seconds;
+        format!("{datagrams:.2}{unit} datagrams, {bytes:.0}{unit} bytes, {sessions:.0}{unit} in sessions")
     }
 }

@@ -7,7 +7,7 @@ use wgmesh_sim::nat::{Dependence, Firewall, Kind, Nat, direct_path_possible};
 use wgmesh_sim::network::{Conditions, HostId, SegmentId};
 use wgmesh_sim::world::{Violation, World};
 
-use crate::fleet::{mins, secs};
+use crate::fleet::{millis, mins, secs};
 use crate::meeting::Meeting;
 
 /// What the issue allows for a path to heal.
@@ -37,6 +37,20 @@ fn check_healed(meeting: &mut Meeting, what: &str) -> Result<(), Violation> {
     meeting.world.run_for(mins(1))?;
     let silence = meeting.world.take_longest_silence();
     assert!(silence < LIMIT, "{silence:?}: {what}");
+    Ok(())
+}
+
+/// Three renewals of a session, one every two minutes, and nobody who talks notices any.
+#[test]
+fn a_path_that_nothing_happens_to_stays() -> Result<(), Violation> {
+    for kinds in pairs() {
+        let mut meeting = talking(10, kinds)?;
+        let endpoints = [0, 1].map(|side| meeting.endpoint(side));
+        meeting.world.run_for(mins(7))?;
+        let silence = meeting.world.take_longest_silence();
+        assert!(silence < millis(500), "{silence:?}: {kinds:?}");
+        assert_eq!([0, 1].map(|side| meeting.endpoint(side)), endpoints, "{kinds:?}");
+    }
     Ok(())
 }
 
