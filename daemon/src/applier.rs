@@ -102,8 +102,13 @@ pub trait Net {
     /// Reads everything that the kernel holds of our interface.
     fn observe(&self) -> impl Future<Output = Result<Observed, KernelError>> + Send;
 
-    /// Reads the WireGuard device anew, and takes the rest from an earlier reading.
-    fn refresh(&self, earlier: Observed) -> impl Future<Output = Result<Observed, KernelError>> + Send;
+    /// Waits until `when`, then reads the WireGuard device anew, and takes the rest from an earlier reading. Nothing is
+    /// read if the future is dropped before.
+    fn refresh_at(
+        &self,
+        when: Instant,
+        earlier: Arc<Observed>,
+    ) -> impl Future<Output = Result<Observed, KernelError>> + Send;
 
     /// Carries out the writes in order; see [`Kernel::apply`].
     fn apply(
@@ -120,8 +125,8 @@ impl Net for Kernel {
         Kernel::observe(self).await
     }
 
-    async fn refresh(&self, earlier: Observed) -> Result<Observed, KernelError> {
-        Kernel::refresh(self, earlier).await
+    async fn refresh_at(&self, when: Instant, earlier: Arc<Observed>) -> Result<Observed, KernelError> {
+        Kernel::refresh_at(self, when.into_std(), earlier).await
     }
 
     async fn apply(&self, writes: Arc<[Write]>) -> Result<Vec<KernelError>, KernelError> {
@@ -185,11 +190,13 @@ enum Cause {
     Reading,
 }
 
-/// How much of the kernel a turn must read.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Where a turn has its picture of the kernel from.
 enum Reading {
+    /// From the mirror.
     Nothing,
-    Device,
+    /// From the mirror and a new reading of the WireGuard device.
+    Device(Result<Observed, KernelError>),
+    /// From a reading of everything, yet to be made.
     Whole,
 }
 
@@ -224,13 +231,16 @@ impl<N: Net> Applier<N> {
         let mut due = Instant::now() + INTERVAL;
         loop {
             self.pulse.turns.step();
+            let mirror = self.mirror_to_refresh();
             tokio::select! {
                 biased;
                 goal = self.goals.changed() => match goal {
-                    Ok(()) => due = self.turn(Cause::Goal, due).await,
+                    Ok(()) => due = self.turn(Cause::Goal, self.reading_for_goal(), due).await,
                     Err(_) => return,
                 },
-                () = sleep_until(due) => due = self.turn(Cause::Reading, due).await,
+                reading = wait_for_reading(&self.net, mirror, due) => {
+                    due = self.turn(Cause::Reading, reading, due).await;
+                }
                 // After a failure there is nothing to compare a change with, and a retry is due already.
                 () = self.notices.notified(), if self.mirror.is_some() => {
                     self.noticed = true;
@@ -241,9 +251,9 @@ impl<N: Net> Applier<N> {
     }
 
     /// Follows the goal once, reports, and returns when the kernel must be read next.
-    async fn turn(&mut self, cause: Cause, due: Instant) -> Instant {
+    async fn turn(&mut self, cause: Cause, reading: Reading, due: Instant) -> Instant {
         let Goal { generation, want } = self.goals.borrow_and_update().clone();
-        let reading = self.reading_for(cause);
+        let is_read = !matches!(reading, Reading::Nothing);
         let result = match want {
             Want::Nothing => return Instant::now() + INTERVAL,
             Want::Present(desired) => self.follow(reading, |observed| diff(&desired, observed)).await,
@@ -254,30 +264,32 @@ impl<N: Net> Applier<N> {
         };
         self.note(cause, generation, &result);
         self.reports.send_replace(Report { generation, result });
-        match (self.failed.checked_sub(1), reading) {
-            (Some(earlier), _) => Instant::now() + doubled(RETRY, earlier),
-            (None, Reading::Device | Reading::Whole) => Instant::now() + INTERVAL,
-            (None, Reading::Nothing) => due,
+        match self.failed.checked_sub(1) {
+            Some(earlier) => Instant::now() + doubled(RETRY, earlier),
+            None if is_read => Instant::now() + INTERVAL,
+            None => due,
         }
     }
 
-    fn reading_for(&self, cause: Cause) -> Reading {
-        match cause {
-            _ if self.mirror.is_none() => Reading::Whole,
-            Cause::Goal => Reading::Nothing,
-            Cause::Reading if self.noticed || self.refreshes + 1 >= WHOLE_EVERY => Reading::Whole,
-            Cause::Reading => Reading::Device,
-        }
+    fn reading_for_goal(&self) -> Reading {
+        if self.mirror.is_some() { Reading::Nothing } else { Reading::Whole }
+    }
+
+    /// Returns the mirror if, when a reading is due, that of the device will do.
+    fn mirror_to_refresh(&self) -> Option<Arc<Observed>> {
+        let must_read_all = self.noticed || self.refreshes + 1 >= WHOLE_EVERY;
+        let wants_nothing = matches!(self.goals.borrow().want, Want::Nothing);
+        if must_read_all || wants_nothing { None } else { self.mirror.clone() }
     }
 
     async fn read(&mut self, reading: Reading) -> Result<Arc<Observed>, KernelError> {
         match (reading, self.mirror.take()) {
             (Reading::Nothing, Some(mirror)) => Ok(mirror),
-            (Reading::Device, Some(mirror)) => {
+            (Reading::Device(refreshed), _) => {
                 self.refreshes += 1;
-                self.net.refresh(Arc::unwrap_or_clone(mirror)).await.map(Arc::new)
+                refreshed.map(Arc::new)
             }
-            (Reading::Whole, _) | (_, None) => {
+            (Reading::Whole, _) | (Reading::Nothing, None) => {
                 // Before the reading: what changes while it goes on is not part of it.
                 (self.noticed, self.refreshes) = (false, 0);
                 self.net.observe().await.map(Arc::new)
@@ -290,6 +302,7 @@ impl<N: Net> Applier<N> {
         reading: Reading,
         decide: impl Fn(&Observed) -> Result<Vec<Write>, Refusal>,
     ) -> Result<Outcome, ApplyFailure> {
+        let is_read = !matches!(reading, Reading::Nothing);
         let mut observed = self.read(reading).await?;
         let writes: Arc<[Write]> = decide(&observed)?.into();
         let mut failures = Vec::new();
@@ -309,7 +322,7 @@ impl<N: Net> Applier<N> {
             }
         }
         self.mirror = Some(Arc::clone(&observed));
-        let fresh = reading != Reading::Nothing || !failures.is_empty();
+        let fresh = is_read || !failures.is_empty();
         Ok(Outcome { observed, fresh, writes: writes.len().saturating_sub(failures.len()), failures })
     }
 
@@ -341,6 +354,18 @@ impl<N: Net> Applier<N> {
             }
             Err(failure) if !had_failed => warn!(%failure, "the kernel could not be brought to the plan"),
             Err(failure) => debug!(%failure, attempts = self.failed, "the kernel is still not as planned"),
+        }
+    }
+}
+
+/// Waits until a reading is due. That of the device is left to the kernel's own thread, wait and all: so a reading wakes
+/// this thread once, with the answer, where a timer of the runtime's and a question would wake it four times.
+async fn wait_for_reading<N: Net>(net: &N, mirror: Option<Arc<Observed>>, due: Instant) -> Reading {
+    match mirror {
+        Some(mirror) => Reading::Device(net.refresh_at(due, mirror).await),
+        None => {
+            sleep_until(due).await;
+            Reading::Whole
         }
     }
 }

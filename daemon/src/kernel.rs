@@ -25,13 +25,14 @@ mod wireguard;
 mod worker;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 use wgmesh_core::kernel::{InterfaceName, Observed, Underlay, Write};
 
 pub use error::{KernelError, Refused};
 pub use watch::{Changes, Watcher};
-use worker::{Job, LinkIndex, Worker};
+use worker::{Job, Later, LinkIndex, Worker};
 
 /// Jobs that may wait for the thread. When there are more, whoever asks waits for a place: only the applier and
 /// the mesh task ask, one question at a time each.
@@ -39,7 +40,8 @@ const JOBS: usize = 4;
 
 /// A handle to the kernel's state of one mesh interface. Cheap to clone; the thread ends with the last handle.
 ///
-/// Dropping a future of these methods gives up the answer, not the job: what was started is carried out.
+/// Dropping a future of these methods gives up the answer, not the job: what was started is carried out. Only a reading
+/// whose time has not come is not made.
 #[derive(Clone, Debug)]
 pub struct Kernel {
     jobs: mpsc::Sender<Job>,
@@ -71,13 +73,14 @@ impl Kernel {
         self.ask(Job::Observe).await
     }
 
-    /// Reads the WireGuard device anew, and takes links, addresses and routes from an earlier reading: for those the
-    /// kernel gives notice of every change.
+    /// Waits until `when`, then reads the WireGuard device anew, and takes links, addresses and routes from an earlier
+    /// reading: for those the kernel gives notice of every change. The thread waits, not the caller's timer. It waits for
+    /// one such reading at a time: whoever asks for another takes the place of the first.
     ///
     /// # Errors
     /// As [`Kernel::observe`].
-    pub async fn refresh(&self, earlier: Observed) -> Result<Observed, KernelError> {
-        self.ask(|answer| Job::Refresh(Box::new(earlier), answer)).await
+    pub async fn refresh_at(&self, when: Instant, earlier: Arc<Observed>) -> Result<Observed, KernelError> {
+        self.ask(|answer| Job::RefreshAt(Later { when, earlier, answer })).await
     }
 
     /// Carries out the writes in order. A write that stands alone and fails is reported in the list, and the others

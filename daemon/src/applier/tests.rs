@@ -43,11 +43,12 @@ impl Net for FakeNet {
         }))
     }
 
-    async fn refresh(&self, earlier: Observed) -> Result<Observed, KernelError> {
+    async fn refresh_at(&self, when: Instant, earlier: Arc<Observed>) -> Result<Observed, KernelError> {
+        sleep_until(when).await;
         Ok(self.with(|state| {
             state.refreshes += 1;
             let Observed { device, peers, .. } = state.observed.clone();
-            Observed { device, peers, ..earlier }
+            Observed { device, peers, ..Observed::clone(&earlier) }
         }))
     }
 
@@ -110,7 +111,7 @@ impl Bench {
         self.reports.mark_unchanged();
         self.net.with(|state| {
             state.writes.clear();
-            state.readings = 0;
+            (state.readings, state.refreshes) = (0, 0);
         });
     }
 }
@@ -270,7 +271,8 @@ async fn wanting_nothing_touches_nothing() {
     bench.net.change(|observed| observed.routes.clear());
     tokio::time::sleep(Duration::from_secs(20)).await;
 
-    assert_eq!(bench.net.with(|state| (state.readings, state.writes.len())), (0, 0));
+    let touched = bench.net.with(|state| (state.readings, state.refreshes, state.writes.len()));
+    assert_eq!(touched, (0, 0, 0));
 }
 
 #[tokio::test(start_paused = true)]

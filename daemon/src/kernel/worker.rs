@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
@@ -24,9 +27,16 @@ const OBSERVE_ATTEMPTS: usize = 3;
 /// What the thread can be asked to do, and where the answer goes.
 pub(super) enum Job {
     Observe(oneshot::Sender<Result<Observed, KernelError>>),
-    Refresh(Box<Observed>, oneshot::Sender<Result<Observed, KernelError>>),
+    RefreshAt(Later),
     Apply(Arc<[Write]>, oneshot::Sender<Result<Vec<KernelError>, KernelError>>),
     Underlay(oneshot::Sender<Result<Vec<Underlay>, KernelError>>),
+}
+
+/// A reading whose time has not come.
+pub(super) struct Later {
+    pub(super) when: Instant,
+    pub(super) earlier: Arc<Observed>,
+    pub(super) answer: oneshot::Sender<Result<Observed, KernelError>>,
 }
 
 /// Our link's index as last seen; zero while there is none.
@@ -59,13 +69,20 @@ impl Worker {
     }
 
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        while let Some(job) = jobs.blocking_recv() {
+        let mut waiting: Option<Later> = None;
+        loop {
             // Whoever asked may have given up; the job is done all the same.
-            match job {
-                Job::Observe(answer) => drop(answer.send(self.observe())),
-                Job::Refresh(earlier, answer) => drop(answer.send(self.refresh(*earlier))),
-                Job::Apply(writes, answer) => drop(answer.send(self.apply(&writes))),
-                Job::Underlay(answer) => drop(answer.send(self.underlay())),
+            match next(&mut jobs, waiting.as_ref().map(|later| later.when)) {
+                Next::Job(Job::Observe(answer)) => drop(answer.send(self.observe())),
+                Next::Job(Job::RefreshAt(later)) => waiting = Some(later),
+                Next::Job(Job::Apply(writes, answer)) => drop(answer.send(self.apply(&writes))),
+                Next::Job(Job::Underlay(answer)) => drop(answer.send(self.underlay())),
+                Next::Due => {
+                    if let Some(later) = waiting.take().filter(|later| !later.answer.is_closed()) {
+                        drop(later.answer.send(self.refresh(&later.earlier)));
+                    }
+                }
+                Next::End => return,
             }
         }
     }
@@ -96,10 +113,16 @@ impl Worker {
         Ok(Observed { link, device: Some(device), peers, addresses, routes })
     }
 
-    fn refresh(&mut self, earlier: Observed) -> Result<Observed, KernelError> {
+    fn refresh(&mut self, earlier: &Observed) -> Result<Observed, KernelError> {
         let Link::WireGuard { index, .. } = earlier.link else { return self.observe() };
         match self.wireguard().and_then(|wireguard| wireguard.read(index)) {
-            Ok((device, peers)) => Ok(Observed { device: Some(device), peers, ..earlier }),
+            Ok((device, peers)) => Ok(Observed {
+                link: earlier.link.clone(),
+                device: Some(device),
+                peers,
+                addresses: earlier.addresses.clone(),
+                routes: earlier.routes.clone(),
+            }),
             Err(failure) if failure.is(Errno::ENODEV) => self.observe(),
             Err(failure) => Err(KernelError::at(format!("read {}", self.interface), failure)),
         }
@@ -211,6 +234,39 @@ impl Worker {
     }
 }
 
+/// What the thread does next.
+enum Next {
+    Job(Job),
+    Due,
+    End,
+}
+
+/// Waits for a job, and no longer than until `due`.
+fn next(jobs: &mut mpsc::Receiver<Job>, due: Option<Instant>) -> Next {
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        match (jobs.poll_recv(&mut context), due) {
+            (Poll::Ready(Some(job)), _) => return Next::Job(job),
+            (Poll::Ready(None), _) => return Next::End,
+            (Poll::Pending, None) => thread::park(),
+            (Poll::Pending, Some(due)) => match due.saturating_duration_since(Instant::now()) {
+                Duration::ZERO => return Next::Due,
+                wait => thread::park_timeout(wait),
+            },
+        }
+    }
+}
+
+/// Wakes a parked thread.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
 type RouteRequest = Request<RouteNetlinkMessage>;
 
 /// Builds the rtnetlink request for a write, or `None` where it takes another way.
@@ -264,5 +320,31 @@ fn step(interface: &InterfaceName, write: &Write) -> String {
         Write::AddRoute(route) => format!("add route {} through {interface}", route.destination),
         Write::RemoveRoute(route) => format!("remove route {} through {interface}", route.destination),
         Write::DeleteLink => format!("delete {interface}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> Job {
+        Job::Underlay(oneshot::channel().0)
+    }
+
+    #[test]
+    fn the_thread_wakes_for_a_job_and_for_what_is_due() {
+        let (send, mut jobs) = mpsc::channel(1);
+        let soon = Instant::now() + Duration::from_millis(20);
+        assert!(matches!(next(&mut jobs, Some(soon)), Next::Due));
+        assert!(Instant::now() >= soon);
+        let sender = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(20));
+            send.blocking_send(job()).unwrap();
+        });
+        let late = Instant::now() + Duration::from_secs(60);
+        assert!(matches!(next(&mut jobs, Some(late)), Next::Job(_)));
+        sender.join().unwrap();
+        assert!(matches!(next(&mut jobs, Some(late)), Next::End));
+        assert!(late > Instant::now());
     }
 }
