@@ -238,6 +238,11 @@ enum Error {
     Runtime(#[source] io::Error),
     #[error(transparent)]
     Run(#[from] crate::run::Error),
+    #[error(
+        "{0}: the service's files belong to its user, and the daemon has given away root's power over files of others; \
+         start the service (`systemctl start wgmesh@{1}`), or set another `state_dir` and `runtime_dir`"
+    )]
+    ServicesFiles(#[source] crate::run::Error, InterfaceName),
     #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
 }
@@ -262,6 +267,7 @@ impl Error {
                 EXIT_NO_PERMISSION
             }
             Self::Client(client::Error::NotRunning(_)) => EXIT_UNAVAILABLE,
+            Self::ServicesFiles(..) => EXIT_NO_PERMISSION,
             Self::Run(error) if error.is_permission() => EXIT_NO_PERMISSION,
             Self::Run(error) if error.is_refusal() => EXIT_CONFIGURATION,
             Self::Privileges(_)

@@ -8,12 +8,15 @@ mod systemd;
 
 use std::fs;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use wgmesh_core::kernel::InterfaceName;
+use wgmesh_core::kernel::{InterfaceName, Link, OWNER_PREFIX, Write};
 
 use self::systemd::Systemd;
 use crate::config::{File, secret};
+use crate::ebpf::EbpfSettings;
+use crate::kernel::{Kernel, KernelError};
 
 /// A text file of the service: where it goes, where a package would have put it, and what is in it.
 struct ServiceFile {
@@ -42,6 +45,9 @@ const DIRECTORIES: ServiceFile = ServiceFile {
 
 /// The binary's path as the unit names it.
 const EXECUTABLE: &str = "/usr/bin/wgmesh";
+
+/// The unit's `RuntimeDirectory=`.
+const RUNTIME_DIRECTORY: &str = "/run/wgmesh";
 
 /// Directories that the unit's sandbox hides, and a binary in them with them.
 const HIDDEN: [&str; 6] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp", "/sys"];
@@ -78,6 +84,9 @@ pub enum Error {
     /// systemd did not do what it was asked.
     #[error(transparent)]
     Systemd(#[from] systemd::Error),
+    /// What a daemon left in the kernel cannot be removed.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
 }
 
 /// Installs, enables and starts the service of one mesh. Returns what was done, and what is left to do, as lines
@@ -106,10 +115,11 @@ pub async fn install(config: &File) -> Result<Vec<String>, Error> {
     Ok(done)
 }
 
-/// Stops and disables the service of one mesh, and removes the unit's files if no other mesh uses them.
+/// Stops and disables the service of one mesh, takes what it left out of the kernel, and removes the unit's files if no
+/// other mesh uses them.
 ///
 /// # Errors
-/// [`Error`] if systemd or the file system refuses.
+/// [`Error`] if systemd, the kernel or the file system refuses.
 pub async fn uninstall(interface: &InterfaceName) -> Result<Vec<String>, Error> {
     let root = Path::new("/");
     let unit = instance(interface);
@@ -120,6 +130,7 @@ pub async fn uninstall(interface: &InterfaceName) -> Result<Vec<String>, Error> 
         systemd.disable(&unit).await?;
         done.push(format!("{unit} is stopped and disabled"));
     }
+    done.extend(remove_leftovers(interface).await?);
     done.extend(remove_files(root, interface)?);
     if let Some(systemd) = &systemd {
         systemd.reload().await?;
@@ -128,6 +139,28 @@ pub async fn uninstall(interface: &InterfaceName) -> Result<Vec<String>, Error> 
         "kept: the secret and configuration in /etc/wgmesh, the node's key in /var/lib/wgmesh".to_owned(),
     );
     Ok(done)
+}
+
+/// Removes what a stopped service has left in the kernel: it stops cleanly, unless it failed in the middle of a restart
+/// and left its tunnels to a successor that never came. The link's alias says that it is ours, so neither the secret nor
+/// the configuration is needed, which may be what was wrong. Addresses, routes and filters go with the link.
+async fn remove_leftovers(interface: &InterfaceName) -> Result<Vec<String>, Error> {
+    if UnixStream::connect(Path::new(RUNTIME_DIRECTORY).join(format!("{interface}.sock"))).is_ok() {
+        return Ok(vec![format!("kept: {interface}, which a daemon serves that systemd did not start")]);
+    }
+    let mut done = Vec::new();
+    let kernel = Kernel::open(interface.clone())?;
+    if let Link::WireGuard { alias: Some(alias), .. } = kernel.observe().await?.link
+        && alias.starts_with(OWNER_PREFIX)
+    {
+        kernel.apply([Write::DeleteLink].into()).await?;
+        done.push(format!("removed {interface}, which the service had left behind"));
+    }
+    let pins = EbpfSettings::new(interface.clone()).pin_directory;
+    match fs::remove_dir_all(&pins) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &pins)(error)),
+        _ => Ok(done),
+    }
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -143,7 +176,7 @@ fn instance(interface: &InterfaceName) -> String {
 fn check_directories(config: &File) -> Result<(), Error> {
     let keys = [
         ("state_dir", &config.state_dir, "/var/lib/wgmesh"),
-        ("runtime_dir", &config.runtime_dir, "/run/wgmesh"),
+        ("runtime_dir", &config.runtime_dir, RUNTIME_DIRECTORY),
     ];
     match keys.into_iter().find(|(_, set, allowed)| set.as_path() != Path::new(allowed)) {
         Some((key, set, allowed)) => Err(Error::OtherDirectory { key, set: set.clone(), allowed }),

@@ -89,6 +89,16 @@ impl Error {
         )
     }
 
+    /// Whether a file of ours may not be used.
+    pub fn is_denied_file(&self) -> bool {
+        let kind = match self {
+            Self::Api(api::Error::File { source, .. }) => Some(source.kind()),
+            Self::State(error) => Some(error.kind()),
+            _ => None,
+        };
+        kind == Some(io::ErrorKind::PermissionDenied)
+    }
+
     /// Whether the interface is somebody else's, which only an operator can change.
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused(ApplyFailure::Refused(_)))

@@ -27,5 +27,8 @@ pub(super) fn start(mut config: File) -> Result<(), Error> {
         runtime.block_on(daemon).unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     // A name that is still being looked up must not hold up the end.
     runtime.shutdown_background();
-    Ok(ended?)
+    ended.map_err(|error| match error.is_denied_file() && nix::unistd::geteuid().is_root() {
+        true => Error::ServicesFiles(error, config.interface.clone()),
+        false => error.into(),
+    })
 }

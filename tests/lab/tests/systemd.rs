@@ -149,6 +149,50 @@ fn the_journal_knows_which_mesh_an_entry_belongs_to() {
     assert_eq!(first["PRIORITY"], "6");
 }
 
+/// W-D47, W-D6: a restart that fails leaves the tunnels to a successor; if none is to come, they go with the service.
+#[test]
+fn an_uninstall_takes_along_what_a_failed_restart_has_left() {
+    let service = Service::install("sdk", "listen_port = 0\n");
+    eventually(PATIENCE, || service.status()["ebpf"]["active"] == true);
+    fs::write("/etc/wgmesh/sdk.toml", "listen_prot = 0\n").unwrap();
+    run("systemctl", &["restart", &service.unit]);
+    wait_for(PATIENCE, || Some(service.property("ActiveState")).filter(|state| state == "failed"));
+    let pins = Path::new("/sys/fs/bpf/wgmesh/sdk");
+    assert!(link_exists("sdk") && pins.exists(), "a failed restart leaves the tunnels working");
+
+    let output = run(BINARY, &["uninstall-service", "--interface", "sdk"]);
+
+    ok(&output);
+    assert!(text(&output).contains("removed sdk"), "{}", text(&output));
+    assert!(!link_exists("sdk") && !pins.exists());
+}
+
+/// C-3: somebody else's link of that name is not taken for a left-over.
+#[test]
+fn an_uninstall_leaves_a_foreign_link_alone() {
+    let service = Service::install("sdi", "listen_port = 0\n");
+    ok(&run("systemctl", &["stop", &service.unit]));
+    ok(&run("ip", &["link", "add", "sdi", "type", "wireguard"]));
+
+    ok(&run(BINARY, &["uninstall-service", "--interface", "sdi"]));
+
+    assert!(link_exists("sdi"));
+    ok(&run("ip", &["link", "delete", "sdi"]));
+}
+
+#[test]
+fn a_daemon_started_by_hand_says_whose_the_services_files_are() {
+    let service = Service::install("sdj", "listen_port = 0\n");
+    ok(&run("systemctl", &["stop", &service.unit]));
+
+    let output = run(BINARY, &["run", "--interface", "sdj"]);
+
+    assert_eq!(output.status.code(), Some(77));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.contains("/run/wgmesh/sdj.lock: Permission denied"), "{error}");
+    assert!(error.contains("systemctl start wgmesh@sdj"), "{error}");
+}
+
 /// W-D48, X-46: a secret in `secret.env` reaches the service too.
 #[test]
 fn a_secret_in_the_environment_file_is_handed_over() {
@@ -238,8 +282,6 @@ impl Drop for Service {
         }
         run(BINARY, &["uninstall-service", "--interface", self.interface]);
         run("systemctl", &["reset-failed", &self.unit]);
-        // A service that failed while it restarted has left its tunnels to a successor that never came.
-        run("ip", &["link", "delete", self.interface]);
         let leftovers = ["/etc/wgmesh", "/var/lib/wgmesh"];
         leftovers.iter().for_each(|folder| drop(fs::remove_dir_all(folder)));
     }
