@@ -72,17 +72,12 @@ pub struct Mesh {
     store: PeerStore,
     contacts: BTreeMap<PublicKey, Contact>,
     underlay: Vec<Underlay>,
-    stun: Stun,
-    /// Where each peer sees WireGuard's port, by its last pong.
-    seen_at: BTreeMap<PublicKey, SocketAddr>,
+    reach: Reaching,
     exchange: Option<Exchange>,
     exchange_port: Option<u16>,
     bootstrap: Vec<Target>,
     targets_stale: bool,
     named: BTreeMap<PublicKey, manual::Named>,
-    paths: BTreeMap<PublicKey, Paths>,
-    carries: BTreeMap<PublicKey, TokenBucket>,
-    targets: BTreeMap<IpAddr, TokenBucket>,
     announces_in_full: u32,
     observed: Option<Arc<Observed>>,
     orphans: BTreeMap<PublicKey, ObservedPeer>,
@@ -107,6 +102,19 @@ pub struct Mesh {
     dirty: bool,
     stopped: bool,
     commands: VecDeque<Command>,
+}
+
+/// What a node knows of the ways to its peers through WireGuard's port.
+#[derive(Default)]
+struct Reaching {
+    stun: Stun,
+    /// Where each peer sees WireGuard's port, by its last pong.
+    seen_at: BTreeMap<PublicKey, SocketAddr>,
+    paths: BTreeMap<PublicKey, Paths>,
+    /// What each peer may still have carried to others.
+    carries: BTreeMap<PublicKey, TokenBucket>,
+    /// How many pings each address may still get at which nobody has answered.
+    targets: BTreeMap<IpAddr, TokenBucket>,
 }
 
 impl Mesh {
@@ -156,16 +164,12 @@ impl Mesh {
             rng,
             contacts: BTreeMap::new(),
             underlay,
-            stun: Stun::new(),
-            seen_at: BTreeMap::new(),
+            reach: Reaching::default(),
             exchange,
             exchange_port,
             bootstrap: Vec::new(),
             targets_stale: false,
             named: BTreeMap::new(),
-            paths: BTreeMap::new(),
-            carries: BTreeMap::new(),
-            targets: BTreeMap::new(),
             announces_in_full: 0,
             observed: None,
             orphans: BTreeMap::new(),
@@ -223,7 +227,7 @@ impl Mesh {
         match event {
             Event::Started(observed) => self.on_started(observed, now),
             Event::Underlay(underlay) => self.on_underlay(underlay, now),
-            Event::StunServers(servers) => self.stun.set_servers(&servers, now.monotonic),
+            Event::StunServers(servers) => self.reach.stun.set_servers(&servers, now.monotonic),
             Event::Bootstrap(targets) => self.on_bootstrap(targets),
             Event::ExchangePort(port) => self.on_exchange_port(port, now),
             Event::Session(event) => self.on_session(event, now),
@@ -264,12 +268,12 @@ impl Mesh {
             (self.store.next_removal(), TimeoutReason::RemoveStale),
             (self.replan_at, TimeoutReason::Replan),
             (self.next_look(), TimeoutReason::Session),
-            (self.stun.poll_timeout(), TimeoutReason::Stun),
+            (self.reach.stun.poll_timeout(), TimeoutReason::Stun),
             (self.next_greeting(), TimeoutReason::Greet),
             (self.exchange.as_ref().and_then(Exchange::poll_timeout), TimeoutReason::Exchange),
         ];
         let contacts = self.contacts.values().filter_map(Contact::poll_timeout).min();
-        let paths = self.paths.values().filter_map(Paths::poll_timeout).min();
+        let paths = self.reach.paths.values().filter_map(Paths::poll_timeout).min();
         fixed
             .into_iter()
             .chain([(contacts, TimeoutReason::Contact), (paths, TimeoutReason::Path)])

@@ -34,7 +34,7 @@ impl Mesh {
         now: Monotonic,
     ) -> bool {
         let kind = self.kind_of(address.ip());
-        self.is_candidate(address) && self.paths.entry(key).or_default().add(address, origin, kind, now)
+        self.is_candidate(address) && self.reach.paths.entry(key).or_default().add(address, origin, kind, now)
     }
 
     /// Whether an address that somebody named is worth a ping: no host of the mesh answers at it as an inner address,

@@ -75,9 +75,9 @@ impl Mesh {
         self.contacts.remove(&key);
         self.proved.remove(&key);
         self.attempts.remove(&key);
-        self.paths.remove(&key);
-        self.carries.remove(&key);
-        self.seen_at.remove(&key);
+        self.reach.paths.remove(&key);
+        self.reach.carries.remove(&key);
+        self.reach.seen_at.remove(&key);
     }
 
     fn on_observed(&mut self, observed: Arc<Observed>, fresh: bool, now: Now) {

@@ -18,19 +18,19 @@ const SEEN_INTERVAL: Duration = Duration::from_secs(5);
 impl Mesh {
     /// Returns what STUN has found out.
     pub fn nat_report(&self) -> Report {
-        self.stun.report()
+        self.reach.stun.report()
     }
 
     /// Asks the STUN servers anew.
     pub(super) fn restart_stun(&mut self, now: Now) {
         let local: Vec<IpAddr> =
             self.underlay.iter().flat_map(|link| &link.addresses).map(ipnet::IpNet::addr).collect();
-        self.stun.restart(&local, now.monotonic);
+        self.reach.stun.restart(&local, now.monotonic);
     }
 
     /// Takes what came to WireGuard's port if it is STUN. Returns whether it was.
     pub(super) fn take_stun(&mut self, from: SocketAddr, bytes: &[u8], now: Now) -> bool {
-        match self.stun.handle_datagram(from, bytes, now.monotonic) {
+        match self.reach.stun.handle_datagram(from, bytes, now.monotonic) {
             Handled::NotStun => return false,
             Handled::Taken => {}
             Handled::Dropped(reason) => self.drop_input(reason, from),
@@ -40,14 +40,14 @@ impl Mesh {
 
     /// Sends what STUN wants sent, and follows what it has found out.
     pub(super) fn drive_stun(&mut self, now: Now) {
-        self.stun.handle_timeout(now.monotonic);
-        while let Some((to, bytes)) = self.stun.poll_transmit(now.monotonic, &mut self.rng) {
+        self.reach.stun.handle_timeout(now.monotonic);
+        while let Some((to, bytes)) = self.reach.stun.poll_transmit(now.monotonic, &mut self.rng) {
             let transmit = Transmit { via: Via::WireGuard, to: Recipient::Node(to), bytes };
             self.commands.push_back(Command::Send(transmit));
         }
-        if self.stun.take_change() {
+        if self.reach.stun.take_change() {
             let mapped = self.mapped();
-            tracing::info!(nat = %self.stun.nat_type(), ?mapped, "the internet sees this node anew");
+            tracing::info!(nat = %self.reach.stun.nat_type(), ?mapped, "the internet sees this node anew");
             self.renew_record(now);
             // Whoever lets in only what it has sent to must send to the new address before it hears from us there.
             self.verify_paths(now);
@@ -57,7 +57,7 @@ impl Mesh {
 
     /// Notes where a peer sees WireGuard's port. It stands in for STUN where no server answers.
     pub(super) fn on_seen(&mut self, key: PublicKey, seen: SocketAddr, now: Now) {
-        if !self.is_candidate(seen) || self.seen_at.insert(key, seen) == Some(seen) {
+        if !self.is_candidate(seen) || self.reach.seen_at.insert(key, seen) == Some(seen) {
             return;
         }
         if self.whereabouts().candidates != self.record.record().candidates {
@@ -69,14 +69,14 @@ impl Mesh {
 
     /// Returns WireGuard's port as the internet sees it: by STUN, or else as most peers see it.
     pub(super) fn mapped(&self) -> Vec<SocketAddr> {
-        let v6 = self.stun.mapped_v6().or_else(|| self.seen_by_most(false));
-        let v4 = self.stun.mapped_v4().or_else(|| self.seen_by_most(true));
+        let v6 = self.reach.stun.mapped_v6().or_else(|| self.seen_by_most(false));
+        let v4 = self.reach.stun.mapped_v4().or_else(|| self.seen_by_most(true));
         v6.into_iter().chain(v4).collect()
     }
 
     fn seen_by_most(&self, v4: bool) -> Option<SocketAddr> {
         let mut votes = BTreeMap::<SocketAddr, usize>::new();
-        for &seen in self.seen_at.values().filter(|seen| seen.is_ipv4() == v4) {
+        for &seen in self.reach.seen_at.values().filter(|seen| seen.is_ipv4() == v4) {
             *votes.entry(seen).or_default() += 1;
         }
         votes.into_iter().max_by_key(|&(seen, count)| (count, Reverse(seen))).map(|(seen, _)| seen)
@@ -84,8 +84,8 @@ impl Mesh {
 
     /// Returns the NAT's type: by STUN, or else as peers see it, of whom two that see different ports are enough.
     pub(super) fn nat_type(&self) -> NatType {
-        let by_stun = self.stun.nat_type();
-        let mut ports = self.seen_at.values().filter(|seen| seen.is_ipv4());
+        let by_stun = self.reach.stun.nat_type();
+        let mut ports = self.reach.seen_at.values().filter(|seen| seen.is_ipv4());
         match (by_stun, ports.next()) {
             (NatType::Unknown, Some(first)) => match ports.next() {
                 None => NatType::Unknown,

@@ -50,7 +50,7 @@ impl Mesh {
         // Whoever was told of by another is at no link as far as we know: the same private networks are in every house.
         let of_our_links = |source: &Source| matches!(source, Source::Lan | Source::Cache);
         let may_be_met = self.settings.lan && peer.sources.keys().all(of_our_links);
-        let paths = self.paths.entry(key).or_default();
+        let paths = self.reach.paths.entry(key).or_default();
         match (may_be_met, has_news) {
             (true, _) => paths.begin_at(now.monotonic + LAN_GRACE),
             (false, true) => paths.begin(now.monotonic),
@@ -60,7 +60,7 @@ impl Mesh {
 
     /// Returns what is known of the paths to a peer.
     pub fn paths(&self, key: PublicKey) -> Option<&Paths> {
-        self.paths.get(&key)
+        self.reach.paths.get(&key)
     }
 
     pub(super) fn ping(&mut self, key: PublicKey, now: Now) {
@@ -70,7 +70,7 @@ impl Mesh {
         self.add_recorded_candidates(key, now.monotonic);
         let endpoint = self.live_endpoint(key, now);
         let kind = endpoint.map(|endpoint| self.kind_of(endpoint.ip()));
-        let paths = self.paths.entry(key).or_default();
+        let paths = self.reach.paths.entry(key).or_default();
         if let (Some(endpoint), Some(kind)) = (endpoint, kind) {
             paths.follow_kernel(endpoint, kind, now.monotonic);
         }
@@ -83,7 +83,7 @@ impl Mesh {
         for key in keys {
             self.add_recorded_candidates(key, now.monotonic);
             let on_link = self.is_met_on_link(key);
-            let Some(paths) = self.paths.get_mut(&key) else { continue };
+            let Some(paths) = self.reach.paths.get_mut(&key) else { continue };
             paths.verify(now.monotonic);
             if !on_link && (paths.current().is_none() || paths.is_used(now.monotonic)) {
                 paths.begin(now.monotonic);
@@ -102,7 +102,7 @@ impl Mesh {
             let age = peer.last_handshake.map(|at| now.wall.since(at));
             let (Some(age), Some(endpoint)) = (age, peer.endpoint) else { continue };
             let kind = self.kind_of(endpoint.ip());
-            let paths = self.paths.entry(key).or_default();
+            let paths = self.reach.paths.entry(key).or_default();
             if age <= SESSION_LIFETIME && (is_settled || paths.current().is_none()) {
                 paths.follow_kernel(endpoint, kind, now.monotonic);
             }
@@ -118,10 +118,11 @@ impl Mesh {
     /// Does what is due for every path: pings, offers.
     pub(super) fn drive_paths(&mut self, now: Now) {
         let due = |paths: &Paths| paths.poll_timeout().is_some_and(|at| at <= now.monotonic);
-        let keys: Vec<_> = self.paths.iter().filter(|(_, paths)| due(paths)).map(|(&key, _)| key).collect();
+        let keys: Vec<_> =
+            self.reach.paths.iter().filter(|(_, paths)| due(paths)).map(|(&key, _)| key).collect();
         for key in keys {
             if !self.settings.punching || self.store.get(key).is_none() {
-                self.paths.remove(&key);
+                self.reach.paths.remove(&key);
                 continue;
             }
             self.drive(key, now);
@@ -130,8 +131,8 @@ impl Mesh {
 
     pub(super) fn drive(&mut self, key: PublicKey, now: Now) {
         let works = self.is_reached(key, now);
-        let Some(paths) = self.paths.get_mut(&key) else { return };
-        if works && paths.current().is_none() {
+        let Some(paths) = self.reach.paths.get_mut(&key) else { return };
+        if works && (paths.current().is_none() || (paths.works() && paths.is_resting())) {
             paths.stop();
         }
         paths.handle_timeout(now.monotonic);
@@ -139,10 +140,10 @@ impl Mesh {
         while let Some(ping) = paths.poll_ping(now.monotonic, || self.rng.next_u64()) {
             pings.push(ping);
         }
-        let lost = self.paths.get_mut(&key).is_some_and(Paths::take_loss);
-        let offer = self.paths.get_mut(&key).is_some_and(Paths::take_offer_due);
+        let lost = self.reach.paths.get_mut(&key).is_some_and(Paths::take_loss);
+        let offer = self.reach.paths.get_mut(&key).is_some_and(Paths::take_offer_due);
         if lost {
-            self.stun.refresh(now.monotonic);
+            self.reach.stun.refresh(now.monotonic);
         }
         for (address, id) in pings {
             self.send_ping(key, address, id, now);
@@ -165,7 +166,7 @@ impl Mesh {
         let Some(disco) = unproved.prove(self.state.wg_pubkey, &peer.pair) else {
             return self.drop_input("forged", from);
         };
-        if !self.paths.entry(key).or_default().is_new(disco.stamp, now.monotonic) {
+        if !self.reach.paths.entry(key).or_default().is_new(disco.stamp, now.monotonic) {
             return self.drop_input("replayed", from);
         }
         match disco.body {
@@ -186,13 +187,13 @@ impl Mesh {
             return;
         }
         let kind = self.kind_of(from.ip());
-        self.paths.entry(key).or_default().handle_ping(from, kind, now.monotonic);
+        self.reach.paths.entry(key).or_default().handle_ping(from, kind, now.monotonic);
     }
 
     /// Follows the answer to a ping. Returns whether it was asked for.
     fn on_pong(&mut self, key: PublicKey, id: u64, token: Token, from: SocketAddr, now: Now) -> bool {
         self.follow_link_contact(key, now.monotonic);
-        let Some(paths) = self.paths.get_mut(&key) else { return false };
+        let Some(paths) = self.reach.paths.get_mut(&key) else { return false };
         let Some(answered) = paths.handle_pong(from, id, now.monotonic) else {
             self.drop_input("unasked", from);
             return false;
@@ -218,10 +219,10 @@ impl Mesh {
         let Some(peer) = self.store.get(key) else { return };
         let endpoint = place.endpoint(peer.record().record().listen_port);
         let elsewhere =
-            self.paths.get(&key).and_then(Paths::current).is_some_and(|current| current != endpoint);
+            self.reach.paths.get(&key).and_then(Paths::current).is_some_and(|current| current != endpoint);
         if elsewhere && !self.is_met_on_link(key) {
             self.add_candidate(key, endpoint, Origin::Ping, now.monotonic);
-            if let Some(paths) = self.paths.get_mut(&key) {
+            if let Some(paths) = self.reach.paths.get_mut(&key) {
                 paths.compare(endpoint, now.monotonic);
             }
         }
@@ -233,7 +234,7 @@ impl Mesh {
         let place = place.filter(|place| matches!(place.via, Via::Link(_)));
         let (Some(place), Some(peer)) = (place, self.store.get(key)) else { return };
         let endpoint = place.endpoint(peer.record().record().listen_port);
-        if let Some(paths) = self.paths.get_mut(&key)
+        if let Some(paths) = self.reach.paths.get_mut(&key)
             && paths.current().is_none()
         {
             paths.follow_kernel(endpoint, Kind::Lan, now);
@@ -258,6 +259,7 @@ impl Mesh {
 
     fn send_ping(&mut self, key: PublicKey, to: SocketAddr, id: u64, now: Now) {
         let proved = self
+            .reach
             .paths
             .get(&key)
             .and_then(|paths| paths.candidate(to))
@@ -270,14 +272,14 @@ impl Mesh {
     }
 
     fn may_ping(&mut self, target: IpAddr, now: Monotonic) -> bool {
-        if self.targets.len() >= MAX_TARGETS && !self.targets.contains_key(&target) {
-            self.targets.retain(|_, bucket| !bucket.is_full(now));
-            if self.targets.len() >= MAX_TARGETS {
+        if self.reach.targets.len() >= MAX_TARGETS && !self.reach.targets.contains_key(&target) {
+            self.reach.targets.retain(|_, bucket| !bucket.is_full(now));
+            if self.reach.targets.len() >= MAX_TARGETS {
                 return false;
             }
         }
         let bucket = || TokenBucket::new(TARGET_BURST, TARGET_INTERVAL, now);
-        self.targets.entry(target).or_insert_with(bucket).take(now)
+        self.reach.targets.entry(target).or_insert_with(bucket).take(now)
     }
 
     pub(super) fn send_disco(&mut self, key: PublicKey, to: SocketAddr, body: DiscoBody, now: Now) {
@@ -302,7 +304,8 @@ impl Mesh {
 
     /// Whether packets reach a peer, or soon will by what is already under way.
     pub(super) fn is_reached(&self, key: PublicKey, now: Now) -> bool {
-        let works = self.paths.get(&key).is_some_and(|paths| paths.works() || paths.current().is_none());
+        let works =
+            self.reach.paths.get(&key).is_some_and(|paths| paths.works() || paths.current().is_none());
         self.is_met_on_link(key) || works && self.live_endpoint(key, now).is_some()
     }
 

@@ -42,7 +42,7 @@ impl Mesh {
         let proved = unproved.prove(self.state.wg_pubkey, &peer.pair).filter(|offer| offer.key == origin);
         let Some(offer) = proved else { return self.drop_input("forged", from) };
         if offer.candidates.len() > MAX_CANDIDATES
-            || !self.paths.entry(origin).or_default().is_new(offer.stamp, now.monotonic)
+            || !self.reach.paths.entry(origin).or_default().is_new(offer.stamp, now.monotonic)
         {
             return self.drop_input("replayed", from);
         }
@@ -52,7 +52,7 @@ impl Mesh {
         if !self.settings.punching || self.is_met_on_link(origin) {
             return;
         }
-        if let Some(paths) = self.paths.get_mut(&origin) {
+        if let Some(paths) = self.reach.paths.get_mut(&origin) {
             paths.note_introduction();
             paths.begin(now.monotonic);
             // What still seems to work here may be what the other side has lost.
@@ -68,7 +68,8 @@ impl Mesh {
 
     /// Notes where a tunnel came up that introducers have helped into being (W-X24).
     pub(super) fn note_rendezvous(&mut self, key: PublicKey, endpoint: SocketAddr, now: Now) {
-        let introduced = self.paths.get(&key).is_some_and(Paths::was_introduced) && !self.is_met_on_link(key);
+        let introduced =
+            self.reach.paths.get(&key).is_some_and(Paths::was_introduced) && !self.is_met_on_link(key);
         if let (true, Some(peer)) = (introduced, self.store.get(key)) {
             let record = peer.record().clone();
             let claim = Claim { record, source: Source::Rendezvous, endpoint: Some(endpoint), fresh: true };
@@ -78,7 +79,7 @@ impl Mesh {
 
     pub(super) fn send_offers(&mut self, key: PublicKey, now: Now) {
         for introducer in self.introducers(key, now) {
-            if let Some(paths) = self.paths.get_mut(&key) {
+            if let Some(paths) = self.reach.paths.get_mut(&key) {
                 paths.note_introduction();
             }
             self.send_offer(key, introducer, false, now);
@@ -88,9 +89,9 @@ impl Mesh {
     /// Tells the peers to which no path works where this node is now.
     pub(super) fn offer_to_unreached(&mut self, now: Now) {
         let unreached = |key: &PublicKey| !self.is_reached(*key, now);
-        let keys: Vec<_> = self.paths.keys().copied().filter(unreached).collect();
+        let keys: Vec<_> = self.reach.paths.keys().copied().filter(unreached).collect();
         for key in keys {
-            if let Some(paths) = self.paths.get_mut(&key) {
+            if let Some(paths) = self.reach.paths.get_mut(&key) {
                 paths.begin(now.monotonic);
                 paths.take_offer_due();
             }
@@ -147,7 +148,7 @@ impl Mesh {
         now: Now,
     ) {
         let full = || TokenBucket::new(CARRY_BURST, CARRY_INTERVAL, now.monotonic);
-        if !self.carries.entry(origin).or_insert_with(full).take(now.monotonic) {
+        if !self.reach.carries.entry(origin).or_insert_with(full).take(now.monotonic) {
             return self.drop_input("carry limit", from);
         }
         if let Some(endpoint) = self.live_endpoint(to, now) {

@@ -100,7 +100,7 @@ impl Mesh {
     }
 
     fn path(&self, key: PublicKey, endpoint: SocketAddr, peer: &store::Peer) -> Path {
-        let tried = self.paths.get(&key).and_then(|paths| paths.candidate(endpoint));
+        let tried = self.reach.paths.get(&key).and_then(|paths| paths.candidate(endpoint));
         let on_link =
             peer.candidates.get(&endpoint).is_some_and(|candidate| candidate.source == store::Source::Lan);
         let kind = match tried {
@@ -151,7 +151,7 @@ impl Mesh {
 
     /// Says why no address of a peer answers, once an attempt has failed.
     fn why_no_path(&self, key: PublicKey) -> Option<String> {
-        let paths = self.paths.get(&key).filter(|paths| paths.failures() > 0)?;
+        let paths = self.reach.paths.get(&key).filter(|paths| paths.failures() > 0)?;
         let theirs = self.store.get(key)?.record().record().nat;
         let ours = self.nat_type();
         let tries = match paths.failures() {
