@@ -232,6 +232,11 @@ impl Paths {
         self.failures = 0;
     }
 
+    /// Whether the next attempt is still to begin.
+    pub const fn is_resting(&self) -> bool {
+        matches!(self.effort, Effort::Rest { .. })
+    }
+
     /// Whether traffic was seen lately.
     pub fn is_used(&self, now: Monotonic) -> bool {
         self.used_until.is_some_and(|until| now < until)
