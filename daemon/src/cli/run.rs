@@ -22,7 +22,7 @@ pub(super) fn start(mut config: File) -> Result<(), Error> {
     privileges::keep_needed()?;
     let runtime = runtime()?;
     // As a task of the runtime: waking the future that is blocked on costs a system call, even from the same thread.
-    let daemon = runtime.spawn(run::run(config, found.secret, journal));
+    let daemon = runtime.spawn(run::run(config.clone(), found.secret, journal));
     let ended =
         runtime.block_on(daemon).unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     // A name that is still being looked up must not hold up the end.
