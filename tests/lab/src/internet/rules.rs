@@ -38,6 +38,19 @@ const FIRST_PORT: u16 = 51820;
 /// How many inner ports a rewriting router maps. Others are kept.
 const PORTS: u16 = 4;
 
+/// IPv6 is not translated: whoever was not asked is kept out.
+const IPV6_RULES: &str = r#"
+table ip6 lab
+delete table ip6 lab
+table ip6 lab {
+    chain forward {
+        type filter hook forward priority 0; policy drop;
+        iifname "lan0" oifname "lan0" accept
+        iifname "lan*" oifname "eth0" accept
+        ct state established,related accept
+    }
+}"#;
+
 /// What a router does.
 pub(super) struct Rules {
     pub(super) mapping: Mapping,
@@ -55,7 +68,8 @@ impl Rules {
         let (inward, outward, hairpin) = (self.inward(), self.outward(), self.hairpin());
         let (public, lifetime) = (self.public, self.lifetime.as_secs());
         format!(
-            r#"table ip lab
+            r#"{IPV6_RULES}
+table ip lab
 delete table ip lab
 table ip lab {{
     counter sent_packets {{ }}
@@ -91,16 +105,6 @@ table ip lab {{
     chain input {{
         type filter hook input priority 0; policy drop;
         meta l4proto icmp accept
-        ct state established,related accept
-    }}
-}}
-table ip6 lab
-delete table ip6 lab
-table ip6 lab {{
-    chain forward {{
-        type filter hook forward priority 0; policy drop;
-        iifname "lan0" oifname "lan0" accept
-        iifname "lan*" oifname "eth0" accept
         ct state established,related accept
     }}
 }}
