@@ -58,6 +58,8 @@ fn twenty_nodes_that_start_at_once_are_meshed_within_a_second() -> Result<(), Vi
             "a plan costs time with every peer, so none is made that the applier cannot take up"
         );
         world.run_for(millis(20_000))?;
+        let probes: u64 = world.hosts().map(|(_, host)| host.totals.probes).sum();
+        assert_eq!(probes, 0, "who meets on a link looks for no other path");
         world.check_quiet(millis(60_000))?;
     }
     Ok(())
