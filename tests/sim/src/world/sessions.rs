@@ -142,7 +142,6 @@ impl World {
         let port = u16::try_from(port).expect("below the end of the range");
         self.streams.opened += 1;
         let found = self.find_listener(id, port, target.address);
-        let run = self.hosts[id.0].runs();
         let Some((other, route, remote, delay)) = found else {
             return self.fail(id, target, "timed out", CONNECT_TIMEOUT);
         };
@@ -154,10 +153,22 @@ impl World {
         if listener.plan.secret != self.hosts[id.0].plan.secret {
             return self.fail(id, target, "TLS refused", delay * 4);
         }
-        let numbers = [0, 1].map(|side| SessionId(self.streams.opened * 2 + side));
-        let ends = [(id, numbers[0]), (other, numbers[1])];
-        let exporter = self.random.bytes();
         let after = self.now + delay * 2 * ROUND_TRIPS_TO_OPEN;
+        self.open_stream([id, other], route, target, remote, after);
+    }
+
+    /// Opens a stream from the first host to the second, which sees it come from `remote`.
+    fn open_stream(
+        &mut self,
+        hosts: [HostId; 2],
+        route: Route,
+        target: Target,
+        remote: SocketAddr,
+        after: Monotonic,
+    ) {
+        let opened = self.streams.opened;
+        let ends = [0, 1].map(|side| (hosts[side], SessionId(opened * 2 + side as u64)));
+        let exporter = self.random.bytes();
         for side in 0..2 {
             let is_dialer = side == 0;
             let end = End {
@@ -176,7 +187,7 @@ impl World {
                 dialed: is_dialer.then_some(target),
                 exporter,
             };
-            let run = if is_dialer { run } else { self.hosts[other.0].runs() };
+            let run = self.hosts[hosts[side].0].runs();
             self.schedule.push(after, Happening::Flow(Box::new(Flow::Hear { end: ends[side], event, run })));
         }
     }
