@@ -2,6 +2,7 @@
 
 mod hostile;
 mod lasting;
+mod reload;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;

@@ -137,6 +137,26 @@ fn a_wrong_configuration_stops_the_service_and_says_where() {
     assert!(journal.contains("did you mean `listen_port`?"), "{journal}");
 }
 
+/// W-D7, C-7: `systemctl reload` has the running process take up its file, and fails where the file is wrong.
+#[test]
+fn the_service_takes_up_a_changed_file_and_refuses_a_wrong_one() {
+    let service = Service::install("sdh", "listen_port = 0\n");
+    let (process, index) = (service.process(), link_index("sdh"));
+
+    fs::write("/etc/wgmesh/sdh.toml", "listen_port = 0\nlog_level = \"debug\"\n").unwrap();
+    ok(&run("systemctl", &["reload", &service.unit]));
+    let fields = ["WGMESH_INTERFACE=sdh", "WGMESH_CHANGED=log_level", "-o", "cat", "--no-pager"];
+    eventually(PATIENCE, || text(&run("journalctl", &fields)).contains("read the configuration anew"));
+
+    fs::write("/etc/wgmesh/sdh.toml", "listen_prot = 0\n").unwrap();
+    assert!(!succeeds("systemctl", &["reload", &service.unit]));
+    let journal = || text(&run("journalctl", &["-u", &service.unit, "--no-pager", "-o", "cat"]));
+    eventually(PATIENCE, || journal().contains("/etc/wgmesh/sdh.toml:1:1: `listen_prot`: unknown key"));
+
+    assert_eq!(service.property("ActiveState"), "active");
+    assert_eq!((service.process(), link_index("sdh")), (process, index));
+}
+
 /// DESIGN 12: entries of the journal carry their fields.
 #[test]
 fn the_journal_knows_which_mesh_an_entry_belongs_to() {
