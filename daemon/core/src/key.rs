@@ -80,7 +80,12 @@ impl From<PublicKey> for String {
 /// A node's X25519 private key. Wiped when dropped; `Debug` hides it.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct SecretKey([u8; 32]);
+pub struct SecretKey {
+    bytes: [u8; 32],
+    /// Derived once: each look at the kernel compares it with the device's.
+    #[zeroize(skip)]
+    public: PublicKey,
+}
 
 impl SecretKey {
     /// Makes a private key of 32 random bytes, clamped as RFC 7748 §5 asks.
@@ -88,18 +93,18 @@ impl SecretKey {
         bytes[0] &= 248;
         bytes[31] &= 127;
         bytes[31] |= 64;
-        Self(bytes)
+        let secret = x25519_dalek::StaticSecret::from(bytes);
+        Self { bytes, public: PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes()) }
     }
 
     /// Returns the 32 bytes, for the kernel and for the signing code.
     pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
+        &self.bytes
     }
 
-    /// Derives the public half.
-    pub fn public(&self) -> PublicKey {
-        let secret = x25519_dalek::StaticSecret::from(self.0);
-        PublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+    /// Returns the public half.
+    pub const fn public(&self) -> PublicKey {
+        self.public
     }
 }
 
@@ -121,7 +126,7 @@ impl TryFrom<String> for SecretKey {
 
 impl From<SecretKey> for String {
     fn from(key: SecretKey) -> Self {
-        BASE64.encode(key.0)
+        BASE64.encode(key.bytes)
     }
 }
 
