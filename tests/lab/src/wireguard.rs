@@ -53,7 +53,7 @@ impl Recipe {
     #[track_caller]
     pub fn carry_out(&self, host: &Host) {
         host.feed(["ip", "-batch", "-"], &format!("link add {INTERFACE} type wireguard\n"));
-        host.feed(["wg", "setconf", INTERFACE, "/dev/stdin"], &self.config);
+        host.feed(["wg", "setconf", INTERFACE, "/proc/self/fd/0"], &self.config);
         host.feed(["ip", "-batch", "-"], &self.up);
     }
 }
