@@ -73,3 +73,37 @@ fn configured(config: &File) -> Pins {
     }
     configured
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=";
+
+    fn config(discovery: &str) -> File {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mesh1.toml");
+        std::fs::write(&path, format!("[discovery]\n{discovery}")).unwrap();
+        File::load(&path).unwrap()
+    }
+
+    /// W-D7, M-5: a reload brings back only whom a changed list names, and never takes what `peer add` has said.
+    #[test]
+    fn only_a_list_that_has_changed_is_followed() {
+        let before = config(&format!("static_peers = [\"{KEY}\"]\nbootstrap_nodes = [\"mesh1\"]"));
+        let mut wanted = Wanted::new(&before, Pins::default());
+        wanted.add("mesh9".parse().unwrap());
+        let key = KEY.parse().unwrap();
+        wanted.remove(&Removal { key: Some(key), node: None });
+
+        let moved = config(&format!("static_peers = [\"{KEY}\"]\nbootstrap_nodes = [\"mesh2\"]"));
+        wanted.follow(&before, &moved);
+        let hosts: Vec<_> = wanted.bootstrap_nodes().into_iter().map(|node| node.host).collect();
+        assert_eq!(hosts, ["mesh2", "mesh9"]);
+        assert!(wanted.static_peers().is_empty());
+
+        let named = config(&format!("static_peers = [\"{KEY}@203.0.113.7:1\"]"));
+        wanted.follow(&moved, &named);
+        assert_eq!(wanted.static_peers(), [(key, Some("203.0.113.7:1".parse().unwrap()))].into());
+    }
+}
