@@ -4,7 +4,8 @@
 //! the NATs between them. Only an address that has answered is taken for a path.
 //!
 //! - **Effort** is bounded: an attempt sends at most [`PINGS_PER_CANDIDATE`] pings to each of [`MAX_CANDIDATES`]
-//!   addresses within [`ATTEMPT`], and rests between attempts, from [`FIRST_REST`] up to [`LONGEST_REST`].
+//!   addresses within [`ATTEMPT`], and rests between attempts, from [`FIRST_REST`] up to [`LONGEST_REST`], or up to
+//!   [`HOPELESS_REST`] where the two NATs are known to let nothing through.
 //! - **A path that is used is watched**: as long as traffic flows it is pinged each [`WATCH_INTERVAL`], and after
 //!   [`MISSES`] pings in a row without an answer it counts as lost. A path at rest costs nothing.
 //! - **A working path is only left for a better one**: of a better [`Kind`] and not slower, or of the same kind and
@@ -20,7 +21,7 @@ use crate::time::Monotonic;
 mod candidate;
 mod window;
 
-pub use candidate::{Candidate, Kind, Origin, PINGS_PER_CANDIDATE};
+pub use candidate::{Candidate, Kind, LastAnswer, Origin, PINGS_PER_CANDIDATE};
 use candidate::{SCHEDULE_MS, Schedule, is_quicker};
 use window::ReplayWindow;
 
@@ -38,6 +39,9 @@ pub const FIRST_REST: Duration = Duration::from_secs(3);
 
 /// The longest rest between two attempts.
 pub const LONGEST_REST: Duration = Duration::from_secs(30);
+
+/// The longest rest between two attempts that nobody expects to succeed: NATs may be other than they seem.
+pub const HOPELESS_REST: Duration = Duration::from_secs(300);
 
 /// How often a path is pinged while it is used.
 pub const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -96,17 +100,6 @@ pub struct Answered {
     pub switched: bool,
 }
 
-/// The last ping that was answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LastAnswer {
-    /// When the answer came.
-    pub at: Monotonic,
-    /// From where.
-    pub from: SocketAddr,
-    /// After how long.
-    pub rtt: Duration,
-}
-
 /// The paths to one peer.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -118,7 +111,12 @@ pub struct Paths {
     used_until: Option<Monotonic>,
     offer_due: bool,
     was_lost: bool,
+    /// Whether everything is to be pinged once the path is used: there may be a better one.
+    look_when_used: bool,
     introduced: bool,
+    /// Whether the last attempt found nobody to introduce the two.
+    without_introducer: bool,
+    hopeless: bool,
     last_answer: Option<LastAnswer>,
     window: ReplayWindow,
 }
@@ -134,7 +132,10 @@ impl Default for Paths {
             used_until: None,
             offer_due: false,
             was_lost: false,
+            look_when_used: false,
             introduced: false,
+            without_introducer: false,
+            hopeless: false,
             last_answer: None,
             window: ReplayWindow::default(),
         }
@@ -224,6 +225,14 @@ impl Paths {
         {
             current.next_ping = Some(now);
         }
+        if std::mem::take(&mut self.look_when_used) {
+            self.begin(now);
+        }
+    }
+
+    /// Has an attempt begin once the path is used: where this host is has changed, and what works need not be best.
+    pub const fn look_when_used(&mut self) {
+        self.look_when_used = true;
     }
 
     /// Notes that there is nothing to look for: the peer is reached by other means.
@@ -350,9 +359,20 @@ impl Paths {
         self.candidates.iter().map(|(&address, candidate)| (address, candidate))
     }
 
-    /// Notes that an introducer has a part in this.
-    pub const fn note_introduction(&mut self) {
-        self.introduced = true;
+    /// Notes whether an attempt has found somebody to introduce the two.
+    pub const fn note_introducers(&mut self, found: bool) {
+        self.introduced |= found;
+        self.without_introducer = !found;
+    }
+
+    /// Whether the last attempt found nobody to introduce the two.
+    pub const fn lacks_introducer(&self) -> bool {
+        self.without_introducer
+    }
+
+    /// Notes whether the two NATs are known to let nothing through.
+    pub const fn expect_nothing(&mut self, hopeless: bool) {
+        self.hopeless = hopeless;
     }
 
     /// Whether an introducer had a part in this.
@@ -385,7 +405,8 @@ impl Paths {
         if self.works() {
             return self.stop();
         }
-        let rest = FIRST_REST.saturating_mul(1 << self.failures.min(8)).min(LONGEST_REST);
+        let longest = if self.hopeless { HOPELESS_REST } else { LONGEST_REST };
+        let rest = FIRST_REST.saturating_mul(1 << self.failures.min(8)).min(longest);
         self.failures += 1;
         self.effort = Effort::Rest { until: now + rest };
     }

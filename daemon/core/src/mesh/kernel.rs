@@ -125,6 +125,7 @@ impl Mesh {
                 if let Some(endpoint) = peer.endpoint {
                     self.note_rendezvous(key, endpoint, now);
                 }
+                self.retry_with_introducer(now);
             }
         }
         if peer.last_handshake > handshake_before || peer.rx_bytes > received_before {

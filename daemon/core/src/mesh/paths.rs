@@ -18,6 +18,7 @@ use crate::contact::{Contact, Place, Via};
 use crate::kernel::Observed;
 use crate::key::PublicKey;
 use crate::message::{Disco, DiscoBody, PING_PADDING_BYTES, Paired as _, Token, Unproved};
+use crate::nat::{Nat, NatType, Strategy};
 use crate::path::{Kind, Origin, Paths};
 use crate::seal;
 use crate::store::{Claim, Source};
@@ -85,8 +86,13 @@ impl Mesh {
             let on_link = self.is_met_on_link(key);
             let Some(paths) = self.reach.paths.get_mut(&key) else { continue };
             paths.verify(now.monotonic);
-            if !on_link && (paths.current().is_none() || paths.is_used(now.monotonic)) {
+            if on_link {
+                continue;
+            }
+            if paths.current().is_none() || paths.is_used(now.monotonic) {
                 paths.begin(now.monotonic);
+            } else {
+                paths.look_when_used();
             }
         }
     }
@@ -131,7 +137,9 @@ impl Mesh {
 
     pub(super) fn drive(&mut self, key: PublicKey, now: Now) {
         let works = self.is_reached(key, now);
+        let hopeless = self.is_hopeless(key);
         let Some(paths) = self.reach.paths.get_mut(&key) else { return };
+        paths.expect_nothing(hopeless);
         if works && (paths.current().is_none() || (paths.works() && paths.is_resting())) {
             paths.stop();
         }
@@ -151,6 +159,16 @@ impl Mesh {
         if offer {
             self.send_offers(key, now);
         }
+    }
+
+    /// Whether nothing can be expected to pass between this node's NAT and a peer's (REQUIREMENTS section 11).
+    fn is_hopeless(&self, key: PublicKey) -> bool {
+        let theirs = match self.store.get(key).map(|peer| peer.record().record().nat) {
+            Some(Nat::Symmetric) => NatType::Symmetric,
+            // A cone may be one that lets anybody in.
+            Some(Nat::Cone | Nat::Unknown) | None => return false,
+        };
+        !Strategy::of(self.nat_type(), theirs).is_direct_possible()
     }
 
     /// Follows a datagram that came to WireGuard's port with a proof to check.

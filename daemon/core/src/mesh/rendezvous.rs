@@ -53,7 +53,7 @@ impl Mesh {
             return;
         }
         if let Some(paths) = self.reach.paths.get_mut(&origin) {
-            paths.note_introduction();
+            paths.note_introducers(true);
             paths.begin(now.monotonic);
             // What still seems to work here may be what the other side has lost.
             paths.verify(now.monotonic);
@@ -78,11 +78,26 @@ impl Mesh {
     }
 
     pub(super) fn send_offers(&mut self, key: PublicKey, now: Now) {
-        for introducer in self.introducers(key, now) {
-            if let Some(paths) = self.reach.paths.get_mut(&key) {
-                paths.note_introduction();
-            }
+        let introducers = self.introducers(key, now);
+        if let Some(paths) = self.reach.paths.get_mut(&key) {
+            paths.note_introducers(!introducers.is_empty());
+        }
+        for introducer in introducers {
             self.send_offer(key, introducer, false, now);
+        }
+    }
+
+    /// Begins anew with the peers to whom nobody could introduce this node when it tried: somebody has come up.
+    pub(super) fn retry_with_introducer(&mut self, now: Now) {
+        let waiting =
+            |(key, paths): &(&PublicKey, &Paths)| paths.lacks_introducer() && !self.is_reached(**key, now);
+        let keys: Vec<_> = self.reach.paths.iter().filter(waiting).map(|(&key, _)| key).collect();
+        for key in keys {
+            if let Some(paths) = self.reach.paths.get_mut(&key) {
+                paths.begin(now.monotonic);
+                paths.take_offer_due();
+            }
+            self.send_offers(key, now);
         }
     }
 

@@ -1,5 +1,6 @@
 //! One address at which a peer may answer, and the pings to it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::time::Monotonic;
@@ -85,6 +86,17 @@ impl Schedule {
     pub(super) fn due(self) -> Option<Monotonic> {
         SCHEDULE_MS.get(self.step).map(|&millis| self.begun + Duration::from_millis(millis))
     }
+}
+
+/// The last ping that was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastAnswer {
+    /// When the answer came.
+    pub at: Monotonic,
+    /// From where.
+    pub from: SocketAddr,
+    /// After how long.
+    pub rtt: Duration,
 }
 
 impl Candidate {

@@ -104,6 +104,19 @@ fn an_attempt_is_bounded_and_rests_grow() {
 }
 
 #[test]
+fn an_attempt_that_nobody_expects_to_succeed_is_made_every_five_minutes() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, None)]);
+    peer.paths.expect_nothing(true);
+    peer.paths.begin(at(0));
+    peer.run(0, 1_000_000);
+    let hopeless = peer.pings.len();
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, None)]);
+    peer.paths.begin(at(0));
+    peer.run(0, 1_000_000);
+    assert!(hopeless * 3 < peer.pings.len(), "{hopeless} and {}", peer.pings.len());
+}
+
+#[test]
 fn a_path_without_traffic_costs_nothing_and_one_in_use_a_ping_a_second() {
     let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(20))]);
     peer.paths.begin(at(0));
@@ -115,6 +128,24 @@ fn a_path_without_traffic_costs_nothing_and_one_in_use_a_ping_a_second() {
     peer.paths.note_traffic(at(600_000));
     peer.run(600_000, 700_000);
     assert!((14..=16).contains(&peer.pings.len()), "{}", peer.pings.len());
+}
+
+/// Found in the lab: IPv6 that came while nothing was sent stayed unused, because both sides must ping at once.
+#[test]
+fn a_path_at_rest_is_compared_with_all_others_when_it_is_used_again() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(20))]);
+    peer.paths.begin(at(0));
+    peer.run(0, 5000);
+    assert!(peer.paths.take_offer_due());
+    peer.paths.add(address(2), Origin::Record, Kind::Ipv6, at(5000));
+    peer.rtt.insert(address(2), 20);
+    peer.paths.look_when_used();
+    peer.run(5000, 10_000);
+    assert_eq!(peer.paths.current(), Some(address(1)));
+    peer.paths.note_traffic(at(10_000));
+    assert!(peer.paths.take_offer_due(), "the other side is to ping too");
+    peer.run(10_000, 12_000);
+    assert_eq!(peer.paths.current(), Some(address(2)));
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn hosts_that_only_remember_each_other_meet_again() -> Result<(), Violation> {
         for other in Kind::ALL {
             let mut meeting = Meeting::remembered(2, [one, other]);
             let span = meeting.meet()?;
-            assert!(span < secs(10), "{span:?}: {one:?} with {other:?}");
+            assert!(span < secs(6), "{span:?}: {one:?} with {other:?}");
         }
     }
     Ok(())
