@@ -21,7 +21,7 @@ use crate::time::Monotonic;
 mod candidate;
 mod window;
 
-pub use candidate::{Candidate, Kind, LastAnswer, Origin, PINGS_PER_CANDIDATE};
+pub use candidate::{Answered, Candidate, Kind, LastAnswer, Origin, PINGS_PER_CANDIDATE};
 use candidate::{SCHEDULE_MS, Schedule, is_quicker};
 use window::ReplayWindow;
 
@@ -89,15 +89,6 @@ enum Effort {
     Attempt { until: Monotonic },
     /// The next attempt is to begin then.
     Rest { until: Monotonic },
-}
-
-/// What an answer to a ping has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Answered {
-    /// The round trip of this ping.
-    pub rtt: Duration,
-    /// Whether the path in use is another now, or works again.
-    pub switched: bool,
 }
 
 /// The paths to one peer.

@@ -99,6 +99,15 @@ pub struct LastAnswer {
     pub rtt: Duration,
 }
 
+/// What an answer to a ping has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// The round trip of this ping.
+    pub rtt: Duration,
+    /// Whether the path in use is another now, or works again.
+    pub switched: bool,
+}
+
 impl Candidate {
     pub(super) fn patience(&self) -> Duration {
         let three = self.rtt.map_or(SHORTEST_PATIENCE, |rtt| rtt * 3);
