@@ -8,9 +8,10 @@
 //!   [`HOPELESS_REST`] where the two NATs are known to let nothing through.
 //! - **A path that is used is watched**: as long as traffic flows it is pinged each [`WATCH_INTERVAL`], and after
 //!   [`MISSES`] pings in a row without an answer it counts as lost. A path at rest costs nothing.
-//! - **A working path is only left for a better one**: of a better [`Kind`] and not slower, or of the same kind and
-//!   quicker by a fifth or 10 ms, seen [`CHECKS`] times. A lost one is left for the first that answers.
+//! - **A working path is only left for a better one**: of a better [`Kind`] and not slower by 10 ms, of a worse one and
+//!   quicker by that, or of the same kind and quicker by a fifth or 10 ms, seen [`CHECKS`] times. A lost one is left for the first that answers.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,7 +23,7 @@ mod candidate;
 mod window;
 
 pub use candidate::{Answered, Candidate, Kind, LastAnswer, Origin, PINGS_PER_CANDIDATE};
-use candidate::{SCHEDULE_MS, Schedule, is_quicker};
+use candidate::{FARTHER, SCHEDULE_MS, Schedule, is_quicker};
 use window::ReplayWindow;
 
 /// The most addresses that are tried for one peer; the least trusted, then the oldest, makes room.
@@ -485,8 +486,9 @@ impl Paths {
         let Some(rtt) = challenger.rtt else { return false };
         let Some(rtt_now) = current.rtt else { return challenger.kind <= current.kind };
         match challenger.kind.cmp(&current.kind) {
-            std::cmp::Ordering::Less => !is_quicker(rtt_now, rtt),
-            std::cmp::Ordering::Equal | std::cmp::Ordering::Greater => is_quicker(rtt, rtt_now),
+            Ordering::Less => rtt < rtt_now + FARTHER,
+            Ordering::Equal => is_quicker(rtt, rtt_now),
+            Ordering::Greater => rtt + FARTHER <= rtt_now,
         }
     }
 }

@@ -11,18 +11,15 @@ use crate::record::{MAX_CANDIDATES, may_be_an_endpoint};
 use crate::time::Monotonic;
 
 impl Mesh {
-    /// Adds what the record and earlier claims say of a peer. Returns whether anything of it is new.
-    pub(super) fn add_recorded_candidates(&mut self, key: PublicKey, now: Monotonic) -> bool {
-        let Some(peer) = self.store.get(key) else { return false };
+    /// Adds what the record and earlier claims say of a peer. Returns what of it is new.
+    pub(super) fn add_recorded_candidates(&mut self, key: PublicKey, now: Monotonic) -> Vec<SocketAddr> {
+        let Some(peer) = self.store.get(key) else { return Vec::new() };
         let recorded = peer.record().record().candidates.iter().map(|&address| (address, Origin::Record));
         let heard = peer.candidates.keys().map(|&address| (address, Origin::Cache));
-        let named: Vec<_> = recorded.chain(heard).collect();
+        let mut named: Vec<_> = recorded.chain(heard).collect();
         self.add_named_candidate(key, now);
-        let mut has_news = false;
-        for (address, origin) in named {
-            has_news |= self.add_candidate(key, address, origin, now);
-        }
-        has_news
+        named.retain(|&(address, origin)| self.add_candidate(key, address, origin, now));
+        named.into_iter().map(|(address, _)| address).collect()
     }
 
     /// Adds an address if it is worth a ping. Returns whether it is new.

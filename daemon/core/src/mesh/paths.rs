@@ -43,19 +43,29 @@ const QUIET_BYTES: u64 = 300;
 impl Mesh {
     /// Looks for a path to a peer that has become known, unless it is met on a link.
     pub(super) fn seek(&mut self, key: PublicKey, now: Now) {
-        let has_news = self.add_recorded_candidates(key, now.monotonic);
+        let news = self.add_recorded_candidates(key, now.monotonic);
         if !self.settings.punching || self.is_reached(key, now) {
-            return;
+            return self.compare_all(key, &news, now);
         }
         let Some(peer) = self.store.get(key) else { return };
         // Whoever was told of by another is at no link as far as we know: the same private networks are in every house.
         let of_our_links = |source: &Source| matches!(source, Source::Lan | Source::Cache);
         let may_be_met = self.settings.lan && peer.sources.keys().all(of_our_links);
         let paths = self.reach.paths.entry(key).or_default();
-        match (may_be_met, has_news) {
+        match (may_be_met, !news.is_empty()) {
             (true, _) => paths.begin_at(now.monotonic + LAN_GRACE),
             (false, true) => paths.begin(now.monotonic),
             (false, false) => paths.begin_at(now.monotonic),
+        }
+    }
+
+    /// Tries new addresses of a peer that is reached, unless it is met on a link.
+    fn compare_all(&mut self, key: PublicKey, addresses: &[SocketAddr], now: Now) {
+        if !self.settings.punching || self.is_met_on_link(key) {
+            return;
+        }
+        if let Some(paths) = self.reach.paths.get_mut(&key).filter(|paths| paths.current().is_some()) {
+            addresses.iter().for_each(|&address| paths.compare(address, now.monotonic));
         }
     }
 

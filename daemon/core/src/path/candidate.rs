@@ -12,6 +12,9 @@ pub(super) const SCHEDULE_MS: [u64; 12] = [0, 60, 160, 300, 450, 700, 1000, 1400
 /// How many pings an attempt sends to one candidate.
 pub const PINGS_PER_CANDIDATE: usize = SCHEDULE_MS.len();
 
+/// By how much a round trip must differ to say that a path is longer, whatever kind it is of.
+pub(super) const FARTHER: Duration = Duration::from_millis(10);
+
 /// A ping is missed after three round trips, but not before this.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(250);
 
@@ -118,5 +121,5 @@ impl Candidate {
 /// Whether a path is quicker than another by a fifth or by 10 ms; below a millisecond the difference is noise.
 pub(super) fn is_quicker(one: Duration, other: Duration) -> bool {
     let gain = other.saturating_sub(one);
-    gain >= Duration::from_millis(10) || (gain >= Duration::from_millis(1) && gain * 5 >= other)
+    gain >= FARTHER || (gain >= Duration::from_millis(1) && gain * 5 >= other)
 }

@@ -103,6 +103,24 @@ fn an_attempt_is_bounded_and_rests_grow() {
     assert_eq!(rests[..6], [3, 6, 12, 24, 30, 30]);
 }
 
+/// W-D16: IPv6 is preferred at equal quality, and a few milliseconds of noise do not lead back.
+#[test]
+fn ipv6_is_taken_unless_it_is_a_longer_way() {
+    for (v4, v6, expected) in [(2, 6, 2), (50, 55, 2), (2, 14, 1), (50, 65, 1)] {
+        let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(v4))]);
+        peer.paths.begin(at(0));
+        peer.run(0, 5000);
+        peer.paths.add(address(2), Origin::Record, Kind::Ipv6, at(5000));
+        peer.rtt.insert(address(2), v6);
+        peer.paths.compare(address(2), at(5000));
+        peer.run(5000, 9000);
+        assert_eq!(peer.paths.current(), Some(address(expected)), "{v4} and {v6} ms");
+        peer.paths.compare(address(1), at(9000));
+        peer.run(9000, 14_000);
+        assert_eq!(peer.paths.current(), Some(address(expected)), "{v4} and {v6} ms, again");
+    }
+}
+
 #[test]
 fn an_attempt_that_nobody_expects_to_succeed_is_made_every_five_minutes() {
     let mut peer = Peer::new(&[(1, Kind::Ipv4, None)]);
