@@ -267,7 +267,8 @@ impl Paths {
         let (_, sent) = candidate.pings.swap_remove(place);
         let rtt = now.since(sent);
         candidate.answered = Some(now);
-        candidate.rtt = Some(candidate.rtt.map_or(rtt, |old| (old * 7 + rtt * 3) / 10));
+        // What delays one answer, such as a neighbour that had to be found first, says nothing of the way.
+        candidate.rtt = Some(candidate.rtt.map_or(rtt, |old| rtt.min((old * 7 + rtt * 3) / 10)));
         let switched = self.choose(from, now);
         self.last_answer = Some(LastAnswer { at: now, from, rtt });
         Some(Answered { rtt, switched })

@@ -65,6 +65,10 @@ impl Mesh {
             return;
         }
         if let Some(paths) = self.reach.paths.get_mut(&key).filter(|paths| paths.current().is_some()) {
+            // A peer with a new address may have lost the old one.
+            if !addresses.is_empty() {
+                paths.verify(now.monotonic);
+            }
             addresses.iter().for_each(|&address| paths.compare(address, now.monotonic));
         }
     }
@@ -91,6 +95,7 @@ impl Mesh {
     /// Has every path looked at anew: this host's links, addresses or routes are not what they were.
     pub(super) fn verify_paths(&mut self, now: Now) {
         let keys: Vec<_> = self.store.iter().map(|(key, _)| key).collect();
+        let mut somebody_rests = false;
         for key in keys {
             self.add_recorded_candidates(key, now.monotonic);
             let on_link = self.is_met_on_link(key);
@@ -103,7 +108,12 @@ impl Mesh {
                 paths.begin(now.monotonic);
             } else {
                 paths.look_when_used();
+                somebody_rests = true;
             }
+        }
+        if somebody_rests {
+            // Whether it really does: the last reading may be older than the traffic.
+            self.commands.push_back(Command::Look);
         }
     }
 
