@@ -49,7 +49,7 @@ fn an_operator_learns_what_the_nat_does_and_how_far_away_a_peer_is() {
     let silent = node.json(&["netcheck", "--json"]);
     println!("{silent} after {:?}", asked.elapsed());
     assert_eq!(silent["nat_type"], "unknown", "that nobody answers is no error");
-    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert!(asked.elapsed() < Duration::from_secs(20));
 
     pair.daemons[1].signal(Signal::SIGKILL);
     let lost = node.ask(&["ping", &right, "-n", "1"]);
