@@ -35,7 +35,9 @@ impl House {
             let settings = Settings::new(SECRET).with(&format!("listen_port = {port}"));
             host.daemon(&settings.over_internet(&[address]))
         };
-        let daemons = ports.map(start).into();
+        let daemons = ports.map(start);
+        daemons.iter().for_each(wgmesh_lab::Daemon::wait_ready);
+        let daemons = daemons.into();
         Self { daemons, member, site, _introducer: (daemon, introducer), _stun: stun, _internet: internet }
     }
 
