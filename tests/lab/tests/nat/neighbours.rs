@@ -36,7 +36,9 @@ impl House {
             host.daemon(&settings.over_internet(&[address]))
         };
         let daemons = ports.map(start);
-        daemons.iter().for_each(wgmesh_lab::Daemon::wait_ready);
+        for daemon in &daemons {
+            daemon.wait_ready();
+        }
         let daemons = daemons.into();
         Self { daemons, member, site, _introducer: (daemon, introducer), _stun: stun, _internet: internet }
     }
