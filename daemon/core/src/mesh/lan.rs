@@ -45,6 +45,9 @@ pub(super) const CLOCK_TOLERANCE: Duration = Duration::from_secs(24 * 3600);
 impl Mesh {
     pub(super) fn on_underlay(&mut self, underlay: Vec<Underlay>, now: Now) {
         if self.underlay == underlay {
+            // The notice was of a default route, which no list of links shows.
+            self.restart_stun(now);
+            self.verify_paths(now);
             return;
         }
         self.underlay = underlay;

@@ -176,3 +176,24 @@ fn a_peer_that_is_released_stays_and_ages() {
     assert!(one.mesh.store().get(key).is_some());
     assert!(one.mesh.store().next_removal().is_some());
 }
+
+/// W-X32: a default route changes where packets leave, and no link or address with it.
+#[test]
+fn a_new_default_route_has_stun_ask_again() {
+    let mut node = Node::start(1, now(0));
+    let server = SocketAddr::from(([203, 0, 113, 1], 3478));
+    node.mesh.handle(Event::StunServers(vec![server]), now(0));
+    (0..100).for_each(|step| node.mesh.handle(Event::Timeout, now(step * 100)));
+    let asks = |node: &mut Node| {
+        let commands = std::iter::from_fn(|| node.mesh.poll_command());
+        let to_server =
+            |command: &Command| matches!(command, Command::Send(sent) if sent.to == Recipient::Node(server));
+        commands.filter(to_server).count()
+    };
+    assert!(asks(&mut node) > 0);
+    node.mesh.handle(Event::Timeout, now(11_000));
+    assert_eq!(asks(&mut node), 0, "the round is over");
+    let links = node.mesh.underlay.clone();
+    node.mesh.handle(Event::Underlay(links), now(12_000));
+    assert!(asks(&mut node) > 0);
+}
