@@ -119,6 +119,9 @@ impl Mesh {
 
     /// Follows what a reading says of paths: what the kernel uses, whether there is traffic, what has gone silent.
     pub(super) fn follow_paths(&mut self, observed: &Observed, before: Option<&Observed>, now: Now) {
+        if !self.settings.punching {
+            return;
+        }
         // Before that the kernel may not yet send where we said.
         let is_settled = self.applied == self.generation && !self.dirty;
         for (&key, peer) in &observed.peers {

@@ -41,9 +41,10 @@ impl Mesh {
         let Some(peer) = self.store.get(origin) else { return self.drop_input("no record", from) };
         let proved = unproved.prove(self.state.wg_pubkey, &peer.pair).filter(|offer| offer.key == origin);
         let Some(offer) = proved else { return self.drop_input("forged", from) };
-        if offer.candidates.len() > MAX_CANDIDATES
-            || !self.reach.paths.entry(origin).or_default().is_new(offer.stamp, now.monotonic)
-        {
+        if offer.candidates.len() > MAX_CANDIDATES {
+            return self.drop_input("malformed", from);
+        }
+        if !self.reach.paths.entry(origin).or_default().is_new(offer.stamp, now.monotonic) {
             return self.drop_input("replayed", from);
         }
         for address in offer.candidates {
@@ -89,22 +90,18 @@ impl Mesh {
 
     /// Begins anew with the peers to whom nobody could introduce this node when it tried: somebody has come up.
     pub(super) fn retry_with_introducer(&mut self, now: Now) {
-        let waiting =
-            |(key, paths): &(&PublicKey, &Paths)| paths.lacks_introducer() && !self.is_reached(**key, now);
-        let keys: Vec<_> = self.reach.paths.iter().filter(waiting).map(|(&key, _)| key).collect();
-        for key in keys {
-            if let Some(paths) = self.reach.paths.get_mut(&key) {
-                paths.begin(now.monotonic);
-                paths.take_offer_due();
-            }
-            self.send_offers(key, now);
-        }
+        self.begin_with_offers(Paths::lacks_introducer, now);
     }
 
     /// Tells the peers to which no path works where this node is now.
     pub(super) fn offer_to_unreached(&mut self, now: Now) {
-        let unreached = |key: &PublicKey| !self.is_reached(*key, now);
-        let keys: Vec<_> = self.reach.paths.keys().copied().filter(unreached).collect();
+        self.begin_with_offers(|_| true, now);
+    }
+
+    /// Begins with the unreached peers that fit, and tells them so even in the middle of an attempt.
+    fn begin_with_offers(&mut self, fits: impl Fn(&Paths) -> bool, now: Now) {
+        let waiting = |(key, paths): &(&PublicKey, &Paths)| fits(paths) && !self.is_reached(**key, now);
+        let keys: Vec<_> = self.reach.paths.iter().filter(waiting).map(|(&key, _)| key).collect();
         for key in keys {
             if let Some(paths) = self.reach.paths.get_mut(&key) {
                 paths.begin(now.monotonic);
