@@ -20,10 +20,13 @@ use crate::message::Stamp;
 use crate::time::Monotonic;
 
 mod candidate;
+mod watch;
 mod window;
 
 pub use candidate::{Answered, Candidate, Kind, LastAnswer, Origin, PINGS_PER_CANDIDATE};
 use candidate::{FARTHER, SCHEDULE_MS, Schedule, is_quicker};
+use watch::Current;
+pub use watch::{USED_FOR, WATCH_INTERVAL};
 use window::ReplayWindow;
 
 /// The most addresses that are tried for one peer; the least trusted, then the oldest, makes room.
@@ -44,16 +47,6 @@ pub const LONGEST_REST: Duration = Duration::from_secs(30);
 /// The longest rest between two attempts that nobody expects to succeed: NATs may be other than they seem.
 pub const HOPELESS_REST: Duration = Duration::from_secs(300);
 
-/// How often a path is pinged while it is used.
-pub const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-
-/// For how long a path counts as used after traffic was seen on it: three readings of the kernel's counters.
-pub const USED_FOR: Duration = Duration::from_secs(15);
-
-/// After so many pings in a row without an answer a path counts as lost. At a loss of 30 % each way that happens
-/// by chance to one in fifteen: it costs an attempt, not the path.
-const MISSES: u32 = 4;
-
 /// How often a challenger must be seen to be better.
 const CHECKS: u32 = 3;
 
@@ -62,24 +55,6 @@ const PROOF_LIFETIME: Duration = Duration::from_secs(10);
 
 /// Pings to one candidate that may be unanswered and still count when answered.
 const OUTSTANDING: usize = 4;
-
-/// The path in use.
-#[derive(Clone, Copy, Debug)]
-struct Current {
-    address: SocketAddr,
-    next_ping: Option<Monotonic>,
-    /// Whether the last ping of the watch is unanswered.
-    asked: bool,
-    /// Pings in a row without an answer.
-    misses: u32,
-    lost: bool,
-}
-
-impl Current {
-    const fn new(address: SocketAddr, next_ping: Option<Monotonic>) -> Self {
-        Self { address, next_ping, asked: false, misses: 0, lost: false }
-    }
-}
 
 /// What is being done to find a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,14 +163,6 @@ impl Paths {
         }
     }
 
-    /// Makes sure soon that the path in use still works.
-    pub fn verify(&mut self, now: Monotonic) {
-        if let Some(current) = &mut self.current {
-            let at = current.next_ping.map_or(now, |at| at.min(now));
-            current.next_ping = Some(at);
-        }
-    }
-
     /// Pings the path in use at once, and everything else that is known where there is none.
     pub fn ping_now(&mut self, now: Monotonic) {
         let current = self.current.filter(|current| !current.lost).map(|current| current.address);
@@ -205,20 +172,6 @@ impl Paths {
                 let begun = now - Duration::from_millis(SCHEDULE_MS[PINGS_PER_CANDIDATE - 1]);
                 candidate.schedule.get_or_insert(Schedule { begun, step: PINGS_PER_CANDIDATE - 1 });
             }
-        }
-    }
-
-    /// Takes note of traffic with the peer: for a while, the path in use is watched.
-    pub fn note_traffic(&mut self, now: Monotonic) {
-        self.used_until = Some(now + USED_FOR);
-        if let Some(current) = &mut self.current
-            && current.next_ping.is_none()
-            && !current.lost
-        {
-            current.next_ping = Some(now);
-        }
-        if std::mem::take(&mut self.look_when_used) {
-            self.begin(now);
         }
     }
 
@@ -236,11 +189,6 @@ impl Paths {
     /// Whether the next attempt is still to begin.
     pub const fn is_resting(&self) -> bool {
         matches!(self.effort, Effort::Rest { .. })
-    }
-
-    /// Whether traffic was seen lately.
-    pub fn is_used(&self, now: Monotonic) -> bool {
-        self.used_until.is_some_and(|until| now < until)
     }
 
     /// Whether a message with this stamp is the first of its kind. Forgets nothing that matters: stamps rise.
@@ -327,11 +275,6 @@ impl Paths {
         std::mem::replace(&mut self.offer_due, false)
     }
 
-    /// Whether the path in use was lost since this was last asked.
-    pub const fn take_loss(&mut self) -> bool {
-        std::mem::replace(&mut self.was_lost, false)
-    }
-
     /// Returns the path in use.
     pub fn current(&self) -> Option<SocketAddr> {
         self.current.map(|current| current.address)
@@ -404,26 +347,6 @@ impl Paths {
         self.effort = Effort::Rest { until: now + rest };
     }
 
-    /// Returns the path in use if it is due for a ping, and judges it if the last was not answered in time.
-    fn watched_due(&mut self, now: Monotonic) -> Option<SocketAddr> {
-        let current = self.current.as_mut()?;
-        current.next_ping.filter(|&at| at <= now)?;
-        let patience = self.candidates.get(&current.address)?.patience();
-        if std::mem::replace(&mut current.asked, true) {
-            current.misses += 1;
-        }
-        if current.misses >= MISSES {
-            current.next_ping = None;
-            if !std::mem::replace(&mut current.lost, true) {
-                self.was_lost = true;
-                self.attempt(now);
-            }
-            return None;
-        }
-        current.next_ping = Some(now + patience);
-        Some(current.address)
-    }
-
     fn scheduled_due(&mut self, now: Monotonic) -> Option<SocketAddr> {
         let works = self.works();
         let due =
@@ -469,13 +392,6 @@ impl Paths {
         self.current = Some(Current::new(address, next_ping));
         self.challenger = None;
         self.failures = 0;
-    }
-
-    fn follow_answer_of_current(&mut self, now: Monotonic) {
-        let is_used = self.is_used(now);
-        if let Some(current) = &mut self.current {
-            *current = Current::new(current.address, is_used.then_some(now + WATCH_INTERVAL));
-        }
     }
 
     fn is_better(&self, challenger: SocketAddr, current: SocketAddr) -> bool {
