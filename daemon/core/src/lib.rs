@@ -20,6 +20,7 @@ pub mod path;
 pub mod plan;
 pub mod reconcile;
 pub mod record;
+pub mod relay;
 pub mod seal;
 pub mod secret;
 pub mod status;

@@ -29,6 +29,7 @@ pub const MAX_DATAGRAM_BYTES: usize = 1200;
 pub const OVERHEAD_BYTES: usize = HEADER_BYTES + NONCE_BYTES + MAC_BYTES;
 
 const VERSION: u8 = 1;
+const BIND: u8 = 4;
 const HEADER_BYTES: usize = 2 + TAG_BYTES;
 const NONCE_BYTES: usize = 24;
 const MAC_BYTES: usize = 16;
@@ -46,6 +47,8 @@ pub enum Kind {
     Hello,
     /// To one node, through WireGuard's own port: is there a path?
     Disco,
+    /// To a relay's port for a pair: here I am.
+    Bind,
 }
 
 impl Kind {
@@ -54,6 +57,7 @@ impl Kind {
             Self::Announce => 1,
             Self::Hello => 2,
             Self::Disco => 3,
+            Self::Bind => BIND,
         }
     }
 
@@ -62,9 +66,16 @@ impl Kind {
             1 => Some(Self::Announce),
             2 => Some(Self::Hello),
             3 => Some(Self::Disco),
+            BIND => Some(Self::Bind),
             _ => None,
         }
     }
+}
+
+/// Whether a datagram is for a relay itself and not to be passed on: the first two bytes tell. WireGuard's messages have
+/// a zero in the second (whitepaper §5.4), and everything else that nodes say to each other is of another kind.
+pub const fn is_bind(datagram: &[u8]) -> bool {
+    matches!(datagram, [VERSION, BIND, ..])
 }
 
 /// Why a datagram was not opened.
@@ -183,6 +194,16 @@ mod tests {
         let mut opener = Opener::new(at_hour(20));
         let refused = (0..30).filter(|_| opener.open(&keys(1), &sealed(), at_hour(20)).is_err()).count();
         assert_eq!(refused, 10);
+    }
+
+    #[test]
+    fn a_bind_is_told_from_everything_that_a_relay_passes_on() {
+        let kinds = [Kind::Announce, Kind::Hello, Kind::Disco, Kind::Bind];
+        let mut rng = ChaCha8Rng::from_seed([0; 32]);
+        let sealed = kinds.map(|kind| is_bind(&seal(&keys(1), kind, b"content", at_hour(9), &mut rng)));
+        assert_eq!(sealed, [false, false, false, true]);
+        assert!((1..=4).all(|wireguard| !is_bind(&[wireguard, 0, 0, 0])));
+        assert!(!is_bind(&[]));
     }
 
     #[test]

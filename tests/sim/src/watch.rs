@@ -48,7 +48,7 @@ impl Watch {
                 };
                 self.check_hello(host, receiver, &hello, world)
             }
-            Kind::Disco => Err("it sent on a link what belongs on WireGuard's port".to_owned()),
+            Kind::Disco | Kind::Bind => Err("it sent on a link what belongs on WireGuard's port".to_owned()),
         }
     }
 
@@ -81,6 +81,7 @@ impl Watch {
                 Some((_, disco)) => self.check_stamp(disco.key, disco.stamp),
                 None => Ok(()),
             },
+            Kind::Bind => Ok(()),
         }
     }
 

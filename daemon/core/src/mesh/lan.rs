@@ -121,6 +121,7 @@ impl Mesh {
             Ok((Kind::Announce, content)) => self.on_announce(&content, place, now),
             Ok((Kind::Hello, content)) => self.on_hello(&content, place, now),
             Ok((Kind::Disco, content)) => self.on_disco(&content, from, now),
+            Ok((Kind::Bind, _)) => self.drop_input("misplaced", from),
             Err(Unopened::Size) => self.drop_input("size", from),
             Err(Unopened::Version) => self.drop_input("version", from),
             Err(Unopened::Tag) => self.drop_input("tag", from),

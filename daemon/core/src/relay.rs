@@ -1,0 +1,46 @@
+//! Relays: a third node that passes on the packets of two that cannot reach each other, and can read none of them.
+//!
+//! A relay has two UDP ports for each pair that it serves. What the first node's WireGuard sends to the one leaves from
+//! the other to the second node, and the other way round; to the kernels of both the relay is one more endpoint. Where an
+//! end is, a relay only learns from a sealed, proved `Bind` that the node sends from WireGuard's port.
+//!
+//! [`Forwarding`] is what the shell must carry out; nothing here forwards anything.
+//!
+//! Invariants:
+//! - Nothing is passed on before both ends are bound, and nothing from an address that is not bound.
+//! - The table given to the shell is whole: what is not in it is not forwarded.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::key::PublicKey;
+
+/// Where one of a pair is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayEnd {
+    /// Where its WireGuard is seen, with the port.
+    pub peer: SocketAddr,
+    /// The relay's own address that it sends to: what goes to it must leave from there.
+    pub local: IpAddr,
+}
+
+/// What is passed on between two nodes. The node of `pair[n]` sends to `ports[n]` and is at `ends[n]`; what comes from
+/// there leaves from the other port to the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forwarding {
+    /// The nodes, the lower key first.
+    pub pair: [PublicKey; 2],
+    /// The relay's two UDP ports.
+    pub ports: [u16; 2],
+    /// Where the nodes are, as far as they have bound.
+    pub ends: [Option<RelayEnd>; 2],
+}
+
+impl Forwarding {
+    /// Returns both ends once both are known.
+    pub fn bound(&self) -> Option<[RelayEnd; 2]> {
+        let [one, other] = self.ends;
+        Some([one?, other?])
+    }
+}
