@@ -10,7 +10,7 @@
 //!   |<------------------------------------>|
 //!   |  Proof: HMAC under the pair's key    |   over the exporter of this TLS session and the prover's role
 //!   |<------------------------------------>|
-//!   |  Ping, Observed, Sync, Forward …     |
+//!   |  Ping, Sync, Forward …               |
 //! ```
 //!
 //! Invariants:
@@ -20,7 +20,7 @@
 //!   closed once the better was heard from, so a dead one never wins. A session of an earlier run always loses.
 //! - At most [`Limits::sessions`] are live and [`MAX_GREETING`] are in greeting. When the former is reached, the
 //!   accepted session that has lived longest makes room, if it has had its time.
-//! - A record counts as direct only from its own node over its own proved session. An observed address is a lead.
+//! - A record counts as direct only from its own node over its own proved session.
 //!
 //! It never touches the store: what it learns goes out as [`Output`], and what it may tell it sees in [`Context`].
 

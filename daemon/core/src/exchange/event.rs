@@ -101,13 +101,6 @@ pub enum Output {
         /// Whether it is that node's own: then the node is alive.
         direct: bool,
     },
-    /// A node says where it sees us.
-    Observed {
-        /// The node.
-        from: PublicKey,
-        /// Our end of its session, as it sees it.
-        address: SocketAddr,
-    },
     /// A message to us, or one that its author asks us to carry on.
     Forwarded {
         /// The node that sent it to us.

@@ -1,7 +1,5 @@
 //! What one frame of a session holds, and the proof that ties a session to a node.
 
-use std::net::SocketAddr;
-
 use hmac::{Hmac, Mac as _};
 use minicbor::bytes::{ByteArray, ByteVec};
 use minicbor::{Decode, Encode};
@@ -51,19 +49,11 @@ pub(super) enum Frame {
         #[n(0)]
         number: u64,
     },
-    /// Where the sender sees the receiver's end of this session.
-    #[n(4)]
-    Observed {
-        /// The receiver's address, as seen from outside.
-        #[n(0)]
-        #[cbor(with = "crate::wire::socket_address")]
-        address: SocketAddr,
-    },
     /// To be carried to another node, or carried here from one.
-    #[n(5)]
+    #[n(4)]
     Forward(#[n(0)] Forward),
     /// Keeps both sides' records the same.
-    #[n(6)]
+    #[n(5)]
     Sync(#[n(0)] Message),
 }
 

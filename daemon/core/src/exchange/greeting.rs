@@ -77,9 +77,8 @@ impl Exchange {
         let session = self.sessions.get_mut(&id).expect("it was just proved");
         session.phase = Phase::Live(Live::new(key, run, next_ping, now));
         let (remote, dialed) = (session.remote, session.dialed);
-        match dialed {
-            Some(target) => self.targets.on_met(target.address, key),
-            None => self.send(id, &Frame::Observed { address: remote }),
+        if let Some(target) = dialed {
+            self.targets.on_met(target.address, key);
         }
         if others.is_empty() {
             self.outputs.push_back(Output::Up { key, remote });

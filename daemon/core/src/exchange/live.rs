@@ -58,10 +58,6 @@ impl Exchange {
                 }
                 Ok(())
             }
-            Frame::Observed { address } => {
-                self.outputs.push_back(Output::Observed { from: key, address });
-                Ok(())
-            }
             Frame::Forward(forward) => self.on_forward(key, forward, context.own.record().key),
             Frame::Sync(Message::Summary(summary)) => {
                 self.on_summary(id, summary, context);

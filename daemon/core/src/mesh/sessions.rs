@@ -111,8 +111,6 @@ impl Mesh {
             Output::Up { key, remote } => self.on_session_up(key, remote, now),
             Output::Down { key, reason } => tracing::info!(peer = %key, %reason, "a session is gone"),
             Output::Record { record, from, direct } => self.on_exchanged(record, from, direct, now),
-            // A lead at best, and pongs tell the same of the port that matters.
-            Output::Observed { from, address } => tracing::debug!(peer = %from, %address, "it sees us there"),
             Output::Forwarded { by, forward } => self.on_forwarded(by, forward, now),
             Output::Misbehaved { key, reason } => {
                 *self.drops.entry("misbehaved").or_default() += 1;
