@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(names.changed().await, expected);
     }
 
-    /// what has no address holds up nothing.
+    /// P-3, X-54: what has no address holds up nothing.
     #[tokio::test]
     async fn one_bad_name_costs_the_others_nothing() {
         let (resolved, complete) = resolve_all(&[service("no such host"), service("192.0.2.2")]).await;

@@ -171,6 +171,7 @@ mod tests {
         assert!(!pins.remove(&removal(Some(KEY), Some("mesh3"))));
     }
 
+    /// M-27: what was saved is loaded.
     #[test]
     fn pins_survive_a_file() {
         let mut pins = Pins::default();

@@ -20,6 +20,29 @@ use source::Source;
 /// What must not be in the core's dependency tree: whatever does I/O or waits.
 const BANNED_IN_CORE: [&str; 6] = ["aya", "mio", "nix", "rtnetlink", "socket2", "tokio"];
 
+/// What stands in the workspace's root: the folders of the design, and what tools want there.
+const ROOT: [&str; 19] = [
+    ".cargo",
+    ".ci",
+    ".gitignore",
+    "CHANGELOG.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+    "README.md",
+    "SECURITY.md",
+    "clippy.toml",
+    "daemon",
+    "deny.toml",
+    "ebpf",
+    "rust-toolchain.toml",
+    "rustfmt.toml",
+    "systemd",
+    "tests",
+    "xtask",
+];
+
 /// Homes that are nobody's: samples in tests and documents.
 const MADE_UP_HOMES: [&str; 2] = ["me/", "user/"];
 
@@ -52,6 +75,7 @@ pub(crate) fn main() -> Result<()> {
     let mut named = BTreeSet::new();
     for path in tracked_files()? {
         findings.extend(name_finding(&path));
+        findings.extend(place_finding(&path));
         // What cannot be read as text is no source; what is listed and gone was just deleted.
         let Ok(text) = fs::read_to_string(root().join(&path)) else { continue };
         findings.extend(home_path_findings(&path, &text));
@@ -103,6 +127,16 @@ fn name_finding(path: &str) -> Option<Finding> {
     })
 }
 
+fn place_finding(path: &str) -> Option<Finding> {
+    let first = path.split('/').next()?;
+    (!ROOT.contains(&first)).then(|| Finding {
+        path: path.to_owned(),
+        line: 0,
+        text: format!("{first} has no place in the workspace's root"),
+        is_violation: true,
+    })
+}
+
 /// Finds paths into somebody's home, which are of no use on any other machine.
 fn home_path_findings(path: &str, text: &str) -> Vec<Finding> {
     let homes = ["home", "Users", "root"].map(|folder| format!("/{folder}/"));
@@ -136,6 +170,7 @@ fn names_something(rest: &str) -> bool {
 mod tests {
     use super::*;
 
+    /// W-D53: the core decides, and whatever does I/O stands outside it.
     #[test]
     fn a_core_that_can_do_io_is_found() {
         let packages = "wgmesh-core v0.1.0 (…)\nsha2 v0.10.9\ntokio v1.50.0\ntokio-util v0.7.0\n";
@@ -147,6 +182,13 @@ mod tests {
     fn a_module_file_that_hides_its_name_is_found() {
         assert!(name_finding("daemon/src/kernel/mod.rs").is_some());
         assert!(name_finding("daemon/src/kernel/model.rs").is_none());
+    }
+
+    /// C-2: the layout is the design's.
+    #[test]
+    fn what_has_no_place_in_the_root_is_found() {
+        assert!(place_finding("utils/src/lib.rs").is_some());
+        assert!(place_finding("daemon/src/main.rs").is_none());
     }
 
     #[test]

@@ -264,6 +264,7 @@ pub(crate) mod tests {
         SignedRecord::sign(record, secret, &[5; 32], &mut ChaCha8Rng::from_seed([6; 32]))
     }
 
+    /// L-5: everything that a node says of itself, its NAT's type and addresses among it, arrives as it was said.
     #[test]
     fn a_record_survives_the_wire() {
         let secret = SecretKey::from_random([1; 32]);
@@ -271,7 +272,7 @@ pub(crate) mod tests {
         assert_eq!(SignedRecord::verify(record.as_bytes(), &[5; 32]), Ok(record));
     }
 
-    /// W-X4: no byte of a record can be changed, and it holds in its own mesh only.
+    /// X-8, W-X4: no byte of a record can be changed, and it holds in its own mesh only.
     #[test]
     fn a_changed_byte_another_mesh_or_another_signer_is_refused() {
         let secret = SecretKey::from_random([1; 32]);

@@ -152,7 +152,7 @@ fn desired(peers: &[u8]) -> Desired {
     }
 }
 
-/// W-D5: the first goal makes the link and all that hangs on it, and says so at once.
+/// W-D54, W-D5: the first goal makes the link and all that hangs on it, and says so at once.
 #[tokio::test(start_paused = true)]
 async fn the_first_goal_is_reported_without_waiting() {
     let mut bench = start();
@@ -236,6 +236,7 @@ async fn a_new_goal_is_written_without_reading_first() {
     assert!(report.result.unwrap().observed.peers.contains_key(&key(2)));
 }
 
+/// W-D17: a reader that lags gets the newest plan, and nobody waits for it.
 #[tokio::test(start_paused = true)]
 async fn only_the_latest_goal_counts() {
     let mut bench = start();

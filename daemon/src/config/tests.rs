@@ -8,7 +8,7 @@ fn complaint(text: &str) -> String {
     parse(text).unwrap_err().to_string()
 }
 
-/// W-D37, M-37: everything but the secret has a default.
+/// M-17, X-48, W-D37, M-37: everything but the secret has a default.
 #[test]
 fn an_empty_file_is_a_mesh_named_after_the_file() {
     let file = parse("").unwrap();
@@ -29,7 +29,17 @@ fn an_empty_file_is_a_mesh_named_after_the_file() {
     assert_eq!(file.settings("db1.example.org").hostname.as_str(), "db1.example.org");
 }
 
-/// W-D37, M-36: the documented names are the ones that are read.
+#[test]
+fn the_packaged_example_is_a_configuration_once_its_keys_are_taken_up() {
+    let example = include_str!("../../../systemd/wgmesh0.toml.example");
+    let is_key = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
+    assert!(example.lines().filter(is_key).count() >= 4);
+    let taken_up: Vec<_> =
+        example.lines().map(|line| if is_key(&line) { &line[1..] } else { line }).collect();
+    parse(&taken_up.join("\n")).unwrap();
+}
+
+/// M-15, W-D37, M-36: the documented names are the ones that are read.
 #[test]
 fn every_key_is_read() {
     let file = parse(
@@ -151,7 +161,7 @@ fn a_method_of_a_later_version_says_so() {
     );
 }
 
-/// DESIGN 11: each method is either there or announced for later.
+/// W-X1, W-D55, M-2, DESIGN 11: each method is either there or announced for later.
 #[test]
 fn every_method_is_known_now_or_later() {
     for name in

@@ -152,7 +152,7 @@ fn a_converged_node_writes_nothing_to_the_kernel() {
     assert!(!seen.contains("wgmesh0"), "{seen}");
 }
 
-/// C-3: a start, a mesh, a status and a stop, and not one process made.
+/// X-2, C-3: a start, a mesh, a status and a stop, and not one process made.
 #[test]
 fn the_daemon_never_starts_a_process() {
     let lan = Lan::new("forks", 2);

@@ -110,7 +110,8 @@ fn show(line: &str) {
     std::io::stdout().write_all(format!("{line}\n").as_bytes()).unwrap();
 }
 
-/// W-X22, W-X23, W-X24, W-X35: three daemons, nothing known but the introducer; X-18 names the source.
+/// M-30, W-X22, W-X23, W-X24, W-X34, W-X35, W-X37: three daemons, nothing known but the introducer; X-18 names the
+/// source.
 #[test]
 fn two_hosts_behind_nats_meet_through_an_introducer() {
     let world = World::meet("meet", [NatKind::PortRestricted, NatKind::PortRewriting]);

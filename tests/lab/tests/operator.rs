@@ -57,8 +57,8 @@ fn an_operator_learns_what_the_nat_does_and_how_far_away_a_peer_is() {
     assert_eq!(lost.status.code(), Some(1), "{lost:?}");
 }
 
-/// M-4, M-5, M-6, P-9: a node that is named to a running daemon is met at once and over restarts; one that is removed is
-/// gone from the kernel.
+/// M-4, M-5, M-6, M-26, P-9: a node that is named to a running daemon is met at once and over restarts; one that is
+/// removed is gone from the kernel.
 #[test]
 fn a_node_that_the_operator_names_is_met_and_one_removed_is_gone() {
     let internet = Internet::new("operator-name");

@@ -377,7 +377,7 @@ fn a_node_that_dials_itself_notices_and_leaves_it() {
     assert_eq!((world.nodes[0].ups_and_downs(), world.next_id), ((0, 0), 2), "dialed once");
 }
 
-/// M-24: a blackhole is noticed within two intervals.
+/// M-13, M-24: a blackhole is noticed within two intervals.
 #[test]
 fn a_session_that_died_without_a_word_is_gone_within_two_heartbeats_and_dialed_anew() {
     let mut world = World::new(2);

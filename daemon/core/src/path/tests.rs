@@ -71,6 +71,7 @@ fn the_first_address_that_answers_is_taken_and_a_better_one_later() {
     assert_eq!(peer.paths.current(), Some(address(2)), "a common network is not left for 5 ms");
 }
 
+/// addresses are candidates beside each other, and the one in use has its weight.
 #[test]
 fn only_a_clearly_better_path_replaces_a_working_one() {
     for (other, expected) in [(95, 1), (92, 1), (89, 2), (30, 2)] {

@@ -103,6 +103,7 @@ fn a_peer_owns_its_derived_addresses() {
     assert_eq!(desired.routes.len(), 2, "one route for each of the mesh's subnets");
 }
 
+/// an address that works or may work is kept open every 25 s.
 #[test]
 fn the_endpoint_is_as_firm_as_its_proof() {
     let (node, records) = (Node::new(), [record(1, &[])]);

@@ -41,7 +41,7 @@ fn claim(store: &mut PeerStore, claim: Claim, seconds: u64) -> Outcome {
     store.claim(claim, keys, at(seconds))
 }
 
-/// W-D14: by the signed sequence, never by arrival.
+/// W-D13, W-D14: by the signed sequence, never by arrival.
 #[test]
 fn the_newest_record_wins_whatever_the_order_of_arrival() {
     let mut store = PeerStore::new(10);
@@ -67,7 +67,7 @@ fn a_full_store_refuses_strangers_and_still_updates_peers() {
     assert_eq!(store.len(), 1000);
 }
 
-/// W-D18: a cache or a replayable announce keeps nobody alive, a fresh hello and the kernel do.
+/// X-17, W-D18: a cache or a replayable announce keeps nobody alive, a fresh hello and the kernel do.
 #[test]
 fn only_direct_evidence_keeps_a_peer_alive() {
     let mut store = PeerStore::new(10);

@@ -193,7 +193,7 @@ pub(super) mod tests {
         }
     }
 
-    /// W-X8: the vectors of RFC 5769, of both IP versions.
+    /// X-4, W-X8: the vectors of RFC 5769, of both IP versions.
     #[test]
     fn the_vectors_of_the_standard_are_read() {
         for (bytes, expected) in [

@@ -11,7 +11,7 @@ use wgmesh_sim::world::{Violation, World};
 use crate::fleet::{millis, mins, secs};
 use crate::meeting::Meeting;
 
-/// L-13, REQUIREMENTS §11: the seven kinds of NATs against each other.
+/// L-13, W-X12, REQUIREMENTS §11: the seven kinds of NATs against each other.
 #[test]
 fn every_pair_that_can_have_a_direct_path_gets_one_and_the_others_say_why_not() -> Result<(), Violation> {
     for one in Kind::ALL {

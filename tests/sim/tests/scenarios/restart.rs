@@ -182,7 +182,7 @@ fn a_host_that_boots_with_its_clock_years_back_is_taken_up_again() -> Result<(),
     Ok(())
 }
 
-/// W-D30: in a subnet with six addresses five nodes collide, and each ends up with one of its own.
+/// X-50, W-D30: in a subnet with six addresses five nodes collide, and each ends up with one of its own.
 #[test]
 fn collisions_in_a_tiny_subnet_are_settled() -> Result<(), Violation> {
     for seed in 0..12 {
