@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::ops::Sub;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// What a process's memory amounts to, in KiB; shared pages are divided among those who share them.
@@ -45,6 +46,8 @@ pub struct Sent {
 pub struct Usage {
     /// Processor time of all its threads.
     pub processor: Duration,
+    /// How often one of its threads slept and was woken, which no load of the machine changes.
+    pub wakeups: u64,
     /// What was sent on the host's `eth0`, by whomever.
     pub sent: Sent,
 }
@@ -57,17 +60,21 @@ impl Usage {
     #[track_caller]
     pub fn of(process: u32) -> Self {
         let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("the process lives");
-        let spent = |task: fs::DirEntry| {
-            let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-            number(&text).map(Duration::from_nanos)
+        let tasks: Vec<_> = tasks.flatten().map(|task| task.path()).collect();
+        let spent = |task: &PathBuf| number(&fs::read_to_string(task.join("schedstat")).ok()?);
+        let woken = |task: &PathBuf| {
+            let text = fs::read_to_string(task.join("status")).ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            number(line?)
         };
-        let processor = tasks.flatten().filter_map(spent).sum();
+        let processor = Duration::from_nanos(tasks.iter().filter_map(spent).sum());
+        let wakeups = tasks.iter().filter_map(woken).sum();
         let devices = read(process, "net/dev");
         let link = devices.lines().find_map(|line| line.trim_start().strip_prefix("eth0:"));
         let numbers: Vec<u64> = link.unwrap_or_default().split_whitespace().filter_map(number).collect();
         // Eight columns of what was received come first (proc_pid_net(5)).
         let sent = Sent { bytes: numbers[8], packets: numbers[9] };
-        Self { processor, sent }
+        Self { processor, wakeups, sent }
     }
 }
 
@@ -77,6 +84,7 @@ impl Sub for Usage {
     fn sub(self, earlier: Self) -> Self {
         Self {
             processor: self.processor - earlier.processor,
+            wakeups: self.wakeups - earlier.wakeups,
             sent: Sent {
                 bytes: self.sent.bytes - earlier.sent.bytes,
                 packets: self.sent.packets - earlier.sent.packets,

@@ -39,6 +39,8 @@ pub(super) fn measure(nodes: u8, time: Duration) {
     print("  of that in files", &memory, |memory| memory.files as f64, None);
     let processor = |usage: &Usage| usage.processor.as_secs_f64() / minutes;
     print("processor seconds a minute", &spent, processor, Some(PROCESSOR_GOAL));
+    let wakeups = |usage: &Usage| usage.wakeups as f64 / minutes;
+    print("wakeups a minute", &spent, wakeups, None);
     print("bytes sent on the link, per second", &spent, per_second(|usage| usage.sent.bytes), None);
     print("packets sent on the link, per second", &spent, per_second(|usage| usage.sent.packets), None);
     println!("kernel writes of all nodes: {writes} (goal 0)");
