@@ -25,6 +25,7 @@ const NEEDS: &[Need] = &[
     Need { file: "qemu-system-x86_64", folders: PROGRAM_PATH, package: "qemu-system-x86" },
     Need { file: "mmdebstrap", folders: PROGRAM_PATH, package: "mmdebstrap" },
     Need { file: "mke2fs", folders: PROGRAM_PATH, package: "e2fsprogs" },
+    Need { file: "git", folders: PROGRAM_PATH, package: "git" },
     Need { file: "setpriv", folders: PROGRAM_PATH, package: "util-linux" },
     Need {
         file: "debian-archive-keyring.gpg",
