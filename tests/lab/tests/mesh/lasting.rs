@@ -18,6 +18,18 @@ fn lost_pings(host: &Host, to: std::net::Ipv4Addr, meddle: impl FnOnce()) -> u32
     number(0) - number(3)
 }
 
+/// Link, addresses, routes, filters and pins of a daemon that was stopped.
+#[track_caller]
+fn assert_nothing_is_left(host: &Host) {
+    assert!(!host.exec(["ip", "link", "show", "wgmesh0"]).status.success());
+    for family in ["-4", "-6"] {
+        let routes = host.run(["ip", family, "route", "show", "table", "all"]);
+        assert!(!routes.contains("wgmesh0") && !routes.contains("proto 87"), "{routes}");
+    }
+    assert_eq!(host.run(["nft", "list", "ruleset"]).trim(), "");
+    assert_eq!(host.run(["find", "/sys/fs/bpf", "-mindepth", "1", "-name", "wgmesh0"]).trim(), "");
+}
+
 /// Issue "the main job", 5.
 #[test]
 fn a_killed_daemon_and_its_successor_lose_no_packet() {
@@ -64,14 +76,38 @@ fn after_a_stop_nothing_of_ours_is_left_and_the_peers_know() {
     let host = &lan.hosts[1];
     eventually(PATIENCE, || daemons[1].status_json()["ebpf"]["active"] == true);
     daemons.pop().unwrap().stop();
-    assert!(!host.exec(["ip", "link", "show", "wgmesh0"]).status.success());
-    for family in ["-4", "-6"] {
-        let routes = host.run(["ip", family, "route", "show", "table", "all"]);
-        assert!(!routes.contains("wgmesh0") && !routes.contains("proto 87"), "{routes}");
-    }
-    assert_eq!(host.run(["nft", "list", "ruleset"]).trim(), "");
-    assert_eq!(host.run(["find", "/sys/fs/bpf", "-mindepth", "1", "-name", "wgmesh0"]).trim(), "");
+    assert_nothing_is_left(host);
     eventually(Duration::from_secs(3), || peers(&daemons[0]).is_empty());
+}
+
+/// W-D2, W-X6: nothing adds up over twenty lives, and the LAN's groups are left each time.
+#[test]
+fn twenty_starts_and_stops_leave_nothing_behind() {
+    let lan = Lan::new("stops", 1);
+    let host = &lan.hosts[0];
+    let groups = || host.run(["ip", "-o", "maddress", "show", "dev", "eth0"]);
+    let before = groups();
+    for _ in 0..20 {
+        let daemon = host.daemon(&Settings::new(SECRET));
+        daemon.wait_ready();
+        assert!(groups().contains(" 239.192."), "{}", groups());
+        daemon.stop();
+        assert_nothing_is_left(host);
+        assert_eq!(groups(), before);
+    }
+}
+
+/// the key is the node's own and made once, whatever the secret; the address is the mesh's.
+#[test]
+fn a_new_secret_keeps_the_key_and_moves_the_address() {
+    let lan = Lan::new("new-secret", 1);
+    let [first, second] = [SECRET, "wgmesh://v1/ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8"].map(|secret| {
+        let daemon = lan.hosts[0].daemon(&Settings::new(secret));
+        daemon.wait_ready();
+        (node(&daemon, "public_key"), mesh_ipv4(&daemon))
+    });
+    assert_eq!(first.0, second.0);
+    assert_ne!(first.1, second.1);
 }
 
 /// W-D10, W-D44 and the issue's "healed within a second of the kernel's own event"; a peer's removal has no event
