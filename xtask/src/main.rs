@@ -5,6 +5,7 @@ mod demo;
 mod deny;
 mod ebpf;
 mod lab;
+mod package;
 mod progress;
 mod setup;
 mod sim;
@@ -30,6 +31,8 @@ enum Task {
     Demo,
     /// Measures the product in the lab, beside WireGuard made by hand.
     Bench(bench::Arguments),
+    /// Makes a Debian package and a plain archive in `target/package`.
+    Package(package::Arguments),
     /// Checks licences, sources and advisories of what we depend on.
     Deny,
     /// Passes every check: format, lints, unit and simulation tests, then the lab.
@@ -60,6 +63,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Setup => setup::ensure(),
         Task::Lab(arguments) => lab::main(&arguments),
         Task::Demo => demo::main(),
+        Task::Package(arguments) => package::main(&arguments),
         Task::Deny => deny::main(),
         Task::Bench(arguments) => bench::main(&arguments),
         Task::Test => test::main(),

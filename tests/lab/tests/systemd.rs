@@ -1,6 +1,8 @@
 //! The service as systemd runs it, on the machine itself. Each test installs its own instance; because they share
 //! the machine and its units, one runs at a time.
 
+mod package;
+
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
@@ -157,7 +159,7 @@ fn the_service_takes_up_a_changed_file_and_refuses_a_wrong_one() {
     assert_eq!((service.process(), link_index("sdh")), (process, index));
 }
 
-/// DESIGN 12: entries of the journal carry their fields.
+/// C-9, DESIGN 12: entries of the journal carry their fields.
 #[test]
 fn the_journal_knows_which_mesh_an_entry_belongs_to() {
     let service = Service::install("sde", "listen_port = 0\n");
@@ -252,6 +254,7 @@ struct Service {
     interface: &'static str,
     unit: String,
     secret: String,
+    binary: &'static str,
     _machine: MutexGuard<'static, ()>,
 }
 
@@ -262,13 +265,24 @@ impl Service {
         // Written by another process: a file that this one has open for writing may be passed on to what other tests
         // start at that moment, and cannot be run as long.
         ok(&run("install", &["-m", "755", &std::env::var("WGMESH_BIN").unwrap(), BINARY]));
+        Self::start(interface, config, BINARY, machine)
+    }
+
+    /// Makes an instance of a binary that stands where it should.
+    #[track_caller]
+    fn start(
+        interface: &'static str,
+        config: &str,
+        binary: &'static str,
+        machine: MutexGuard<'static, ()>,
+    ) -> Self {
         let secret_file = format!("/etc/wgmesh/{interface}.secret");
-        ok(&run(BINARY, &["init", "--output", &secret_file]));
+        ok(&run(binary, &["init", "--output", &secret_file]));
         fs::write(format!("/etc/wgmesh/{interface}.toml"), config).unwrap();
         let secret = fs::read_to_string(secret_file).unwrap().trim().to_owned();
         let unit = format!("wgmesh@{interface}.service");
-        let service = Self { interface, unit, secret, _machine: machine };
-        ok(&run(BINARY, &["install-service", "--interface", interface]));
+        let service = Self { interface, unit, secret, binary, _machine: machine };
+        ok(&run(binary, &["install-service", "--interface", interface]));
         service
     }
 
@@ -281,12 +295,12 @@ impl Service {
     }
 
     fn is_reachable(&self) -> bool {
-        succeeds(BINARY, &["status", "--interface", self.interface])
+        succeeds(self.binary, &["status", "--interface", self.interface])
     }
 
     #[track_caller]
     fn status(&self) -> Value {
-        let output = run(BINARY, &["status", "--json", "--interface", self.interface]);
+        let output = run(self.binary, &["status", "--json", "--interface", self.interface]);
         ok(&output);
         serde_json::from_slice(&output.stdout).unwrap()
     }
@@ -300,7 +314,9 @@ impl Drop for Service {
                 text(&run("journalctl", &["-u", &self.unit, "--no-pager", "-o", "short-monotonic"]))
             );
         }
-        run(BINARY, &["uninstall-service", "--interface", self.interface]);
+        if Path::new(self.binary).exists() {
+            run(self.binary, &["uninstall-service", "--interface", self.interface]);
+        }
         run("systemctl", &["reset-failed", &self.unit]);
         let leftovers = ["/etc/wgmesh", "/var/lib/wgmesh"];
         leftovers.iter().for_each(|folder| drop(fs::remove_dir_all(folder)));

@@ -6,6 +6,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 
 use super::payload::Payload;
+use crate::package::{self, Compression};
 use crate::progress::Step;
 use crate::{ebpf, workspace};
 
@@ -35,15 +36,15 @@ impl Binaries {
         Ok(Self { daemon, tests })
     }
 
-    /// Adds them to a payload: `/lab/bin/wgmesh`, `/lab/bin/lab-tests` and the unit files in `/lab/systemd`.
+    /// Adds them to a payload: `/lab/bin/wgmesh`, `/lab/bin/lab-tests` and the Debian package `/lab/wgmesh.deb`.
     ///
     /// # Errors
     /// Says what could not be copied.
     pub(crate) fn add_to(&self, payload: &mut Payload) -> Result<()> {
         payload.add(&self.daemon, "bin/wgmesh")?;
         payload.add(&self.tests, "bin/lab-tests")?;
-        let units = workspace::root().join("systemd");
-        if units.is_dir() { payload.add(&units, "systemd") } else { Ok(()) }
+        let package = package::debian(&self.daemon, &payload.folder().join("package"), Compression::None)?;
+        payload.add(&package, "wgmesh.deb")
     }
 }
 
