@@ -37,6 +37,7 @@ use crate::time::{Monotonic, Now};
 mod candidates;
 mod events;
 mod handshakes;
+mod health;
 mod kernel;
 mod lan;
 mod manual;
@@ -242,6 +243,7 @@ impl Mesh {
                 self.reconfigure(advertise_routes, accept_routes, now);
             }
             Event::Ping(key) => self.ping(key, now),
+            Event::Unanswered(key) => self.on_unanswered(key, now),
             Event::CheckNat => self.restart_stun(now),
             Event::Timeout => {}
             Event::Stop(stop) => self.on_stop(stop, now),

@@ -6,8 +6,8 @@
 //! - **Effort** is bounded: an attempt sends at most [`PINGS_PER_CANDIDATE`] pings to each of [`MAX_CANDIDATES`]
 //!   addresses within [`ATTEMPT`], and rests between attempts, from [`FIRST_REST`] up to [`LONGEST_REST`], or up to
 //!   [`HOPELESS_REST`] where the two NATs are known to let nothing through.
-//! - **A path that is used is watched**: as long as traffic flows it is pinged each [`WATCH_INTERVAL`], and after
-//!   [`MISSES`] pings in a row without an answer it counts as lost. A path at rest costs nothing.
+//! - **A path that is used is watched**: as long as traffic flows it is pinged each [`WATCH_INTERVAL`], quicker once a
+//!   ping was missed, and counts as lost after some two seconds without an answer. A path at rest costs nothing.
 //! - **A working path is only left for a better one**: of a better [`Kind`] and not slower by 10 ms, of a worse one and
 //!   quicker by that, or of the same kind and quicker by a fifth or 10 ms, seen [`CHECKS`] times. A lost one is left for the first that answers.
 
@@ -54,7 +54,7 @@ const CHECKS: u32 = 3;
 const PROOF_LIFETIME: Duration = Duration::from_secs(10);
 
 /// Pings to one candidate that may be unanswered and still count when answered.
-const OUTSTANDING: usize = 4;
+const OUTSTANDING: usize = 16;
 
 /// What is being done to find a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

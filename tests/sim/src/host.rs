@@ -57,8 +57,9 @@ pub struct HostPlan {
     pub cost: Duration,
     /// How long its kernel takes.
     pub pace: Pace,
-    /// Whether its daemon notices handshakes at once (eBPF), not only at the next reading.
-    pub sees_handshakes: bool,
+    /// Whether its daemon notices at once, by eBPF, handshakes and packets that nothing comes back for, not only at the
+    /// next reading.
+    pub has_ebpf: bool,
 }
 
 impl Default for HostPlan {
@@ -73,7 +74,7 @@ impl Default for HostPlan {
             skew_millis: 0,
             cost: Duration::from_micros(100),
             pace: Pace::USUAL,
-            sees_handshakes: true,
+            has_ebpf: true,
         }
     }
 }
@@ -435,10 +436,14 @@ impl Host {
 
     fn pass_on_kernel_events(&mut self, now: Now) {
         let changed = self.kernel.take_change();
-        let answered = self.kernel.take_handshake() && self.plan.sees_handshakes;
+        let answered = self.kernel.take_handshake() && self.plan.has_ebpf;
+        let unanswered = self.kernel.take_unanswered();
         let Some(process) = &mut self.process else { return };
         if changed || (answered && process.mesh.awaits_handshake()) {
             process.applier.notice(now.monotonic);
+        }
+        for key in if self.plan.has_ebpf { unanswered } else { Vec::new() } {
+            self.handle(Event::Unanswered(key), now);
         }
     }
 

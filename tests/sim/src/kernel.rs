@@ -144,6 +144,12 @@ impl Kernel {
         std::mem::replace(&mut self.has_answered_handshake, false)
     }
 
+    /// Returns the peers that packets go to and nothing comes back from, as the daemon's eBPF program tells it.
+    pub fn take_unanswered(&mut self) -> Vec<PublicKey> {
+        let peers = self.link.iter_mut().flat_map(|link| &mut link.peers);
+        peers.filter_map(|(&key, peer)| peer.take_silence().then_some(key)).collect()
+    }
+
     /// Carries out one write of the daemon.
     ///
     /// # Errors

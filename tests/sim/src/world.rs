@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tracing::Dispatch;
 use wgmesh_core::derive::MeshKeys;
+use wgmesh_core::kernel::Underlay;
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::{Recipient, Stop, Transmit, Via};
 use wgmesh_core::secret::MeshSecret;
@@ -231,6 +232,11 @@ impl World {
     pub fn address(&self, id: HostId) -> IpAddr {
         let underlay = self.network.underlay(id);
         underlay[0].addresses.first().expect("every link has an address").addr()
+    }
+
+    /// Returns the links of a host as its kernel lists them.
+    pub fn underlay(&self, id: HostId) -> Vec<Underlay> {
+        self.network.underlay(id)
     }
 
     /// Lets time pass.

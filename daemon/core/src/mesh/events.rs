@@ -54,6 +54,8 @@ pub enum Event {
     },
     /// Somebody wants to know how far away a peer is; see [`super::Mesh::paths`].
     Ping(PublicKey),
+    /// For a second packets have gone out to a peer and nothing has come back through its tunnel, as far as eBPF sees.
+    Unanswered(PublicKey),
     /// Somebody wants to know what the NAT does now; see [`super::Mesh::nat_report`].
     CheckNat,
     /// Nothing but time has passed.

@@ -161,6 +161,40 @@ pub struct Peer {
     keepalive_at: Option<Monotonic>,
     /// When packets that nothing came back for make it begin anew.
     unanswered_until: Option<Monotonic>,
+    silence: Silence,
+}
+
+/// What the daemon's eBPF program remembers of one peer to notice packets that nothing comes back for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Silence {
+    heard: Option<Monotonic>,
+    /// The first and the last packet since then.
+    waiting: Option<(Monotonic, Monotonic)>,
+    told: Option<Monotonic>,
+    is_news: bool,
+}
+
+impl Silence {
+    /// Packets this far apart are no conversation that stopped.
+    const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    fn note_sent(&mut self, now: Monotonic) {
+        let is_over = |at: Option<Monotonic>| at.is_none_or(|at| now.since(at) >= Self::PATIENCE);
+        if !is_over(self.heard) {
+            return;
+        }
+        let begun = match self.waiting {
+            Some((begun, last)) if Some(begun) > self.heard && now.since(last) < Self::LONGEST_PAUSE => begun,
+            Some(_) | None => now,
+        };
+        self.waiting = Some((begun, now));
+        if now.since(begun) >= Self::PATIENCE && is_over(self.told) {
+            self.told = Some(now);
+            self.is_news = true;
+        }
+    }
 }
 
 impl Peer {
@@ -185,6 +219,11 @@ impl Peer {
     /// Returns how many packets of users have come from the peer.
     pub const fn data_received(&self) -> u64 {
         self.data_received
+    }
+
+    /// Returns whether packets went out for a second and nothing came back, and that is news since the last call.
+    pub const fn take_silence(&mut self) -> bool {
+        std::mem::replace(&mut self.silence.is_news, false)
     }
 
     /// Whether a packet of this session would be taken.
@@ -231,6 +270,7 @@ impl Peer {
     /// Sends packets in the session of now; without one they are lost, and a handshake begins.
     pub fn send_data(&mut self, bytes: u64, context: &mut Context<'_>) {
         let now = context.now.monotonic;
+        self.silence.note_sent(now);
         let Some(keypair) = self.current.filter(|keypair| keypair.is_alive(now)) else {
             return self.send_keepalive(context);
         };
@@ -253,7 +293,10 @@ impl Peer {
             }
             Body::Data { session, .. } => {
                 let is_taken = self.on_data(from, *session, body.bytes(), context);
-                self.data_received += u64::from(is_taken);
+                if is_taken {
+                    self.data_received += 1;
+                    self.silence.heard = Some(context.now.monotonic);
+                }
             }
         }
     }
