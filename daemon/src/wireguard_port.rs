@@ -8,8 +8,11 @@
 //! - WireGuard's traffic never wakes us: the filter ends it in the kernel.
 //! - Opening takes CAP_NET_RAW; an open socket needs nothing.
 //! - A version of IP that the host lacks is left out.
+//! - Nothing that is sent may be taken apart on the way ([`fragment`]): what is too long is lost, and that is how the MTU
+//!   of a path is measured.
 //! - Receiving is cancel-safe: a datagram is either returned or still in the socket.
 
+mod fragment;
 mod packet;
 
 use std::io::{self, IoSlice};
@@ -21,7 +24,7 @@ use nix::sys::socket::{
     ControlMessage, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike, SockaddrStorage, recvfrom, sendmsg,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use wgmesh_core::seal::MAX_DATAGRAM_BYTES;
+use wgmesh_core::seal::MAX_PROBE_BYTES;
 
 use crate::inbox::Inbox;
 
@@ -29,14 +32,14 @@ use crate::inbox::Inbox;
 const RECEIVE_BUFFER_BYTES: usize = 256 * 1024;
 
 /// One byte more than we take, so that a longer datagram is seen not to be whole.
-const BUFFER_BYTES: usize = packet::MAX_IPV4_HEADER_BYTES + packet::UDP_HEADER_BYTES + MAX_DATAGRAM_BYTES + 1;
+const BUFFER_BYTES: usize = packet::MAX_IPV4_HEADER_BYTES + packet::UDP_HEADER_BYTES + MAX_PROBE_BYTES + 1;
 
 /// A datagram as it came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
     /// Who sent it.
     pub from: SocketAddr,
-    /// What was sent: at most [`MAX_DATAGRAM_BYTES`].
+    /// What was sent: at most [`MAX_PROBE_BYTES`].
     pub bytes: Vec<u8>,
 }
 
@@ -115,6 +118,7 @@ impl RawSocket {
         let domain = if is_v4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::RAW.nonblocking(), Some(Protocol::UDP))?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+        fragment::forbid(&socket, is_v4)?;
         let socket = Self { is_v4, socket: Inbox::new(socket)? };
         socket.attach_filter(port)?;
         Ok(socket)
@@ -152,7 +156,7 @@ impl RawSocket {
         let datagram = packet::read_udp(self.is_v4, port, &buffer[..length]);
         let (Some(mut from), Some((from_port, bytes))) = (from, datagram) else { return Ok(None) };
         from.set_port(from_port);
-        let is_sound = packet::is_sender(from.ip()) && bytes.len() <= MAX_DATAGRAM_BYTES;
+        let is_sound = packet::is_sender(from.ip()) && bytes.len() <= MAX_PROBE_BYTES;
         Ok(is_sound.then(|| Received { from, bytes: bytes.to_vec() }))
     }
 

@@ -153,6 +153,8 @@ pub struct Route {
     pub gateway: Option<IpAddr>,
     /// `RTA_PRIORITY`; lower wins.
     pub metric: u32,
+    /// `RTAX_MTU` in bytes; the link's own without it.
+    pub mtu: Option<u32>,
 }
 
 /// Everything the kernel does hold, as one complete reading.

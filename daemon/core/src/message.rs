@@ -134,10 +134,10 @@ pub enum DiscoBody {
         /// To tell the answer by.
         #[n(0)]
         id: u64,
-        /// Nothing, as long as what an answer adds: whoever repeats somebody's ping in another's name must not have
-        /// more sent there than it spent.
+        /// Nothing, at least as long as what an answer adds ([`PING_PADDING_BYTES`]): whoever repeats somebody's ping in
+        /// another's name must not have more sent there than it spent. Longer, it shows what the path carries.
         #[n(1)]
-        padding: ByteArray<PING_PADDING_BYTES>,
+        padding: ByteVec,
     },
     /// It did.
     #[n(1)]
@@ -337,7 +337,7 @@ mod tests {
                 Disco { key, stamp: Stamp { sequence: Sequence(4), counter: 2 }, token: Token(9), body };
             minicbor::to_vec(disco).unwrap().len()
         };
-        let ping = disco(DiscoBody::Ping { id: 7, padding: [0; PING_PADDING_BYTES].into() });
+        let ping = disco(DiscoBody::Ping { id: 7, padding: vec![0; PING_PADDING_BYTES].into() });
         for seen in ["192.0.2.1:7", "[2001:db8::1]:7"] {
             assert!(disco(DiscoBody::Pong { id: 7, seen: seen.parse().unwrap() }) <= ping);
         }

@@ -20,11 +20,14 @@ use crate::message::Stamp;
 use crate::time::Monotonic;
 
 mod candidate;
+mod mtu;
 mod watch;
 mod window;
 
-pub use candidate::{Answered, Candidate, Kind, LastAnswer, Origin, PINGS_PER_CANDIDATE};
-use candidate::{FARTHER, SCHEDULE_MS, Schedule, is_quicker};
+pub use candidate::{Answered, Candidate, Kind, LastAnswer, Origin, PINGS_PER_CANDIDATE, Ping};
+use candidate::{FARTHER, SCHEDULE_MS, Schedule, Sent, is_quicker};
+use mtu::PathMtu;
+pub use mtu::probe_bytes;
 use watch::Current;
 pub use watch::{USED_FOR, WATCH_INTERVAL};
 use window::ReplayWindow;
@@ -54,7 +57,7 @@ const CHECKS: u32 = 3;
 const PROOF_LIFETIME: Duration = Duration::from_secs(10);
 
 /// Pings to one candidate that may be unanswered and still count when answered.
-const OUTSTANDING: usize = 16;
+const OUTSTANDING: usize = 32;
 
 /// What is being done to find a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +88,7 @@ pub struct Paths {
     without_introducer: bool,
     hopeless: bool,
     last_answer: Option<LastAnswer>,
+    mtu: PathMtu,
     window: ReplayWindow,
 }
 
@@ -104,6 +108,7 @@ impl Default for Paths {
             without_introducer: false,
             hopeless: false,
             last_answer: None,
+            mtu: PathMtu::default(),
             window: ReplayWindow::default(),
         }
     }
@@ -211,13 +216,16 @@ impl Paths {
     /// Follows an answer. Returns `None` if it answers no ping of ours to that address.
     pub fn handle_pong(&mut self, from: SocketAddr, id: u64, now: Monotonic) -> Option<Answered> {
         let candidate = self.candidates.get_mut(&from)?;
-        let place = candidate.pings.iter().position(|&(ping, _)| ping == id)?;
-        let (_, sent) = candidate.pings.swap_remove(place);
-        let rtt = now.since(sent);
+        let place = candidate.pings.iter().position(|ping| ping.id == id)?;
+        let Sent { at, mtu, .. } = candidate.pings.swap_remove(place);
+        let rtt = now.since(at);
         candidate.answered = Some(now);
         // What delays one answer, such as a neighbour that had to be found first, says nothing of the way.
         candidate.rtt = Some(candidate.rtt.map_or(rtt, |old| rtt.min((old * 7 + rtt * 3) / 10)));
-        let switched = self.choose(from, now);
+        if let Some(mtu) = mtu {
+            self.mtu.on_answer(from, mtu, now);
+        }
+        let switched = self.choose(from, mtu, now);
         self.last_answer = Some(LastAnswer { at: now, from, rtt });
         Some(Answered { rtt, switched })
     }
@@ -248,15 +256,16 @@ impl Paths {
     }
 
     /// Returns a ping that is due, under the id that `new_id` makes, and notes it as sent.
-    pub fn poll_ping(&mut self, now: Monotonic, new_id: impl FnOnce() -> u64) -> Option<(SocketAddr, u64)> {
-        let address = self.watched_due(now).or_else(|| self.scheduled_due(now))?;
+    pub fn poll_ping(&mut self, now: Monotonic, new_id: impl FnOnce() -> u64) -> Option<Ping> {
+        let watch = self.watched_due(now).or_else(|| self.measuring_due(now));
+        let (to, mtu) = watch.or_else(|| self.scheduled_due(now).map(|address| (address, None)))?;
         let id = new_id();
-        let candidate = self.candidates.get_mut(&address)?;
+        let candidate = self.candidates.get_mut(&to)?;
         if candidate.pings.len() >= OUTSTANDING {
             candidate.pings.remove(0);
         }
-        candidate.pings.push((id, now));
-        Some((address, id))
+        candidate.pings.push(Sent { id, at: now, mtu });
+        Some(Ping { to, id, mtu })
     }
 
     /// Returns when [`Paths::handle_timeout`] or [`Paths::poll_ping`] has something to do.
@@ -267,7 +276,7 @@ impl Paths {
         };
         let schedules = self.candidates.values().filter_map(|candidate| candidate.schedule?.due());
         let watch = self.current.and_then(|current| current.next_ping);
-        schedules.chain(effort).chain(watch).min()
+        schedules.chain(effort).chain(watch).chain(self.mtu.poll_timeout()).min()
     }
 
     /// Whether an attempt has begun that the peer should hear of.
@@ -361,13 +370,13 @@ impl Paths {
     }
 
     /// Decides which path to use after `from` has answered. Returns whether it is another, or works again.
-    fn choose(&mut self, from: SocketAddr, now: Monotonic) -> bool {
+    fn choose(&mut self, from: SocketAddr, mtu: Option<u16>, now: Monotonic) -> bool {
         let Some(current) = self.current.filter(|current| !current.lost) else {
             self.use_path(from, now);
             return true;
         };
         if current.address == from {
-            self.follow_answer_of_current(now);
+            self.follow_answer_of_current(mtu, now);
             return false;
         }
         if !self.is_better(from, current.address) {
@@ -392,6 +401,7 @@ impl Paths {
         self.current = Some(Current::new(address, next_ping));
         self.challenger = None;
         self.failures = 0;
+        self.mtu.ensure(address, now);
     }
 
     fn is_better(&self, challenger: SocketAddr, current: SocketAddr) -> bool {

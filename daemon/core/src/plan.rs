@@ -63,6 +63,8 @@ pub struct PlannedPeer<'a> {
     pub preshared_key: &'a PresharedKey,
     /// How it should be reached.
     pub reach: Reach,
+    /// The largest packet in bytes that its path carries, where that is less than [`MTU`].
+    pub mtu: Option<u32>,
 }
 
 /// How a peer should be reached.
@@ -106,7 +108,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         mtu: MTU,
         addresses: own_addresses(inputs),
         peers,
-        routes: subnets(inputs.subnets).into_iter().chain(routes.into_keys()).map(on_link).collect(),
+        routes: kernel_routes(inputs, &addresses, routes),
     }
 }
 
@@ -166,6 +168,24 @@ fn peer_routes(inputs: &Inputs<'_>) -> BTreeMap<IpNet, PublicKey> {
     routes
 }
 
+/// Returns the mesh's own routes, those of the peers, and one to each address of a peer whose path carries less than the
+/// link: so nothing is sent to it that would be lost on the way.
+fn kernel_routes(
+    inputs: &Inputs<'_>,
+    addresses: &BTreeMap<PublicKey, Vec<IpAddr>>,
+    routes: BTreeMap<IpNet, PublicKey>,
+) -> BTreeSet<Route> {
+    let mtu = |key: &PublicKey| inputs.peers.get(key).and_then(|peer| peer.mtu);
+    let narrow = addresses.iter().filter(|(key, _)| mtu(key).is_some());
+    let hosts = narrow.flat_map(|(key, addresses)| {
+        let mtu = mtu(key);
+        addresses.iter().map(move |&address| (IpNet::from(address), mtu))
+    });
+    let own = subnets(inputs.subnets).into_iter().map(|subnet| (subnet, None));
+    let networks = routes.into_iter().map(|(route, owner)| (route, mtu(&owner)));
+    own.chain(networks).chain(hosts).map(|(destination, mtu)| on_link(destination, mtu)).collect()
+}
+
 fn is_accepted(route: IpNet, inputs: &Inputs<'_>) -> bool {
     let inside = inputs.accept_routes.iter().any(|accepted| accepted.contains(&route));
     let named = inputs.accept_routes.contains(&route);
@@ -205,8 +225,8 @@ fn subnets(subnets: MeshSubnets) -> [IpNet; 2] {
     [subnets.v4.into(), subnets.v6.into()]
 }
 
-const fn on_link(destination: IpNet) -> Route {
-    Route { destination, gateway: None, metric: ROUTE_METRIC }
+const fn on_link(destination: IpNet, mtu: Option<u32>) -> Route {
+    Route { destination, gateway: None, metric: ROUTE_METRIC, mtu }
 }
 
 #[cfg(test)]

@@ -22,8 +22,12 @@ use crate::bucket::TokenBucket;
 use crate::derive::{MeshKeys, TAG_BYTES};
 use crate::time::Now;
 
-/// The largest datagram we send or take; it fits an IPv6 minimum-MTU link (RFC 8200 §5) with room to spare.
+/// The largest datagram we send or take, but for pings that measure a path; it fits an IPv6 minimum-MTU link (RFC 8200 §5)
+/// with room to spare.
 pub const MAX_DATAGRAM_BYTES: usize = 1200;
+
+/// The largest ping: as long as WireGuard's largest packet on a link of our MTU.
+pub const MAX_PROBE_BYTES: usize = 1452;
 
 /// What an envelope adds to its content.
 pub const OVERHEAD_BYTES: usize = HEADER_BYTES + NONCE_BYTES + MAC_BYTES;
@@ -81,7 +85,7 @@ pub const fn is_bind(datagram: &[u8]) -> bool {
 /// Why a datagram was not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unopened {
-    /// Too short to be an envelope, or longer than [`MAX_DATAGRAM_BYTES`].
+    /// Too short to be an envelope, or longer than one of its kind may be.
     #[error("its size")]
     Size,
     /// A version or kind that we do not know.
@@ -127,12 +131,15 @@ impl Opener {
     /// # Errors
     /// [`Unopened`] with the first check that failed.
     pub fn open(&mut self, keys: &MeshKeys, datagram: &[u8], now: Now) -> Result<(Kind, Vec<u8>), Unopened> {
-        if !(OVERHEAD_BYTES..=MAX_DATAGRAM_BYTES).contains(&datagram.len()) {
+        if !(OVERHEAD_BYTES..=MAX_PROBE_BYTES).contains(&datagram.len()) {
             return Err(Unopened::Size);
         }
         let (header, rest) = datagram.split_at(HEADER_BYTES);
         let (&[version, kind], tag) = header.split_first_chunk().expect("the header is longer");
         let kind = Kind::from_byte(kind).filter(|_| version == VERSION).ok_or(Unopened::Version)?;
+        if datagram.len() > MAX_DATAGRAM_BYTES && kind != Kind::Disco {
+            return Err(Unopened::Size);
+        }
         let tag: [u8; TAG_BYTES] = tag.try_into().expect("the header ends with the tag");
         if !keys.is_current_tag(tag, now.wall) && !self.untagged.take(now.monotonic) {
             return Err(Unopened::Tag);

@@ -125,7 +125,7 @@ fn key(n: u8) -> PublicKey {
 }
 
 fn route() -> Route {
-    Route { destination: "10.1.0.0/16".parse().unwrap(), gateway: None, metric: 0 }
+    Route { destination: "10.1.0.0/16".parse().unwrap(), gateway: None, metric: 0, mtu: None }
 }
 
 fn no_permission() -> KernelError {

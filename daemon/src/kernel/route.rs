@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use nix::errno::Errno;
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
 };
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use wgmesh_core::kernel::{ROUTE_PROTOCOL, Route};
@@ -89,6 +90,7 @@ fn message(link: u32, route: &Route) -> RouteMessage {
         RouteAttribute::Priority(route.metric),
     ];
     message.attributes.extend(route.gateway.map(|gateway| RouteAttribute::Gateway(gateway.into())));
+    message.attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     message
 }
 
@@ -105,16 +107,25 @@ fn interpret(message: &RouteMessage, link: u32) -> Option<Route> {
     let mut destination = unspecified;
     let mut gateway = None;
     let mut metric = 0;
+    let mut mtu = None;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address)?,
             RouteAttribute::Gateway(address) => gateway = Some(ip(address)?),
             RouteAttribute::Priority(priority) => metric = *priority,
+            RouteAttribute::Metrics(metrics) => mtu = metrics.iter().find_map(as_mtu),
             _ => {}
         }
     }
     let destination = IpNet::new(destination, message.header.destination_prefix_length).ok()?;
-    ours.then_some(Route { destination, gateway, metric })
+    ours.then_some(Route { destination, gateway, metric, mtu })
+}
+
+fn as_mtu(metric: &RouteMetric) -> Option<u32> {
+    match metric {
+        RouteMetric::Mtu(mtu) => Some(*mtu),
+        _ => None,
+    }
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -134,6 +145,7 @@ mod tests {
             destination: destination.parse().unwrap(),
             gateway: gateway.map(|text| text.parse().unwrap()),
             metric: 77,
+            mtu: None,
         }
     }
 
@@ -144,6 +156,8 @@ mod tests {
             route("10.2.0.0/16", Some("10.1.0.9")),
             route("fd00::/64", None),
             route("0.0.0.0/0", None),
+            Route { mtu: Some(1220), ..route("10.3.0.1/32", None) },
+            Route { mtu: Some(1200), ..route("fd00::1/128", None) },
         ] {
             assert_eq!(interpret(&new_route(5, &route), 5), Some(route));
         }

@@ -447,7 +447,7 @@ fn key(n: u16) -> PublicKey {
 }
 
 fn route(destination: &str) -> Route {
-    Route { destination: destination.parse().unwrap(), gateway: None, metric: 0 }
+    Route { destination: destination.parse().unwrap(), gateway: None, metric: 0, mtu: None }
 }
 
 fn desired(peers: u16) -> Desired {

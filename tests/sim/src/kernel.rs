@@ -190,7 +190,23 @@ impl Kernel {
 
     /// Sends so many bytes of somebody's packets to a peer.
     pub fn send_data(&mut self, key: PublicKey, bytes: u64, now: Now) {
-        self.step(key, now, |peer, context| peer.send_data(bytes, context));
+        let mtu = self.mtu_to(key);
+        let mut left = bytes;
+        while left > 0 {
+            let packet = left.min(mtu);
+            self.step(key, now, |peer, context| peer.send_data(packet, context));
+            left -= packet;
+        }
+    }
+
+    /// Returns the MTU of the routes to a peer, or else the link's.
+    fn mtu_to(&self, key: PublicKey) -> u64 {
+        let Some(link) = &self.link else { return u64::MAX };
+        let peer = link.peers.get(&key);
+        let leads_there =
+            |route: &&Route| peer.is_some_and(|peer| peer.allowed_ips.contains(&route.destination));
+        let routes = link.routes.iter().filter(leads_there).filter_map(|route| route.mtu);
+        routes.min().unwrap_or(link.mtu).into()
     }
 
     /// Does what WireGuard's timers ask for.

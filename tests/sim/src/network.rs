@@ -27,6 +27,9 @@ use segment::{Plug, Segment};
 /// The bytes that IPv4 and UDP add to each datagram.
 pub const HEADER_BYTES: u64 = 28;
 
+/// The bytes that IPv6 and UDP add.
+const HEADER_BYTES_V6: u64 = 48;
+
 /// A host's number in its world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostId(pub usize);
@@ -50,6 +53,8 @@ pub struct Conditions {
     pub loss: f64,
     /// The share of datagrams that arrive twice.
     pub duplication: f64,
+    /// The bytes of the longest packet. A longer one is lost without a word.
+    pub mtu: u64,
 }
 
 impl Conditions {
@@ -59,6 +64,7 @@ impl Conditions {
         jitter: Duration::from_micros(20),
         loss: 0.0,
         duplication: 0.0,
+        mtu: 1500,
     };
 
     /// The internet between two gateways of one country.
@@ -75,6 +81,18 @@ pub struct Datagram {
     pub to: SocketAddr,
     /// Its content.
     pub payload: Payload,
+}
+
+impl Datagram {
+    /// Returns how long it is with its headers.
+    fn bytes(&self) -> u64 {
+        let header = if self.to.is_ipv4() { HEADER_BYTES } else { HEADER_BYTES_V6 };
+        let payload = match &self.payload {
+            Payload::Daemon(bytes) => bytes.len() as u64,
+            Payload::WireGuard(message) => message.body.bytes(),
+        };
+        header + payload
+    }
 }
 
 /// What a datagram carries.
@@ -353,7 +371,7 @@ impl Network {
         let copies = 1 + u32::from(random.chance(conditions.duplication));
         for _ in 0..copies {
             let after = conditions.latency + random.up_to(conditions.jitter);
-            if random.chance(conditions.loss) {
+            if random.chance(conditions.loss) || datagram.bytes() > conditions.mtu {
                 continue;
             }
             let mut datagram = datagram.clone();

@@ -19,7 +19,7 @@ use crate::kernel::Observed;
 use crate::key::PublicKey;
 use crate::message::{Disco, DiscoBody, PING_PADDING_BYTES, Paired as _, Token, Unproved};
 use crate::nat::{Nat, NatType, Strategy};
-use crate::path::{Kind, Origin, Paths};
+use crate::path::{Kind, Origin, Paths, Ping};
 use crate::seal;
 use crate::store::{Claim, Source};
 use crate::time::{Monotonic, Now};
@@ -173,11 +173,12 @@ impl Mesh {
         }
         let lost = self.reach.paths.get_mut(&key).is_some_and(Paths::take_loss);
         let offer = self.reach.paths.get_mut(&key).is_some_and(Paths::take_offer_due);
+        self.follow_mtu(key);
         if lost {
             self.reach.stun.refresh(now.monotonic);
         }
-        for (address, id) in pings {
-            self.send_ping(key, address, id, now);
+        for ping in pings {
+            self.send_ping(key, ping, now);
         }
         if offer {
             self.send_offers(key, now);
@@ -211,6 +212,9 @@ impl Mesh {
             return self.drop_input("replayed", from);
         }
         match disco.body {
+            DiscoBody::Ping { padding, .. } if padding.len() < PING_PADDING_BYTES => {
+                self.drop_input("malformed", from);
+            }
             DiscoBody::Ping { id, padding: _ } => self.on_ping(key, id, from, now),
             DiscoBody::Pong { id, seen } => {
                 if self.on_pong(key, id, disco.token, from, now) {
@@ -298,7 +302,8 @@ impl Mesh {
         self.dirty = true;
     }
 
-    fn send_ping(&mut self, key: PublicKey, to: SocketAddr, id: u64, now: Now) {
+    fn send_ping(&mut self, key: PublicKey, ping: Ping, now: Now) {
+        let Ping { to, id, mtu } = ping;
         let proved = self
             .reach
             .paths
@@ -308,8 +313,8 @@ impl Mesh {
         if !proved && !self.may_ping(to.ip(), now.monotonic) {
             return self.drop_input("ping limit", to);
         }
-        let padding = [0; PING_PADDING_BYTES].into();
-        self.send_disco(key, to, DiscoBody::Ping { id, padding }, now);
+        let padding = self.ping_padding(key, id, mtu);
+        self.send_disco(key, to, DiscoBody::Ping { id, padding: vec![0; padding].into() }, now);
     }
 
     fn may_ping(&mut self, target: IpAddr, now: Monotonic) -> bool {

@@ -76,7 +76,8 @@ impl Mesh {
                 .iter()
                 .map(|(key, peer)| {
                     let record = peer.record().record();
-                    (key, PlannedPeer { record, preshared_key: &peer.pair.preshared, reach: reaches[&key] })
+                    let (preshared_key, mtu) = (&peer.pair.preshared, self.route_mtu(key));
+                    (key, PlannedPeer { record, preshared_key, reach: reaches[&key], mtu })
                 })
                 .collect(),
             orphans: &self.orphans,

@@ -11,7 +11,7 @@ use crate::address::derive_mesh_addresses;
 use crate::kernel::ObservedPeer;
 use crate::key::PublicKey;
 use crate::nat::{Nat, NatType};
-use crate::path::Kind;
+use crate::path::{Kind, Paths};
 use crate::plan;
 use crate::status::{Ebpf, Kernel, Node, Path, Peer, PeerState, Source, SourceState, Status};
 use crate::store;
@@ -108,9 +108,10 @@ impl Mesh {
             Some(candidate) => candidate.kind,
             None => self.kind_of(endpoint.ip()),
         };
+        let mtu = self.reach.paths.get(&key).and_then(Paths::mtu).map(u32::from);
         let rtt = tried.and_then(|candidate| candidate.rtt);
         let rtt_ms = rtt.map(|rtt| u32::try_from(rtt.as_millis()).unwrap_or(u32::MAX));
-        Path { kind: kind.name().to_owned(), endpoint, relay: None, rtt_ms, mtu: None }
+        Path { kind: kind.name().to_owned(), endpoint, relay: None, rtt_ms, mtu }
     }
 
     fn why(

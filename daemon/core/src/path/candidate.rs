@@ -73,9 +73,28 @@ pub struct Candidate {
     pub answered: Option<Monotonic>,
     /// The round trip, smoothed.
     pub rtt: Option<Duration>,
-    /// Pings on their way: the id and when it was sent.
-    pub(super) pings: Vec<(u64, Monotonic)>,
+    /// Pings on their way.
+    pub(super) pings: Vec<Sent>,
     pub(super) schedule: Option<Schedule>,
+}
+
+/// A ping to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ping {
+    /// Where to.
+    pub to: SocketAddr,
+    /// To tell the answer by.
+    pub id: u64,
+    /// The MTU in bytes that it is to prove: then it is as long as [`super::probe_bytes`] says.
+    pub mtu: Option<u16>,
+}
+
+/// A ping that was sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) id: u64,
+    pub(super) at: Monotonic,
+    pub(super) mtu: Option<u16>,
 }
 
 /// The pings that are still to come.

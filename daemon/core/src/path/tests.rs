@@ -1,18 +1,21 @@
 use super::*;
 use crate::identity::Sequence;
 
-fn at(millis: u64) -> Monotonic {
+pub(super) fn at(millis: u64) -> Monotonic {
     Monotonic::from_nanos(millis * 1_000_000)
 }
 
-fn address(host: u8) -> SocketAddr {
+pub(super) fn address(host: u8) -> SocketAddr {
     SocketAddr::from(([203, 0, 113, host], 51820))
 }
 
 /// Paths with a link to the peer: which addresses answer, and after how long.
-struct Peer {
-    paths: Paths,
-    rtt: BTreeMap<SocketAddr, u64>,
+pub(super) struct Peer {
+    pub(super) paths: Paths,
+    pub(super) rtt: BTreeMap<SocketAddr, u64>,
+    /// The largest MTU that a ping can prove, and how many have tried to prove any.
+    pub(super) largest: u16,
+    pub(super) long_pings: u32,
     pongs: Vec<(u64, SocketAddr, u64)>,
     pings: Vec<(u64, SocketAddr)>,
     switches: Vec<(u64, SocketAddr)>,
@@ -20,18 +23,27 @@ struct Peer {
 }
 
 impl Peer {
-    fn new(candidates: &[(u8, Kind, Option<u64>)]) -> Self {
+    pub(super) fn new(candidates: &[(u8, Kind, Option<u64>)]) -> Self {
         let mut paths = Paths::default();
         for &(host, kind, _) in candidates {
             paths.add(address(host), Origin::Record, kind, at(0));
         }
         let answers = |&(host, _, rtt): &(u8, Kind, Option<u64>)| Some((address(host), rtt?));
         let rtt = candidates.iter().filter_map(answers).collect();
-        Self { paths, rtt, pongs: Vec::new(), pings: Vec::new(), switches: Vec::new(), next_id: 0 }
+        Self {
+            paths,
+            rtt,
+            largest: 1500,
+            long_pings: 0,
+            pongs: Vec::new(),
+            pings: Vec::new(),
+            switches: Vec::new(),
+            next_id: 0,
+        }
     }
 
     /// Lets the time from `from` to `to` pass, in steps of 5 ms.
-    fn run(&mut self, from: u64, to: u64) {
+    pub(super) fn run(&mut self, from: u64, to: u64) {
         for now in (from..to).step_by(5) {
             let (due, later) = std::mem::take(&mut self.pongs).into_iter().partition(|pong| pong.0 <= now);
             self.pongs = later;
@@ -43,12 +55,14 @@ impl Peer {
             }
             self.paths.handle_timeout(at(now));
             let next_id = &mut self.next_id;
-            while let Some((address, id)) = self.paths.poll_ping(at(now), || {
+            while let Some(Ping { to: address, id, mtu }) = self.paths.poll_ping(at(now), || {
                 *next_id += 1;
                 *next_id
             }) {
                 self.pings.push((now, address));
-                if let Some(rtt) = self.rtt.get(&address) {
+                self.long_pings += u32::from(mtu.is_some());
+                let fits = mtu.is_none_or(|mtu| mtu <= self.largest);
+                if let Some(rtt) = self.rtt.get(&address).filter(|_| fits) {
                     self.pongs.push((now + rtt, address, id));
                 }
             }
@@ -181,6 +195,34 @@ fn a_used_path_that_dies_is_left_within_two_seconds_for_one_that_works() {
     assert_eq!(to, address(2));
     assert!(when <= 8000 + 2300, "{when}");
     assert!(peer.paths.take_offer_due(), "the other side is to look too");
+}
+
+/// DESIGN 10: a cut is called within some two seconds on a short way, and soon after on a long one.
+#[test]
+fn a_cut_is_called_within_seconds_however_long_the_way_is() {
+    for (rtt, limit) in [(1, 2300), (80, 2400), (400, 3300)] {
+        let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(rtt))]);
+        peer.paths.begin(at(0));
+        peer.run(0, 5000);
+        peer.paths.note_traffic(at(5000));
+        peer.run(5000, 8000);
+        peer.rtt.clear();
+        peer.run(8000, 8000 + limit);
+        assert!(!peer.paths.works(), "{rtt} ms");
+    }
+}
+
+/// Delays of a second, such as full buffers make, are no cut.
+#[test]
+fn a_path_that_becomes_slow_is_kept() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(20))]);
+    peer.paths.begin(at(0));
+    peer.run(0, 5000);
+    peer.paths.note_traffic(at(5000));
+    peer.run(5000, 8000);
+    peer.rtt.insert(address(1), 900);
+    peer.run(8000, 15_000);
+    assert!(peer.paths.works());
 }
 
 #[test]

@@ -2,6 +2,9 @@
 //!
 //! A ping each [`WATCH_INTERVAL`] tells that it does. One that is not answered in time raises a suspicion: then pings
 //! follow quickly, so that either an answer clears it or enough of them are missed to be sure.
+//!
+//! Pings of the watch are as long as the path's MTU allows, every second one of a quick series excepted: so a path that
+//! still carries short packets but no longer long ones shows too.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -22,6 +25,9 @@ const LOST_AFTER: Duration = Duration::from_millis(1250);
 /// But not before so many pings went unanswered: at a loss of 30 % each way that happens by chance to one series in two
 /// hundred, and the eleven that fit into [`LOST_AFTER`] on a short path are missed once in an hour.
 const MISSES: u32 = 8;
+
+/// So many pings of the path's own MTU without an answer, while shorter ones are answered, have it measured anew.
+const LONG_MISSES: u32 = 3;
 
 /// After a ping that was missed others follow each half a round trip, within these bounds.
 const QUICKEST_PAUSE: Duration = Duration::from_millis(100);
@@ -45,6 +51,21 @@ pub(super) struct Current {
 struct Unanswered {
     since: Monotonic,
     pings: u32,
+    /// How many of them were as long as the path's MTU, and when the last of these was sent.
+    long: u32,
+    last_long: Monotonic,
+    /// Whether shorter ones are answered.
+    short_pass: bool,
+}
+
+/// What is to be done when the watch is due.
+enum Due {
+    /// A ping, to prove this MTU.
+    Ping(Option<u16>),
+    /// Something else: the path is lost.
+    Lost,
+    /// Something else: its MTU is not what it was.
+    TooLong,
 }
 
 impl Current {
@@ -52,21 +73,33 @@ impl Current {
         Self { address, next_ping, unanswered: None, lost: false }
     }
 
-    /// Counts a ping that is sent now. Returns false if there were enough, and the path is lost.
-    fn ask(&mut self, candidate: &Candidate, now: Monotonic) -> bool {
+    fn ask(&mut self, candidate: &Candidate, mtu: Option<u16>, now: Monotonic) -> Due {
         let round_trip = candidate.rtt.unwrap_or_default().min(LONGEST_ROUND_TRIP);
+        let patience = candidate.patience();
         let Some(unanswered) = &mut self.unanswered else {
-            self.unanswered = Some(Unanswered { since: now, pings: 1 });
-            self.next_ping = Some(now + candidate.patience());
-            return true;
+            let long = u32::from(mtu.is_some());
+            self.unanswered =
+                Some(Unanswered { since: now, pings: 1, long, last_long: now, short_pass: false });
+            self.next_ping = Some(now + patience);
+            return Due::Ping(mtu);
         };
         if unanswered.pings >= MISSES && now.since(unanswered.since) >= LOST_AFTER + round_trip {
             self.next_ping = None;
-            return false;
+            return Due::Lost;
+        }
+        let has_judged = unanswered.long >= LONG_MISSES && now.since(unanswered.last_long) >= patience;
+        if has_judged && unanswered.short_pass {
+            *self = Self::new(self.address, Some(now + WATCH_INTERVAL));
+            return Due::TooLong;
         }
         unanswered.pings += 1;
+        let is_long = unanswered.pings % 2 == 1 && unanswered.long < LONG_MISSES;
+        let mtu = mtu.filter(|_| is_long);
+        if mtu.is_some() {
+            (unanswered.long, unanswered.last_long) = (unanswered.long + 1, now);
+        }
         self.next_ping = Some(now + (round_trip / 2).clamp(QUICKEST_PAUSE, SLOWEST_PAUSE));
-        true
+        Due::Ping(mtu)
     }
 }
 
@@ -79,6 +112,12 @@ impl Paths {
         }
     }
 
+    /// Makes sure of a path that leaves packets unanswered, and that it carries long ones.
+    pub fn suspect(&mut self, now: Monotonic) {
+        self.verify(now);
+        self.ensure_mtu(now);
+    }
+
     /// Takes note of traffic with the peer: for a while, the path in use is watched.
     pub fn note_traffic(&mut self, now: Monotonic) {
         self.used_until = Some(now + USED_FOR);
@@ -88,6 +127,7 @@ impl Paths {
         {
             current.next_ping = Some(now);
         }
+        self.ensure_mtu(now);
         if std::mem::take(&mut self.look_when_used) {
             self.begin(now);
         }
@@ -104,24 +144,31 @@ impl Paths {
     }
 
     /// Returns the path in use if it is due for a ping, and judges it if the last was not answered in time.
-    pub(super) fn watched_due(&mut self, now: Monotonic) -> Option<SocketAddr> {
+    pub(super) fn watched_due(&mut self, now: Monotonic) -> Option<(SocketAddr, Option<u16>)> {
         let current = self.current.as_mut()?;
         current.next_ping.filter(|&at| at <= now)?;
         let candidate = self.candidates.get(&current.address)?;
-        if !current.ask(candidate, now) {
-            if !std::mem::replace(&mut current.lost, true) {
+        match current.ask(candidate, self.mtu.of(current.address), now) {
+            Due::Ping(mtu) => return Some((current.address, mtu)),
+            Due::TooLong => self.mtu.search(current.address, now),
+            Due::Lost if !std::mem::replace(&mut current.lost, true) => {
                 self.was_lost = true;
                 self.attempt(now);
             }
-            return None;
+            Due::Lost => {}
         }
-        Some(current.address)
+        None
     }
 
-    pub(super) fn follow_answer_of_current(&mut self, now: Monotonic) {
-        let is_used = self.is_used(now);
-        if let Some(current) = &mut self.current {
-            *current = Current::new(current.address, is_used.then_some(now + WATCH_INTERVAL));
+    /// Follows an answer over the path in use; `mtu` says whether the ping was a long one.
+    pub(super) fn follow_answer_of_current(&mut self, mtu: Option<u16>, now: Monotonic) {
+        let next_ping = self.is_used(now).then_some(now + WATCH_INTERVAL);
+        let Some(current) = &mut self.current else { return };
+        match &mut current.unanswered {
+            Some(unanswered) if mtu.is_none() && unanswered.long > 0 => {
+                (unanswered.since, unanswered.pings, unanswered.short_pass) = (now, 0, true);
+            }
+            Some(_) | None => *current = Current::new(current.address, next_ping),
         }
     }
 }

@@ -59,7 +59,7 @@ impl Node {
 
     fn inputs<'a>(&'a self, records: &'a [Record], reach: Reach) -> Inputs<'a> {
         let planned = |record: &'a Record| {
-            (record.key, PlannedPeer { record, preshared_key: &self.preshared_key, reach })
+            (record.key, PlannedPeer { record, preshared_key: &self.preshared_key, reach, mtu: None })
         };
         Inputs {
             interface: &self.interface,
@@ -101,6 +101,20 @@ fn a_peer_owns_its_derived_addresses() {
     assert_eq!(desired.peers[&records[0].key].allowed_ips, expected);
     assert_eq!(desired.addresses.len(), 2);
     assert_eq!(desired.routes.len(), 2, "one route for each of the mesh's subnets");
+}
+
+/// Issue 4: a path that carries less than the link gets routes that say so, to the peer and to what is behind it.
+#[test]
+fn a_narrow_path_has_host_routes_with_its_mtu() {
+    let (node, records) = (Node::accepting(&["10.5.0.0/16"]), [record(1, &["10.5.1.0/24"]), record(2, &[])]);
+    let mut inputs = node.inputs(&records, Reach::Passive);
+    inputs.peers.get_mut(&records[0].key).unwrap().mtu = Some(1220);
+    let desired = desired(&inputs);
+    let narrow: BTreeSet<_> = desired.routes.iter().filter(|route| route.mtu == Some(1220)).collect();
+    let expected = &desired.peers[&records[0].key].allowed_ips;
+    assert_eq!(narrow.iter().map(|route| route.destination).collect::<BTreeSet<_>>(), *expected);
+    assert_eq!(expected.len(), 3);
+    assert_eq!(desired.routes.len(), 5, "the other peer needs none of its own");
 }
 
 /// an address that works or may work is kept open every 25 s.

@@ -51,7 +51,7 @@ fn desired() -> Desired {
 }
 
 fn route(destination: &str, metric: u32) -> Route {
-    Route { destination: net(destination), gateway: None, metric }
+    Route { destination: net(destination), gateway: None, metric, mtu: None }
 }
 
 fn link(alias: Option<&str>, up: bool) -> Link {
@@ -363,11 +363,13 @@ fn any_address() -> impl Strategy<Value = IpNet> {
 }
 
 fn any_route() -> impl Strategy<Value = Route> {
-    (any_address(), 0u32..3, proptest::option::of(0u8..3)).prop_map(|(destination, metric, gateway)| Route {
-        destination,
-        gateway: gateway.map(|n| Ipv4Addr::new(10, 9, 9, n).into()),
-        metric,
-    })
+    let mtu = proptest::option::of(1200u32..1203);
+    (any_address(), 0u32..3, proptest::option::of(0u8..3), mtu).prop_map(
+        |(destination, metric, gateway, mtu)| {
+            let gateway = gateway.map(|n| Ipv4Addr::new(10, 9, 9, n).into());
+            Route { destination, gateway, metric, mtu }
+        },
+    )
 }
 
 fn any_socket() -> impl Strategy<Value = SocketAddr> {

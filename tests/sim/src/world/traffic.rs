@@ -10,7 +10,7 @@ use crate::network::HostId;
 /// How often each side of a talk sends.
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// What it sends: a ping with IPv4's header.
+/// What it usually sends: a ping with IPv4's header.
 const BYTES: u64 = 84;
 
 /// One direction of a talk.
@@ -18,6 +18,7 @@ const BYTES: u64 = 84;
 pub(super) struct Talk {
     from: HostId,
     to: HostId,
+    bytes: u64,
     heard: u64,
     heard_at: Monotonic,
     longest_silence: Duration,
@@ -26,8 +27,14 @@ pub(super) struct Talk {
 impl World {
     /// Has two hosts send to each other all the time from now on, wherever their kernels lead that.
     pub fn talk(&mut self, one: HostId, other: HostId) {
+        self.talk_in(one, other, BYTES);
+    }
+
+    /// Has two hosts send so many bytes at a time to each other; what is longer than the route's MTU goes in pieces.
+    pub fn talk_in(&mut self, one: HostId, other: HostId, bytes: u64) {
         for (from, to) in [(one, other), (other, one)] {
-            let talk = Talk { from, to, heard: 0, heard_at: self.now, longest_silence: Duration::ZERO };
+            let heard_at = self.now;
+            let talk = Talk { from, to, bytes, heard: 0, heard_at, longest_silence: Duration::ZERO };
             self.talks.push(talk);
             self.schedule.push(self.now, Happening::Talk(self.talks.len() - 1));
         }
@@ -45,7 +52,7 @@ impl World {
     }
 
     pub(super) fn on_talk(&mut self, number: usize) -> Result<(), Violation> {
-        let Talk { from, to, .. } = self.talks[number];
+        let Talk { from, to, bytes, .. } = self.talks[number];
         let keys = [from, to].map(|id| self.host(id).public_key());
         let heard = self.host(to).kernel.peer(keys[0]).map_or(0, |peer| peer.data_received());
         let talk = &mut self.talks[number];
@@ -56,7 +63,7 @@ impl World {
         self.schedule.push(self.now + INTERVAL, Happening::Talk(number));
         self.act(from, |host, now| {
             let now = host.now(now);
-            host.kernel.send_data(keys[1], BYTES, now);
+            host.kernel.send_data(keys[1], bytes, now);
         })
     }
 }

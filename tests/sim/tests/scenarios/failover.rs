@@ -4,10 +4,12 @@
 use std::net::SocketAddr;
 
 use wgmesh_sim::host::HostPlan;
+use wgmesh_sim::nat::Kind;
 use wgmesh_sim::network::{Conditions, HostId, SegmentId};
 use wgmesh_sim::world::{Violation, World};
 
 use crate::fleet::{millis, mins, secs};
+use crate::meeting::Meeting;
 
 /// What the issue allows for traffic to be back.
 const LIMIT: std::time::Duration = secs(3);
@@ -33,7 +35,7 @@ impl TwoLinks {
         Ok(Self { world, links, nodes })
     }
 
-    /// Cuts the link that the tunnel is on, or any, so that neither host notices; returns which.
+    /// Cuts a link so that neither host notices.
     fn cut(&mut self, link: usize) {
         self.world.partition(self.links[link], |host| u32::try_from(host.0).expect("there are few hosts"));
     }
@@ -155,5 +157,54 @@ fn a_pair_at_rest_sends_no_pings() -> Result<(), Violation> {
     let before = pair.world.host(pair.nodes[0]).totals.probes;
     pair.world.run_for(mins(30))?;
     assert_eq!(pair.world.host(pair.nodes[0]).totals.probes, before);
+    Ok(())
+}
+
+/// Issue 4: an underlay of 1,280 bytes in the middle of the way, there from the beginning or from some moment on, never
+/// becomes a black hole; also where a host notices use by the next reading only.
+#[test]
+fn a_narrow_way_has_its_mtu_found_before_anybody_misses_much() -> Result<(), Violation> {
+    let narrow = Conditions { mtu: 1280, ..Conditions::INTERNET };
+    for kinds in [[Kind::None, Kind::PortRestricted], [Kind::PortRewriting, Kind::PortRestricted]] {
+        let mut meeting = Meeting::new(6, kinds);
+        meeting.meet()?;
+        let [one, other] = meeting.nodes;
+        meeting.world.talk_in(one, other, 1400);
+        meeting.world.run_for(secs(30))?;
+        let silence = meeting.world.take_longest_silence();
+        assert!(silence < secs(1), "{silence:?} on a wide way");
+        assert_eq!(meeting.mtu(), Some(1420));
+        meeting.world.set_internet(narrow);
+        meeting.world.run_for(secs(30))?;
+        let silence = meeting.world.take_longest_silence();
+        assert!(silence < LIMIT, "{silence:?} after the way became narrow");
+        assert_eq!(meeting.mtu(), Some(1220));
+        meeting.world.set_internet(Conditions::INTERNET);
+        meeting.world.run_for(mins(11))?;
+        let silence = meeting.world.take_longest_silence();
+        assert!(silence < secs(1), "{silence:?} after the way became wide");
+        assert_eq!(meeting.mtu(), Some(1420));
+    }
+    let mut meeting = Meeting::new(7, [Kind::None, Kind::PortRestricted]);
+    meeting.world.set_internet(narrow);
+    meeting.meet()?;
+    meeting.world.run_for(secs(3))?;
+    meeting.world.talk_in(meeting.nodes[0], meeting.nodes[1], 1400);
+    meeting.world.run_for(secs(30))?;
+    let silence = meeting.world.take_longest_silence();
+    assert!(silence < secs(1), "{silence:?}: it was measured before anybody needed it");
+    Ok(())
+}
+
+#[test]
+fn a_loss_of_thirty_percent_is_not_taken_for_a_narrow_way_for_long() -> Result<(), Violation> {
+    let mut meeting = Meeting::new(8, [Kind::None, Kind::PortRestricted]);
+    meeting.meet()?;
+    meeting.world.talk(meeting.nodes[0], meeting.nodes[1]);
+    meeting.world.run_for(secs(20))?;
+    meeting.world.set_internet(Conditions { loss: 0.3, ..Conditions::INTERNET });
+    meeting.world.run_for(mins(10))?;
+    let mtu = meeting.mtu().expect("it was measured");
+    assert!(mtu >= 1300, "{mtu}");
     Ok(())
 }

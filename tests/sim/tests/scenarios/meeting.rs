@@ -81,6 +81,11 @@ impl Meeting {
         self.world.host(self.nodes[side]).kernel.peer(key)?.endpoint
     }
 
+    /// Returns the MTU that the first node says its path to the second has.
+    pub(crate) fn mtu(&self) -> Option<u32> {
+        self.view(self.nodes[0], self.nodes[1]).path?.mtu
+    }
+
     /// Returns what one node says of another.
     pub(crate) fn view(&self, from: HostId, of: HostId) -> Peer {
         let key = self.world.host(of).public_key();

@@ -155,7 +155,7 @@ fn a_ping_in_anothers_name_is_refused() -> Result<(), Violation> {
     let claimed = meeting.world.host(claimed).public_key();
     let before = endpoints(&meeting);
     meeting.world.record();
-    let ping = DiscoBody::Ping { id: 1, padding: [0; PING_PADDING_BYTES].into() };
+    let ping = DiscoBody::Ping { id: 1, padding: vec![0; PING_PADDING_BYTES].into() };
     let pong = DiscoBody::Pong { id: 1, seen: ([1; 4], 1).into() };
     for (number, body) in [ping, pong].into_iter().enumerate() {
         let forgery = Forged { member, claimed, to: receiver, counter: number as u64 };

@@ -1,0 +1,322 @@
+//! The largest packet of the tunnel that the path in use carries.
+//!
+//! Pings as long as WireGuard makes such a packet, which no router may take apart, find it out: first one of full length,
+//! which nearly every path carries; where that stays unanswered, several lengths side by side, then what lies between the
+//! longest that was answered and the next. Each length is sent [`COPIES`] times, since pings get lost for other reasons.
+//!
+//! What was found stays until another search ends, also across a change of the path: better packets that are too short
+//! for a moment than some that never arrive. A search without any answer says nothing.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::Paths;
+use crate::plan::MTU;
+use crate::seal::MAX_PROBE_BYTES;
+use crate::time::Monotonic;
+
+/// The link's own MTU in bytes, beyond which nothing is looked for.
+const LARGEST: u16 = 1420;
+
+/// The least that is looked for, in bytes: what is left of IPv6's smallest link (1,280 bytes, RFC 8200 §5) after
+/// WireGuard's and the outer headers (80 bytes).
+const SMALLEST: u16 = 1200;
+
+/// What WireGuard adds to a packet inside of UDP: 16 bytes of header, 16 of authentication (whitepaper §5.4.6).
+const WIREGUARD_BYTES: u16 = 32;
+
+/// Steps between the lengths of the first and of the second round; the first is a multiple of the second.
+const COARSE: u16 = 40;
+const FINE: u16 = 5;
+
+/// How often each length is sent.
+const COPIES: u32 = 3;
+
+/// The pause between two copies.
+const COPY_PAUSE: Duration = Duration::from_millis(60);
+
+/// How long a small MTU is believed before a larger one is looked for (RFC 8899 §5.1.1, `PMTU_RAISE_TIMER`).
+const RAISE_AFTER: Duration = Duration::from_secs(600);
+
+const _: () = assert!(LARGEST as u32 == MTU && (LARGEST + WIREGUARD_BYTES) as usize == MAX_PROBE_BYTES);
+
+/// Returns how long the datagram is that WireGuard makes of the largest packet for this MTU, in bytes.
+pub const fn probe_bytes(mtu: u16) -> usize {
+    (mtu + WIREGUARD_BYTES) as usize
+}
+
+/// What is known of the MTU, and what is done to know it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PathMtu {
+    known: Option<Known>,
+    search: Option<Search>,
+    has_changed: bool,
+}
+
+/// What a search has found.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    address: SocketAddr,
+    mtu: u16,
+    since: Monotonic,
+}
+
+#[derive(Clone, Debug)]
+struct Search {
+    address: SocketAddr,
+    begun: Monotonic,
+    round: Round,
+    /// The lengths that are to be sent once more, and those of this round that are unanswered.
+    to_send: Vec<u16>,
+    unanswered: Vec<u16>,
+    copies: u32,
+    /// The longest that was answered.
+    passed: Option<u16>,
+    next: Monotonic,
+}
+
+/// Which lengths are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Round {
+    /// The full one.
+    Full,
+    /// All, in steps of [`COARSE`].
+    Coarse,
+    /// From the longest that was answered, in steps of [`FINE`].
+    Fine { from: u16 },
+}
+
+/// A length that stands for a ping without more padding than any has: it tells whether the path works at all.
+const SHORT: u16 = 0;
+
+impl Search {
+    fn new(address: SocketAddr, round: Round, now: Monotonic) -> Self {
+        let (to_send, unanswered) = (Vec::new(), Vec::new());
+        let mut search =
+            Self { address, begun: now, round, to_send, unanswered, copies: 0, passed: None, next: now };
+        search.begin(round, now);
+        search
+    }
+
+    fn begin(&mut self, round: Round, now: Monotonic) {
+        self.unanswered = match round {
+            Round::Full => vec![LARGEST],
+            Round::Coarse => (SMALLEST..LARGEST).step_by(COARSE.into()).collect(),
+            Round::Fine { from } => {
+                (from + FINE..(from + COARSE).min(LARGEST + 1)).step_by(FINE.into()).collect()
+            }
+        };
+        (self.round, self.copies, self.next) = (round, 0, now);
+    }
+
+    fn on_answer(&mut self, mtu: u16, now: Monotonic) {
+        self.passed = self.passed.max(Some(mtu));
+        for lengths in [&mut self.unanswered, &mut self.to_send] {
+            lengths.retain(|&length| length == SHORT || length > mtu);
+        }
+        if self.unanswered.is_empty() {
+            self.next = now;
+        }
+    }
+
+    /// Returns the next length to send; `None` while there is nothing to do, and [`Search::is_over`] at the end.
+    fn poll(&mut self, patience: Duration, now: Monotonic) -> Option<u16> {
+        if let Some(length) = self.to_send.pop() {
+            return Some(length);
+        }
+        if now < self.next || self.unanswered.is_empty() || self.copies >= COPIES {
+            return None;
+        }
+        self.copies += 1;
+        self.next = now + if self.copies < COPIES { COPY_PAUSE } else { patience };
+        self.to_send.clone_from(&self.unanswered);
+        if self.round == Round::Coarse {
+            self.to_send.push(SHORT);
+        }
+        self.to_send.pop()
+    }
+
+    fn is_over(&self, now: Monotonic) -> bool {
+        now >= self.next && self.to_send.is_empty() && (self.unanswered.is_empty() || self.copies >= COPIES)
+    }
+}
+
+impl PathMtu {
+    /// Returns the MTU in bytes that was measured last, of this path or of the one before.
+    pub(super) fn latest(&self) -> Option<u16> {
+        self.known.map(|known| known.mtu)
+    }
+
+    /// Returns the MTU of the path over an address, if it was measured and is not just being measured anew.
+    pub(super) fn of(&self, address: SocketAddr) -> Option<u16> {
+        let known = self.known.filter(|known| known.address == address && self.search.is_none());
+        known.map(|known| known.mtu)
+    }
+
+    /// Measures the path over an address unless that is done or under way, or was long ago and found a small MTU.
+    pub(super) fn ensure(&mut self, address: SocketAddr, now: Monotonic) {
+        let is_good = |known: Known| {
+            known.address == address && (known.mtu == LARGEST || now.since(known.since) < RAISE_AFTER)
+        };
+        let is_sought = self.search.as_ref().is_some_and(|search| search.address == address);
+        if !is_sought && !self.known.is_some_and(is_good) {
+            self.search = Some(Search::new(address, Round::Full, now));
+        }
+    }
+
+    /// Measures a path over which long packets have stopped to come through.
+    pub(super) fn search(&mut self, address: SocketAddr, now: Monotonic) {
+        self.search = Some(Search::new(address, Round::Coarse, now));
+    }
+
+    pub(super) fn on_answer(&mut self, address: SocketAddr, mtu: u16, now: Monotonic) {
+        if let Some(search) = self.search.as_mut().filter(|search| search.address == address) {
+            search.on_answer(mtu, now);
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Monotonic> {
+        let search = self.search.as_ref()?;
+        Some(if search.to_send.is_empty() { search.next } else { search.begun })
+    }
+
+    /// Goes on after a round; `was_heard` says whether the path has answered anything since the search began.
+    fn end_round(&mut self, was_heard: bool, now: Monotonic) {
+        let Some(search) = &mut self.search else { return };
+        match (search.round, search.passed) {
+            (Round::Full, None) => search.begin(Round::Coarse, now),
+            (Round::Coarse, Some(from)) => {
+                let (address, mtu) = (search.address, from);
+                search.begin(Round::Fine { from }, now);
+                self.find(address, mtu, now);
+            }
+            (Round::Coarse, None) if !was_heard => self.search = None,
+            (Round::Full | Round::Coarse | Round::Fine { .. }, passed) => {
+                let address = search.address;
+                self.search = None;
+                self.find(address, passed.unwrap_or(SMALLEST), now);
+            }
+        }
+    }
+
+    fn find(&mut self, address: SocketAddr, mtu: u16, now: Monotonic) {
+        self.has_changed |= self.latest().unwrap_or(LARGEST) != mtu;
+        self.known = Some(Known { address, mtu, since: now });
+    }
+}
+
+impl Paths {
+    /// Returns the largest packet of the tunnel in bytes that the path in use carries, or the one before did while that
+    /// is not known yet; `None` if nothing was ever measured.
+    pub fn mtu(&self) -> Option<u16> {
+        self.mtu.latest()
+    }
+
+    /// Whether the MTU is another since this was last asked.
+    pub const fn take_mtu_change(&mut self) -> bool {
+        std::mem::replace(&mut self.mtu.has_changed, false)
+    }
+
+    /// Measures the path in use if that was not done yet.
+    pub(super) fn ensure_mtu(&mut self, now: Monotonic) {
+        if let Some(current) = self.current.filter(|current| !current.lost) {
+            self.mtu.ensure(current.address, now);
+        }
+    }
+
+    /// Returns a ping that is due to measure the path in use: where to, and for which MTU.
+    pub(super) fn measuring_due(&mut self, now: Monotonic) -> Option<(SocketAddr, Option<u16>)> {
+        loop {
+            let search = self.mtu.search.as_mut()?;
+            let address = search.address;
+            let is_used = self.current.is_some_and(|current| current.address == address && !current.lost);
+            let Some(candidate) = self.candidates.get(&address).filter(|_| is_used) else {
+                self.mtu.search = None;
+                return None;
+            };
+            if let Some(length) = search.poll(candidate.patience(), now) {
+                return Some((address, (length != SHORT).then_some(length)));
+            }
+            if !search.is_over(now) {
+                return None;
+            }
+            let was_heard = candidate.answered.is_some_and(|at| at >= search.begun);
+            self.mtu.end_round(was_heard, now);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Peer, address, at};
+    use super::super::{Kind, Origin};
+    use super::*;
+
+    /// A path in use that carries so much, after a while.
+    fn measured(mtu: u16, rtt: u64) -> Peer {
+        let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(rtt))]);
+        peer.largest = mtu;
+        peer.paths.begin(at(0));
+        peer.run(0, 6000);
+        peer
+    }
+
+    #[test]
+    fn whatever_a_path_carries_is_found_within_five_bytes() {
+        for (carries, found) in
+            [(9000, 1420), (1420, 1420), (1419, 1415), (1412, 1410), (1280, 1280), (1220, 1220), (1200, 1200)]
+        {
+            for rtt in [2, 40, 300] {
+                assert_eq!(measured(carries, rtt).paths.mtu(), Some(found), "{carries} bytes, {rtt} ms");
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_that_carries_everything_costs_one_long_ping() {
+        let peer = measured(1500, 20);
+        assert_eq!(peer.long_pings, 1);
+        assert_eq!(peer.paths.poll_timeout(), None);
+    }
+
+    #[test]
+    fn a_path_on_which_long_packets_get_stuck_is_measured_anew_within_three_seconds() {
+        for rtt in [2, 40, 150] {
+            let mut peer = measured(1500, rtt);
+            assert!(!peer.paths.take_mtu_change());
+            peer.paths.note_traffic(at(6000));
+            for begin in [6000, 6000 + 501] {
+                peer.run(begin, begin + 500);
+            }
+            peer.largest = 1220;
+            peer.run(7001, 10_001);
+            assert_eq!(peer.paths.mtu(), Some(1220), "{rtt} ms");
+            assert!(peer.paths.take_mtu_change());
+            assert!(peer.paths.works(), "short packets pass");
+        }
+    }
+
+    #[test]
+    fn a_larger_mtu_is_looked_for_after_ten_minutes_of_use() {
+        let mut peer = measured(1220, 10);
+        peer.largest = 1500;
+        for second in 6..700 {
+            if second % 5 == 0 {
+                peer.paths.note_traffic(at(second * 1000));
+            }
+            peer.run(second * 1000, second * 1000 + 1000);
+            let expected = if second < 600 { 1220 } else { 1420 };
+            assert!(second.abs_diff(605) < 15 || peer.paths.mtu() == Some(expected), "{second} s");
+        }
+    }
+
+    #[test]
+    fn a_path_that_dies_while_it_is_measured_says_nothing_of_its_mtu() {
+        let mut peer = measured(1500, 20);
+        peer.paths.add(address(2), Origin::Record, Kind::Ipv4, at(6000));
+        peer.rtt.clear();
+        peer.paths.mtu.search(address(1), at(6000));
+        peer.run(6000, 9000);
+        assert_eq!(peer.paths.mtu(), Some(1420));
+    }
+}
