@@ -250,7 +250,6 @@ impl Paths {
 mod tests {
     use super::super::tests::{Peer, address, at};
     use super::super::{Kind, Origin};
-    use super::*;
 
     /// A path in use that carries so much, after a while.
     fn measured(mtu: u16, rtt: u64) -> Peer {

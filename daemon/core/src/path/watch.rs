@@ -29,7 +29,7 @@ const MISSES: u32 = 8;
 /// So many pings of the path's own MTU without an answer, while shorter ones are answered, have it measured anew.
 const LONG_MISSES: u32 = 3;
 
-/// After a ping that was missed others follow each half a round trip, within these bounds.
+/// After a ping that was missed others follow each quarter of a round trip, within these bounds.
 const QUICKEST_PAUSE: Duration = Duration::from_millis(100);
 const SLOWEST_PAUSE: Duration = Duration::from_millis(500);
 
@@ -98,7 +98,7 @@ impl Current {
         if mtu.is_some() {
             (unanswered.long, unanswered.last_long) = (unanswered.long + 1, now);
         }
-        self.next_ping = Some(now + (round_trip / 2).clamp(QUICKEST_PAUSE, SLOWEST_PAUSE));
+        self.next_ping = Some(now + (round_trip / 4).clamp(QUICKEST_PAUSE, SLOWEST_PAUSE));
         Due::Ping(mtu)
     }
 }
