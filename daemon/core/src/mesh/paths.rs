@@ -259,12 +259,14 @@ impl Mesh {
         true
     }
 
-    /// Tries the link on which a peer that is reached elsewhere has announced itself.
+    /// Tries the link on which a peer has announced itself that is reached over no common one.
     pub(super) fn compare_with_link(&mut self, key: PublicKey, place: Place, now: Now) {
         let Some(peer) = self.store.get(key) else { return };
         let endpoint = place.endpoint(peer.record().record().listen_port);
-        let elsewhere =
-            self.reach.paths.get(&key).and_then(Paths::current).is_some_and(|current| current != endpoint);
+        let paths = self.reach.paths.get(&key);
+        let elsewhere = paths
+            .and_then(|paths| paths.candidate(paths.current()?))
+            .is_some_and(|current| current.kind != Kind::Lan);
         if elsewhere && !self.is_met_on_link(key) {
             self.add_candidate(key, endpoint, Origin::Ping, now.monotonic);
             if let Some(paths) = self.reach.paths.get_mut(&key) {

@@ -62,8 +62,9 @@ impl World {
         }
         self.schedule.push(self.now + INTERVAL, Happening::Talk(number));
         self.act(from, |host, now| {
-            let now = host.now(now);
-            host.kernel.send_data(keys[1], bytes, now);
+            let clocks = host.now(now);
+            host.kernel.send_data(keys[1], bytes, clocks);
+            host.handle_timeout(now);
         })
     }
 }
