@@ -12,17 +12,18 @@ pub mod secret;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU8, NonZeroU16};
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 use wgmesh_core::config::{Hostname, Settings};
 use wgmesh_core::kernel::InterfaceName;
+use wgmesh_core::pool::Places;
 
 pub use self::document::Problem;
 use self::places::STUN_PORT;
-pub use self::places::{BootstrapNode, StaticPeer, StunServer};
+pub use self::places::{BootstrapNode, DnsSeed, StaticPeer, StunServer};
 pub use self::reload::Reloaded;
 
 /// Where configuration files and secrets live.
@@ -90,12 +91,52 @@ pub struct Discovery {
     /// Nodes whose exchange is dialled from the start (P-1, W-X19).
     #[serde(default, deserialize_with = "document::texts")]
     pub bootstrap_nodes: Vec<BootstrapNode>,
+    /// Names that stand for nodes to dial while few peers are reached (P-4).
+    #[serde(default, deserialize_with = "document::texts")]
+    pub dns_seeds: Vec<DnsSeed>,
     /// Peers that are always wanted, whoever tells of them (P-9).
     #[serde(default, deserialize_with = "document::texts")]
     pub static_peers: Vec<StaticPeer>,
     /// The TCP port of the exchange; by default it follows from the secret.
     #[serde(default)]
     pub exchange_port: Option<NonZeroU16>,
+    /// How many sessions to hold, in a word (M-21).
+    #[serde(default)]
+    pub profile: Option<Profile>,
+    /// How many sessions to look for, over what the profile says.
+    #[serde(default)]
+    pub target_peers: Option<NonZeroU8>,
+    /// The most sessions to hold, over what the profile says.
+    #[serde(default)]
+    pub max_peers: Option<NonZeroU8>,
+}
+
+/// How many sessions a node holds, in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// 4 to 8.
+    Minimal,
+    /// 16 to 32.
+    Standard,
+    /// 64 to 128.
+    Bridge,
+}
+
+impl Discovery {
+    /// Returns how many sessions to hold. Without a word on it a node takes many and looks for few: each costs both ends
+    /// some 10 bytes a second for ever.
+    pub fn places(&self) -> Places {
+        let (target, max) = match self.profile {
+            None => (4, 32),
+            Some(Profile::Minimal) => (4, 8),
+            Some(Profile::Standard) => (16, 32),
+            Some(Profile::Bridge) => (64, 128),
+        };
+        let target = self.target_peers.map_or(target, |target| target.get().into());
+        let max = self.max_peers.map_or(max, |max| max.get().into());
+        Places { target: target.min(max), max }
+    }
 }
 
 impl Default for Discovery {
@@ -103,8 +144,12 @@ impl Default for Discovery {
         Self {
             enabled_methods: default_methods(),
             bootstrap_nodes: Vec::new(),
+            dns_seeds: Vec::new(),
             static_peers: Vec::new(),
             exchange_port: None,
+            profile: None,
+            target_peers: None,
+            max_peers: None,
         }
     }
 }
@@ -151,18 +196,21 @@ pub enum Method {
     Lan,
     /// Nodes to dial that the operator names.
     Bootstrap,
+    /// Names whose zone lists nodes to dial.
+    Dns,
     /// Sessions over TLS in which nodes tell each other of others.
     Exchange,
 }
 
 impl Method {
-    const NAMES: [(&'static str, Self); 4] = [
+    const NAMES: [(&'static str, Self); 5] = [
         ("manual", Self::Manual),
         ("lan", Self::Lan),
         ("bootstrap", Self::Bootstrap),
+        ("dns", Self::Dns),
         ("exchange", Self::Exchange),
     ];
-    const LATER: [&'static str; 7] = ["mdns", "dns", "dht", "gossip", "file", "http", "github"];
+    const LATER: [&'static str; 6] = ["mdns", "dht", "gossip", "file", "http", "github"];
 }
 
 impl TryFrom<String> for Method {
@@ -300,6 +348,7 @@ impl File {
             exchange: self.discovery.enabled_methods.contains(&Method::Exchange),
             exchange_port: self.discovery.exchange_port.map(NonZeroU16::get),
             max_peers: self.limits.max_peers.get().into(),
+            sessions: self.discovery.places(),
         }
     }
 
@@ -316,6 +365,11 @@ impl File {
     /// Returns where it is kept whom `wgmesh peer add` has named.
     pub fn pins_path(&self) -> PathBuf {
         self.state_dir.join(format!("{}-pins.json", self.interface))
+    }
+
+    /// Returns where it is kept what other nodes are worth.
+    pub fn peerstore_path(&self) -> PathBuf {
+        self.state_dir.join(format!("{}-peerstore.json", self.interface))
     }
 
     /// Returns where `advertise_routes` and `log_level` may be set over what the file says.

@@ -58,6 +58,11 @@ impl Names {
         }
     }
 
+    /// Whether nothing on the list has an address yet.
+    pub fn is_unknown(&self) -> bool {
+        self.resolved.borrow().is_empty()
+    }
+
     /// Looks everything up anew: the host's links have changed.
     pub fn again(&self) {
         self.again.notify_one();

@@ -14,6 +14,7 @@
 
 mod answers;
 mod clock;
+mod dns_seeds;
 mod network;
 mod node;
 mod reload;
@@ -307,6 +308,7 @@ impl Daemon {
         match command {
             Command::SaveState(node) => self.storage.write(Job::Node(Box::new(node))),
             Command::SaveCache(peers) => self.storage.write(Job::Peers(peers)),
+            Command::SaveBook(book) => self.storage.write(Job::Book(book)),
             Command::Send(transmit) => self.network.send(transmit),
             Command::Dial(target) => self.network.dial(target),
             Command::SendFrame { id, bytes } => self.network.send_frame(id, bytes),
@@ -357,6 +359,9 @@ impl Daemon {
             notifier.status(&line);
         }
         self.last_line = line;
+        if let Some(event) = self.network.follow_reached(direct) {
+            self.feed(event);
+        }
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::InterfaceName;
+use crate::pool::Places;
 
 /// One mesh as its operator wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct Settings {
     pub exchange_port: Option<u16>,
     /// The most peers to hold; more are refused (seed 003, W-D19).
     pub max_peers: usize,
+    /// How many sessions to hold (M-21).
+    pub sessions: Places,
 }
 
 /// A host's name as others display it: 1 to 63 of `A-Z a-z 0-9 . _ -`, a letter or digit first. Short enough

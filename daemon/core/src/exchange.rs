@@ -18,8 +18,10 @@
 //! - A node expected at an address is the one that answers there, or the session ends (M-33).
 //! - Between two nodes one session stays: of two live ones the better by a rule that both know. The worse is
 //!   closed once the better was heard from, so a dead one never wins. A session of an earlier run always loses.
-//! - At most [`Limits::sessions`] are live and [`MAX_GREETING`] are in greeting. When the former is reached, the
-//!   accepted session that has lived longest makes room, if it has had its time.
+//! - At most [`Places::max`] are live and [`MAX_GREETING`] are in greeting, of which no network has more than
+//!   [`MAX_FROM_ONE_NETWORK`]. When the former is reached, an accepted session that has had its time makes room: that of
+//!   the worst partner, of the most crowded network, the longest.
+//! - A node that misbehaved is shut out by its key, for as long as the [`Book`] says.
 //! - A record counts as direct only from its own node over its own proved session.
 //!
 //! It never touches the store: what it learns goes out as [`Output`], and what it may tell it sees in [`Context`].
@@ -34,9 +36,11 @@ use rand_core::{Rng as _, SeedableRng as _};
 use crate::derive::MeshKeys;
 use crate::key::{PublicKey, SecretKey};
 use crate::message::Token;
+use crate::pool::{MAX_FROM_ONE_NETWORK, Network, Places};
 use crate::record::SignedRecord;
+use crate::standing::{Book, Deed};
 use crate::sync::{Entry, MAX_ASKED, Message, Records, Summary};
-use crate::time::Monotonic;
+use crate::time::{Monotonic, WallClock};
 
 mod event;
 mod frame;
@@ -62,17 +66,11 @@ pub const MAX_FORWARD_BYTES: usize = 1000;
 /// The most sessions in which the other side has yet to prove who it is.
 pub const MAX_GREETING: usize = 16;
 
-/// A session has this long before it may have to make room for another.
-pub const FAIR_TIME: Duration = Duration::from_secs(60);
+/// A session has this long before it may have to make room for another: several times what a first synchronisation takes.
+pub const FAIR_TIME: Duration = Duration::from_secs(10);
 
 /// Changes within this time go out together.
 pub const NEWS_DELAY: Duration = Duration::from_millis(50);
-
-/// A node that misbehaved is shut out for this long.
-pub const SHUT_OUT: Duration = Duration::from_secs(600);
-
-/// The most nodes shut out; the one whose time ends first makes room.
-const MAX_SHUT_OUT: usize = 256;
 
 /// A target that is this node itself is not dialed again for this long: its address may pass to another node.
 const ITSELF_WAIT: Duration = Duration::from_secs(600);
@@ -82,19 +80,6 @@ const MAX_NEWS: usize = MAX_ASKED;
 
 /// The most sessions with one node, for the time it takes to see which of them live.
 const MAX_DUPLICATES: usize = 3;
-
-/// How much an exchange takes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// The most sessions with proved nodes.
-    pub sessions: usize,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { sessions: 32 }
-    }
-}
 
 /// What an exchange needs to know of its node.
 pub struct Context<'a, R> {
@@ -106,8 +91,12 @@ pub struct Context<'a, R> {
     pub own: &'a SignedRecord,
     /// All records, the node's own among them.
     pub records: &'a R,
-    /// The time.
+    /// What others are worth.
+    pub book: &'a Book,
+    /// The time, for spans.
     pub now: Monotonic,
+    /// The time, for what lasts longer than a run.
+    pub wall: WallClock,
 }
 
 /// A live session, for people.
@@ -133,7 +122,7 @@ struct News {
 
 /// All sessions of one node.
 pub struct Exchange {
-    limits: Limits,
+    limits: Places,
     run: Token,
     rng: ChaCha8Rng,
     sessions: BTreeMap<SessionId, Session>,
@@ -141,13 +130,12 @@ pub struct Exchange {
     /// At most one per node that the store holds, or that left just now; all go within [`NEWS_DELAY`].
     news: BTreeMap<PublicKey, News>,
     flush_at: Option<Monotonic>,
-    shut_out: BTreeMap<PublicKey, Monotonic>,
     outputs: VecDeque<Output>,
 }
 
 impl Exchange {
     /// Makes an exchange without sessions or targets. `seed` feeds all that is random in it.
-    pub fn new(limits: Limits, seed: [u8; 32]) -> Self {
+    pub fn new(limits: Places, seed: [u8; 32]) -> Self {
         let mut rng = ChaCha8Rng::from_seed(seed);
         Self {
             limits,
@@ -157,14 +145,14 @@ impl Exchange {
             targets: Targets::default(),
             news: BTreeMap::new(),
             flush_at: None,
-            shut_out: BTreeMap::new(),
             outputs: VecDeque::new(),
         }
     }
 
-    /// Sets with which addresses to hold sessions, at most [`MAX_TARGETS`]. Sessions that are open stay.
-    pub fn want(&mut self, targets: impl IntoIterator<Item = Target>, now: Monotonic) {
-        self.targets.want(targets, now);
+    /// Sets with which addresses to hold sessions, at most [`MAX_TARGETS`]: those that the operator named, and those that
+    /// others told of. Sessions that are open stay.
+    pub fn want(&mut self, named: Vec<Target>, learned: Vec<Target>, now: Monotonic) {
+        self.targets.want(named, learned, now);
         self.dial(now);
     }
 
@@ -191,6 +179,14 @@ impl Exchange {
     pub fn disconnect(&mut self, key: PublicKey, now: Monotonic) {
         for id in self.sessions_with(key) {
             self.close(id, CloseReason::Unwanted, now);
+        }
+    }
+
+    /// Ends all sessions with a node that misbehaved, and tells that it is to be shut out.
+    pub fn shut_out(&mut self, key: PublicKey, reason: Misbehaviour, now: Monotonic) {
+        self.outputs.push_back(Output::Misbehaved { key, reason });
+        for id in self.sessions_with(key) {
+            self.close(id, CloseReason::Misbehaved(reason), now);
         }
     }
 
@@ -229,6 +225,8 @@ impl Exchange {
             SessionEvent::Frame { id, bytes } => self.on_frame(id, &bytes, context),
             SessionEvent::Closed { id, reason } => self.on_gone(id, CloseReason::Lost(reason), now),
             SessionEvent::DialFailed { target, error } => {
+                let node = self.targets.node_at(target.address);
+                self.outputs.extend(node.map(|key| Output::Deed { key, deed: Deed::Silent }));
                 self.targets.on_ended(target.address, Duration::ZERO, error, now, &mut self.rng);
             }
         }
@@ -280,7 +278,11 @@ impl Exchange {
         let Some(session) = self.sessions.get(&id) else { return };
         match session.live().map(|live| live.pulse) {
             None => self.close(id, CloseReason::GreetingTimeout, context.now),
-            Some(Pulse::Asking(_)) => self.close(id, CloseReason::Silent, context.now),
+            Some(Pulse::Asking(_)) => {
+                let key = session.key().expect("a session with a pulse has a node");
+                self.outputs.push_back(Output::Deed { key, deed: Deed::Silent });
+                self.close(id, CloseReason::Silent, context.now);
+            }
             Some(Pulse::Resting(_)) => self.ping(id, context.records, context.now),
         }
     }
@@ -319,7 +321,7 @@ impl Exchange {
     }
 
     fn dial(&mut self, now: Monotonic) {
-        if self.sessions.len() >= self.limits.sessions + MAX_GREETING {
+        if self.sessions.len() >= self.limits.max + MAX_GREETING {
             return;
         }
         let connected: Vec<PublicKey> = self.sessions().map(|session| session.key).collect();

@@ -10,18 +10,18 @@
 //! - Input from the network is a counted drop at worst; it never stops the node.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
 use crate::address::{MeshAddresses, MeshSubnets, derive_mesh_addresses};
-use crate::bucket::TokenBucket;
+use crate::bucket::{AddressBuckets, TokenBucket};
 use crate::config::Settings;
 use crate::contact::{Contact, Place};
 use crate::derive::MeshKeys;
-use crate::exchange::{Exchange, Limits, Target};
+use crate::exchange::Exchange;
 use crate::identity::NodeState;
 use crate::kernel::{Desired, Observed, ObservedPeer, Underlay};
 use crate::key::PublicKey;
@@ -30,6 +30,7 @@ use crate::nat::Nat;
 use crate::path::Paths;
 use crate::record::SignedRecord;
 use crate::seal::Opener;
+use crate::standing::Book;
 use crate::store::PeerStore;
 use crate::stun::Stun;
 use crate::time::{Monotonic, Now};
@@ -48,10 +49,13 @@ mod planning;
 mod record;
 mod rendezvous;
 mod sessions;
+mod sources;
 mod status;
 
 pub use crate::contact::Via;
-pub use events::{Command, Event, KernelReport, KernelTrouble, Recipient, Stop, TimeoutReason, Transmit};
+pub use events::{
+    Command, Event, KernelReport, KernelTrouble, Recipient, Seed, Stop, TimeoutReason, Transmit,
+};
 pub use lan::ANNOUNCE_INTERVAL;
 pub use record::{RECORD_LIFETIME, RECORD_REFRESH};
 use record::{Whereabouts, sign_record};
@@ -70,14 +74,21 @@ pub struct Mesh {
     rng: ChaCha8Rng,
     opener: Opener,
     leads: TokenBucket,
+    /// What strangers may cost, by where they seem to be.
+    strangers: AddressBuckets,
     store: PeerStore,
     contacts: BTreeMap<PublicKey, Contact>,
     underlay: Vec<Underlay>,
     reach: Reaching,
     exchange: Option<Exchange>,
     exchange_port: Option<u16>,
-    bootstrap: Vec<Target>,
+    bootstrap: Vec<Seed>,
     targets_stale: bool,
+    book: Book,
+    /// When a session was last seen to work.
+    last_session: Option<Monotonic>,
+    /// How many peers an earlier run has left.
+    restored: usize,
     named: BTreeMap<PublicKey, manual::Named>,
     announces_in_full: u32,
     observed: Option<Arc<Observed>>,
@@ -106,7 +117,6 @@ pub struct Mesh {
 }
 
 /// What a node knows of the ways to its peers through WireGuard's port.
-#[derive(Default)]
 struct Reaching {
     stun: Stun,
     /// Where each peer sees WireGuard's port, by its last pong.
@@ -115,7 +125,19 @@ struct Reaching {
     /// What each peer may still have carried to others.
     carries: BTreeMap<PublicKey, TokenBucket>,
     /// How many pings each address may still get at which nobody has answered.
-    targets: BTreeMap<IpAddr, TokenBucket>,
+    targets: AddressBuckets,
+}
+
+impl Default for Reaching {
+    fn default() -> Self {
+        Self {
+            stun: Default::default(),
+            seen_at: Default::default(),
+            paths: Default::default(),
+            carries: Default::default(),
+            targets: paths::target_buckets(),
+        }
+    }
 }
 
 impl Mesh {
@@ -146,12 +168,13 @@ impl Mesh {
             exchange_port,
             introducer: false,
         };
-        let exchange = settings.exchange.then(|| Exchange::new(Limits::default(), random(&mut rng)));
+        let exchange = settings.exchange.then(|| Exchange::new(settings.sessions, random(&mut rng)));
         let record = sign_record(&settings, &keys, subnets, &mut state, whereabouts, now, &mut rng);
         let token = Token(rng.next_u64());
         let mut mesh = Self {
             opener: Opener::new(now),
             leads: TokenBucket::new(lan::LEAD_BURST, lan::LEAD_INTERVAL, now.monotonic),
+            strangers: AddressBuckets::new(lan::STRANGER_BURST, lan::STRANGER_INTERVAL),
             store: PeerStore::new(settings.max_peers),
             settings,
             keys,
@@ -170,6 +193,9 @@ impl Mesh {
             exchange_port,
             bootstrap: Vec::new(),
             targets_stale: false,
+            book: Book::default(),
+            last_session: None,
+            restored: 0,
             named: BTreeMap::new(),
             announces_in_full: 0,
             observed: None,
@@ -229,7 +255,8 @@ impl Mesh {
             Event::Started(observed) => self.on_started(observed, now),
             Event::Underlay(underlay) => self.on_underlay(underlay, now),
             Event::StunServers(servers) => self.reach.stun.set_servers(&servers, now.monotonic),
-            Event::Bootstrap(targets) => self.on_bootstrap(targets),
+            Event::Bootstrap(seeds) => self.on_bootstrap(seeds),
+            Event::ForgetName(name) => self.forget_name(&name),
             Event::ExchangePort(port) => self.on_exchange_port(port, now),
             Event::Session(event) => self.on_session(event, now),
             Event::Datagram { via, from, bytes } => {

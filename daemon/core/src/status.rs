@@ -26,6 +26,12 @@ pub struct Status {
     pub peers: Vec<Peer>,
     /// Where peers come from.
     pub sources: Vec<Source>,
+    /// The sessions in which nodes tell each other of others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sessions: Vec<Session>,
+    /// Nodes that are not talked to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shut_out: Vec<ShutOut>,
     /// The eBPF programs.
     pub ebpf: Ebpf,
     /// What the kernel was made to hold.
@@ -92,6 +98,9 @@ pub struct Peer {
     /// What eBPF counted; `None` where eBPF does not run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ebpf: Option<Traffic>,
+    /// How good a partner it was in sessions, from 0 to 1000; `None` until it was met.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reputation: Option<u16>,
     /// Where it was learned from.
     pub sources: Vec<String>,
     /// Networks that are routed to it.
@@ -154,6 +163,32 @@ pub struct Traffic {
     /// Seconds since the last handshake message that was seen; `None` if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handshake_message_s: Option<u64>,
+}
+
+/// A session with another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// The node at the other end.
+    pub public_key: PublicKey,
+    /// The other end of the stream.
+    pub remote: SocketAddr,
+    /// Whether this node opened it.
+    pub dialed: bool,
+    /// For how many seconds it has lasted.
+    pub age_s: u64,
+    /// How long the last question took to be answered, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_ms: Option<u32>,
+}
+
+/// A node that is not talked to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShutOut {
+    /// The node.
+    pub public_key: PublicKey,
+    /// For how many more seconds; `None` where the operator removed it, until `wgmesh peer add` takes that back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_s: Option<u64>,
 }
 
 /// Something that finds peers.

@@ -2,7 +2,11 @@
 //!
 //! Invariants:
 //! - A record only ever gives way to one with a higher sequence, whatever arrives when and from where.
-//! - At most `capacity` peers are held; at the cap a stranger is refused and a known peer still updated.
+//! - At most `capacity` peers are held; at the cap a known peer is still updated, a stranger that proves to be there takes
+//!   the place of a peer that only others told of, and one that others tell of the place of one that had [`MIN_AGE`] to prove
+//!   to be there. So a member that invents nodes keeps no honest one out for long.
+//! - What only others told of is passed on at once as long as it comes at the pace of a fleet that starts; beyond
+//!   [`NEWCOMER_BURST`] it waits for [`MIN_AGE`], or until it proves to be there. So inventions spread slowly.
 //! - Only direct evidence (a fresh hello, the kernel's own counters) keeps a peer alive. A claim from a cache or
 //!   from a third node does not: the dead stay dead.
 //! - What left by its own goodbye comes back only with a newer record ([`Tombstone`]s, at most
@@ -16,6 +20,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bucket::TokenBucket;
 use crate::derive::PairKeys;
 use crate::identity::Sequence;
 use crate::key::PublicKey;
@@ -31,6 +36,13 @@ pub const REMOVED_AFTER: Duration = Duration::from_secs(10 * 60);
 /// For this long a third node's word does not bring back a peer that fell silent: somewhat longer than any node holds
 /// one that it was only told of, which is [`REMOVED_AFTER`].
 pub const SILENT_FOR: Duration = Duration::from_secs(11 * 60);
+
+/// So long a peer that only others told of may have to wait until it is passed on (P-12).
+pub const MIN_AGE: Duration = Duration::from_secs(60);
+
+/// So many peers that only others told of are passed on at once, and one more each [`NEWCOMER_INTERVAL`].
+pub const NEWCOMER_BURST: u32 = 512;
+const NEWCOMER_INTERVAL: Duration = Duration::from_millis(125);
 
 /// The most addresses remembered for one peer; the one longest unheard makes room.
 pub const MAX_CANDIDATES: usize = 8;
@@ -136,6 +148,9 @@ pub enum Refused {
     /// The store is full.
     #[error("the peer limit")]
     Full,
+    /// The operator wants it gone.
+    #[error("a record of a node that was removed")]
+    Unwanted,
 }
 
 /// An address at which a peer may answer.
@@ -161,6 +176,8 @@ pub struct Peer {
     pub first_seen: Monotonic,
     /// When it last proved to be alive, or was first heard of.
     pub last_seen: Monotonic,
+    /// Whether it ever proved to be there in this run.
+    is_proved: bool,
 }
 
 impl Peer {
@@ -211,6 +228,15 @@ pub struct PeerStore {
     silent: BTreeMap<PublicKey, Tombstone>,
     /// What the operator named: exempt from the limit, and never forgotten (P-9, W-D19).
     pinned: BTreeSet<PublicKey>,
+    /// What the operator wants gone.
+    unwanted: BTreeSet<PublicKey>,
+    /// What is not passed on before then.
+    withheld: BTreeMap<PublicKey, Monotonic>,
+    newcomers: TokenBucket,
+    /// What has had [`MIN_AGE`] to prove to be there, where there is no room.
+    unproved: BTreeSet<PublicKey>,
+    /// What has made room since this was last asked.
+    evicted: Vec<PublicKey>,
 }
 
 impl PeerStore {
@@ -222,6 +248,11 @@ impl PeerStore {
             departed: BTreeMap::new(),
             silent: BTreeMap::new(),
             pinned: BTreeSet::new(),
+            unwanted: BTreeSet::new(),
+            withheld: BTreeMap::new(),
+            newcomers: TokenBucket::new(NEWCOMER_BURST, NEWCOMER_INTERVAL, Monotonic::from_nanos(0)),
+            unproved: BTreeSet::new(),
+            evicted: Vec::new(),
         }
     }
 
@@ -237,6 +268,10 @@ impl PeerStore {
         }
         if claim.record.record().is_goodbye() {
             return self.bury(key, sequence, now);
+        }
+        let is_proof = claim.fresh && claim.source.is_direct();
+        if !self.holds_place_for(key) && !self.evict(is_proof, now) {
+            return Outcome::Refused(Refused::Full);
         }
         let (outcome, peer) = match self.peers.entry(key) {
             std::collections::btree_map::Entry::Occupied(entry) => {
@@ -254,23 +289,87 @@ impl PeerStore {
             }
         };
         peer.sources.insert(claim.source, now);
-        if claim.fresh && claim.source.is_direct() {
+        if is_proof {
             peer.last_seen = now;
+            peer.is_proved = true;
         }
         if let Some(endpoint) = claim.endpoint {
             peer.add_candidate(endpoint, claim.source, now);
         }
+        self.withhold(key, outcome, claim.source, now);
         outcome
+    }
+
+    /// Decides whether what came from `source` is passed on yet.
+    fn withhold(&mut self, key: PublicKey, outcome: Outcome, source: Source, now: Monotonic) {
+        if source.is_direct() {
+            self.withheld.remove(&key);
+        } else if outcome == Outcome::New && source != Source::Cache && !self.newcomers.take(now) {
+            self.withheld.insert(key, now + MIN_AGE);
+        }
+    }
+
+    /// Whether a peer is held, or would be taken on the word of others.
+    pub fn has_room_for(&self, key: PublicKey) -> bool {
+        self.holds_place_for(key) || !self.unproved.is_empty()
+    }
+
+    fn holds_place_for(&self, key: PublicKey) -> bool {
+        self.peers.len() < self.capacity || self.peers.contains_key(&key) || self.pinned.contains(&key)
+    }
+
+    /// Makes room for one more, which proved to be there or is only told of. Returns whether that is possible.
+    fn evict(&mut self, for_proof: bool, now: Monotonic) -> bool {
+        let is_hearsay = |(key, peer): &(&PublicKey, &Peer)| !peer.is_proved && !self.pinned.contains(*key);
+        let had_its_time = |one: &(&PublicKey, &Peer)| for_proof || now.since(one.1.first_seen) >= MIN_AGE;
+        let hearsay = self.peers.iter().filter(is_hearsay).filter(had_its_time);
+        let Some((&oldest, _)) = hearsay.min_by_key(|(key, peer)| (peer.first_seen, **key)) else {
+            return false;
+        };
+        let Some(peer) = self.peers.remove(&oldest) else { return false };
+        let sequence = peer.record.record().sequence;
+        // Whoever has it still would only tell of it again.
+        bury_in(&mut self.silent, oldest, Tombstone { sequence, since: now });
+        self.withheld.remove(&oldest);
+        self.unproved.remove(&oldest);
+        self.evicted.push(oldest);
+        true
+    }
+
+    /// Returns the peers that had to make room for others since this was last asked.
+    pub fn take_evicted(&mut self) -> Vec<PublicKey> {
+        std::mem::take(&mut self.evicted)
+    }
+
+    /// Whether other nodes may be told of a peer.
+    pub fn may_pass_on(&self, key: PublicKey) -> bool {
+        !self.withheld.contains_key(&key)
+    }
+
+    /// Lets go of what was withheld for long enough, and finds out what may make room for others.
+    pub fn pass_on_withheld(&mut self, now: Monotonic) {
+        self.withheld.retain(|_, until| *until > now);
+        self.unproved.clear();
+        if self.peers.len() >= self.capacity {
+            let is_over = |peer: &Peer| !peer.is_proved && now.since(peer.first_seen) >= MIN_AGE;
+            let over = self.peers.iter().filter(|(key, peer)| is_over(peer) && !self.pinned.contains(*key));
+            self.unproved.extend(over.map(|(&key, _)| key));
+        }
     }
 
     /// Says why a record of this sequence would be refused, before its signature is even checked.
     pub fn refusal(&self, key: PublicKey, sequence: Sequence) -> Option<Refused> {
+        if self.unwanted.contains(&key) {
+            return Some(Refused::Unwanted);
+        }
         if self.departed.get(&key).is_some_and(|tombstone| sequence <= tombstone.sequence) {
             return Some(Refused::Departed);
         }
         match self.peers.get(&key) {
             Some(peer) if sequence < peer.record.record().sequence => Some(Refused::Stale),
-            None if self.peers.len() >= self.capacity && !self.pinned.contains(&key) => Some(Refused::Full),
+            None if !self.holds_place_for(key) && self.peers.values().all(|peer| peer.is_proved) => {
+                Some(Refused::Full)
+            }
             Some(_) | None => None,
         }
     }
@@ -285,6 +384,17 @@ impl PeerStore {
         self.pinned.remove(&key);
     }
 
+    /// Takes no record of a node any more.
+    pub fn refuse(&mut self, key: PublicKey) {
+        self.unwanted.insert(key);
+    }
+
+    /// Takes records of a node again, also the one that was held when it was removed.
+    pub fn readmit(&mut self, key: PublicKey) {
+        self.unwanted.remove(&key);
+        self.departed.remove(&key);
+    }
+
     /// Forgets a peer until it tells of itself with a newer record. Returns whether it was known.
     pub fn remove(&mut self, key: PublicKey, now: Monotonic) -> bool {
         self.pinned.remove(&key);
@@ -297,6 +407,8 @@ impl PeerStore {
     pub fn touch(&mut self, key: PublicKey, now: Monotonic) {
         if let Some(peer) = self.peers.get_mut(&key) {
             peer.last_seen = now;
+            peer.is_proved = true;
+            self.withheld.remove(&key);
         }
     }
 
@@ -309,6 +421,7 @@ impl PeerStore {
         self.silent.retain(|_, tombstone| now.since(tombstone.since) < SILENT_FOR);
         for key in &keys {
             let Some(peer) = self.peers.remove(key) else { continue };
+            self.withheld.remove(key);
             // Of one that never was heard itself, only its own silence towards others could tell.
             if peer.sources.keys().any(|source| source.is_direct()) {
                 let sequence = peer.record.record().sequence;
@@ -321,7 +434,7 @@ impl PeerStore {
     /// Returns when [`PeerStore::remove_stale`] has something to do.
     pub fn next_removal(&self) -> Option<Monotonic> {
         let mortal = self.peers.iter().filter(|(key, _)| !self.pinned.contains(*key));
-        mortal.map(|(_, peer)| peer.last_seen + REMOVED_AFTER).min()
+        mortal.map(|(_, peer)| peer.last_seen + REMOVED_AFTER).chain(self.withheld.values().copied()).min()
     }
 
     /// Returns one peer.
@@ -346,6 +459,7 @@ impl PeerStore {
 
     fn bury(&mut self, key: PublicKey, sequence: Sequence, now: Monotonic) -> Outcome {
         bury_in(&mut self.departed, key, Tombstone { sequence, since: now });
+        self.withheld.remove(&key);
         match self.peers.remove(&key) {
             Some(_) => Outcome::Departed,
             None => Outcome::Refused(Refused::Departed),
@@ -378,6 +492,7 @@ impl Peer {
             candidates: BTreeMap::new(),
             first_seen: now,
             last_seen: now,
+            is_proved: false,
         }
     }
 }

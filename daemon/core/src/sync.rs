@@ -100,19 +100,21 @@ impl Records for RecordView<'_> {
     fn record(&self, key: PublicKey) -> Option<&SignedRecord> {
         match key == self.own.record().key {
             true => Some(self.own),
-            false => self.peers.get(key).map(|peer| peer.record()),
+            false => self.peers.get(key).filter(|_| self.peers.may_pass_on(key)).map(|peer| peer.record()),
         }
     }
 
     fn entries(&self) -> impl Iterator<Item = Entry> {
-        let peers = self.peers.iter().map(|(_, peer)| Entry::of(peer.record()));
+        let peers = self.peers.iter().filter(|(key, _)| self.peers.may_pass_on(*key));
+        let peers = peers.map(|(_, peer)| Entry::of(peer.record()));
         peers.chain([Entry::of(self.own)])
     }
 
     fn wants(&self, entry: Entry) -> bool {
-        let held = self.record(entry.key).map(|record| record.record().sequence);
+        let held = self.peers.get(entry.key).map(|peer| peer.record().record().sequence);
         // Nobody can tell a node anything new about itself.
         entry.key != self.own.record().key
+            && self.peers.has_room_for(entry.key)
             && held < Some(entry.sequence)
             && self.peers.refusal(entry.key, entry.sequence).is_none()
     }

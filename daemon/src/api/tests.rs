@@ -27,6 +27,8 @@ fn example() -> Status {
         },
         peers: Vec::new(),
         sources: Vec::new(),
+        sessions: Vec::new(),
+        shut_out: Vec::new(),
         ebpf: Ebpf::default(),
         kernel: Kernel::default(),
         drops: [("seal".to_owned(), 3)].into(),

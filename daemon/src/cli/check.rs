@@ -76,8 +76,23 @@ fn idle(file: &File) -> Vec<String> {
             "`discovery.static_peers` is not used: `discovery.enabled_methods` lacks `manual`",
         ),
         (
+            !discovery.dns_seeds.is_empty() && (lacks(Method::Dns) || no_sessions),
+            "`discovery.dns_seeds` is not used: `discovery.enabled_methods` lacks `dns` or `exchange`",
+        ),
+        (
             discovery.exchange_port.is_some() && no_sessions,
             "`discovery.exchange_port` is not used: `discovery.enabled_methods` lacks `exchange`",
+        ),
+        (
+            discovery.target_peers > discovery.max_peers && discovery.max_peers.is_some(),
+            "`discovery.target_peers` is more than `discovery.max_peers`, which counts",
+        ),
+        (
+            no_sessions
+                && (discovery.profile.is_some()
+                    || discovery.target_peers.is_some()
+                    || discovery.max_peers.is_some()),
+            "`discovery.profile`, `target_peers` and `max_peers` are not used: `discovery.enabled_methods` lacks `exchange`",
         ),
         (
             file.nat.punching && file.nat.stun_servers.len() == 1,
@@ -122,12 +137,14 @@ mod tests {
     #[test]
     fn what_has_no_effect_is_warned_about() {
         let secret = wgmesh_core::secret::MeshSecret::from_random([1; 32]).to_uri();
-        let text = "secret_file = \"s\"\n[discovery]\nenabled_methods = [\"lan\"]\nexchange_port = 1\n\
-                    bootstrap_nodes = [\"mesh1\"]\nstatic_peers = [\"pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=\"]\n\
+        let text = "secret_file = \"s\"\n[discovery]\nenabled_methods = [\"lan\"]\nexchange_port = 1\nprofile = \"bridge\"\n\
+                    bootstrap_nodes = [\"mesh1\"]\ndns_seeds = [\"mesh2\"]\nstatic_peers = [\"pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=\"]\n\
                     [nat]\nstun_servers = [\"stun.example.org\"]\n";
         let (_directory, path) = configured(&secret, text);
         let warnings = check(&path).unwrap();
-        for key in ["bootstrap_nodes", "static_peers", "exchange_port", "stun_servers"] {
+        for key in
+            ["bootstrap_nodes", "dns_seeds", "static_peers", "exchange_port", "profile", "stun_servers"]
+        {
             assert_eq!(warnings.iter().filter(|warning| warning.contains(key)).count(), 1, "{warnings:?}");
         }
     }

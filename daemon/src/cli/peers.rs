@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
-use wgmesh_core::status::{Peer, Status};
+use wgmesh_core::status::{Peer, ShutOut, Status};
 
 use super::peer::{self, Unclear};
 use super::{Error, status};
@@ -17,11 +17,14 @@ struct Listed {
     peers: Vec<Peer>,
     /// Whom `wgmesh peer add` has named.
     named: Pins,
+    /// Who is not talked to.
+    shut_out: Vec<ShutOut>,
 }
 
 pub(super) fn list(config: &File, json: bool, wide: bool) -> Result<(), Error> {
     let socket = config.socket_path();
-    let listed = Listed { peers: client::status(&socket)?.peers, named: client::pins(&socket)? };
+    let status = client::status(&socket)?;
+    let listed = Listed { peers: status.peers, named: client::pins(&socket)?, shut_out: status.shut_out };
     let mut out = io::stdout();
     if json {
         serde_json::to_writer_pretty(&mut out, &listed).map_err(io::Error::from)?;
@@ -29,6 +32,7 @@ pub(super) fn list(config: &File, json: bool, wide: bool) -> Result<(), Error> {
     }
     let style = status::Style { wide, colour: status::may_colour(out.is_terminal()) };
     let lines = status::peers_explained(&listed.peers, style).into_iter().chain(named(&listed.named));
+    let lines = lines.chain(listed.shut_out.iter().map(shut_out));
     Ok(out.write_all((lines.collect::<Vec<_>>().join("\n") + "\n").as_bytes())?)
 }
 
@@ -37,6 +41,13 @@ fn named(pins: &Pins) -> Vec<String> {
     let nodes = pins.bootstrap_nodes.iter().map(|node| format!("named node  {node}"));
     let lines: Vec<String> = peers.chain(nodes).collect();
     if lines.is_empty() { lines } else { [vec![String::new()], lines].concat() }
+}
+
+fn shut_out(ShutOut { public_key, left_s }: &ShutOut) -> String {
+    match left_s {
+        Some(left) => format!("shut out    {public_key} for {} min more: it misbehaved", left / 60),
+        None => format!("removed     {public_key} until `wgmesh peer add`"),
+    }
 }
 
 pub(super) fn add(config: &File, pin: &Pin) -> Result<(), Error> {
@@ -97,9 +108,22 @@ mod tests {
         assert_eq!(named(&pins), expected);
     }
 
+    /// M-5, X-29.
+    #[test]
+    fn those_shut_out_are_listed_with_the_reason() {
+        let line = |left_s| shut_out(&ShutOut { public_key: STRANGER.parse().unwrap(), left_s });
+        assert_eq!(line(None), format!("removed     {STRANGER} until `wgmesh peer add`"));
+        assert_eq!(line(Some(7200)), format!("shut out    {STRANGER} for 120 min more: it misbehaved"));
+    }
+
     #[test]
     fn the_json_has_the_documented_names() {
-        let json = serde_json::to_value(Listed { peers: example().peers, named: Pins::default() }).unwrap();
+        let json = serde_json::to_value(Listed {
+            peers: example().peers,
+            named: Pins::default(),
+            shut_out: Vec::new(),
+        })
+        .unwrap();
         assert_eq!(json["peers"][0]["hostname"], "db1");
         assert!(json["named"]["static_peers"].is_array() && json["named"]["bootstrap_nodes"].is_array());
     }

@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 use wgmesh_core::record::MAX_ROUTES;
 
 /// Every key, and what it takes. A table is listed by its own name too.
-const KEYS: [(&str, &str); 20] = [
+const KEYS: [(&str, &str); 24] = [
     ("interface", "the name of the WireGuard link, such as \"wgmesh0\""),
     ("secret_file", "the path of a file with the secret, such as \"/etc/wgmesh/wgmesh0.secret\""),
     ("listen_port", "a UDP port from 0 to 65535, 0 for any that is free"),
@@ -31,8 +31,12 @@ const KEYS: [(&str, &str); 20] = [
         "discovery.bootstrap_nodes",
         "a list of hosts, such as [\"mesh1.example.org\", \"203.0.113.7:51900#KEY\"]",
     ),
+    ("discovery.dns_seeds", "a list of names, such as [\"nodes.example.org\"]"),
     ("discovery.static_peers", "a list of peers, such as [\"KEY\", \"KEY@203.0.113.7:51820\"]"),
     ("discovery.exchange_port", "a TCP port from 1 to 65535"),
+    ("discovery.profile", "one of \"minimal\", \"standard\", \"bridge\""),
+    ("discovery.target_peers", "a number of sessions from 1 to 255"),
+    ("discovery.max_peers", "a number of sessions from 1 to 255"),
     ("nat", "a table: [nat]"),
     ("nat.stun_servers", "a list of hosts, such as [\"stun.example.org:3478\"]"),
     ("nat.punching", "true or false"),

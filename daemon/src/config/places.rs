@@ -54,6 +54,24 @@ impl From<BootstrapNode> for String {
     }
 }
 
+/// A name whose zone lists nodes: `host` or `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsSeed {
+    /// The name.
+    pub host: String,
+    /// The port of the exchange of all of them; `None` for the mesh's own.
+    pub port: Option<u16>,
+}
+
+impl TryFrom<String> for DnsSeed {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (host, port) = split_port(&text)?;
+        Ok(Self { host, port })
+    }
+}
+
 /// A peer by its key, `KEY`, and where its WireGuard is known to answer, `KEY@address:port`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

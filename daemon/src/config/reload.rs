@@ -96,17 +96,30 @@ impl File {
         keys.filter(|(.., differs)| *differs).map(|(key, counts, _)| (key, counts)).collect()
     }
 
-    fn differences_in_tables(&self, found: &Self) -> [(&'static str, Counts, bool); 7] {
+    fn differences_in_tables(&self, found: &Self) -> [(&'static str, Counts, bool); 11] {
         use Counts::{AfterRestart, AtOnce};
         let Self { discovery, nat, limits, .. } = self;
-        let Discovery { enabled_methods, bootstrap_nodes, static_peers, exchange_port } = &found.discovery;
+        let Discovery {
+            enabled_methods,
+            bootstrap_nodes,
+            dns_seeds,
+            static_peers,
+            exchange_port,
+            profile,
+            target_peers,
+            max_peers: session_limit,
+        } = &found.discovery;
         let Nat { stun_servers, punching } = &found.nat;
         let Limits { max_peers } = &found.limits;
         [
             ("discovery.enabled_methods", AfterRestart, *enabled_methods != discovery.enabled_methods),
             ("discovery.bootstrap_nodes", AtOnce, *bootstrap_nodes != discovery.bootstrap_nodes),
+            ("discovery.dns_seeds", AfterRestart, *dns_seeds != discovery.dns_seeds),
             ("discovery.static_peers", AtOnce, *static_peers != discovery.static_peers),
             ("discovery.exchange_port", AfterRestart, *exchange_port != discovery.exchange_port),
+            ("discovery.profile", AfterRestart, profile != &discovery.profile),
+            ("discovery.target_peers", AfterRestart, target_peers != &discovery.target_peers),
+            ("discovery.max_peers", AfterRestart, session_limit != &discovery.max_peers),
             ("nat.stun_servers", AtOnce, *stun_servers != nat.stun_servers),
             ("nat.punching", AfterRestart, *punching != nat.punching),
             ("limits.max_peers", AfterRestart, *max_peers != limits.max_peers),

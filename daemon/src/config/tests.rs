@@ -17,7 +17,7 @@ fn an_empty_file_is_a_mesh_named_after_the_file() {
     assert_eq!(file.state_path(), Path::new("/var/lib/wgmesh/office.json"));
     assert_eq!(file.peers_path(), Path::new("/var/lib/wgmesh/office-peers.json"));
     assert_eq!(file.socket_path(), Path::new("/run/wgmesh/office.sock"));
-    let methods = [Method::Manual, Method::Lan, Method::Bootstrap, Method::Exchange];
+    let methods = [Method::Manual, Method::Lan, Method::Bootstrap, Method::Dns, Method::Exchange];
     assert_eq!(file.discovery.enabled_methods, BTreeSet::from(methods));
     assert_eq!(file.discovery, Discovery::default());
     assert_eq!(file.nat, Nat::default());
@@ -27,6 +27,23 @@ fn an_empty_file_is_a_mesh_named_after_the_file() {
     assert_eq!(settings.exchange_port, None);
     assert_eq!(file.settings("db1").max_peers, 1000);
     assert_eq!(file.settings("db1.example.org").hostname.as_str(), "db1.example.org");
+}
+
+/// M-21, X-27: a word says how many sessions, and numbers count over it.
+#[test]
+fn a_profile_is_two_numbers_that_can_be_set_one_by_one() {
+    let places = |text: &str| {
+        let Places { target, max } = parse(&format!("[discovery]\n{text}")).unwrap().discovery.places();
+        (target, max)
+    };
+    assert_eq!(places(""), (4, 32));
+    assert_eq!(places("profile = \"minimal\""), (4, 8));
+    assert_eq!(places("profile = \"standard\""), (16, 32));
+    assert_eq!(places("profile = \"bridge\""), (64, 128));
+    assert_eq!(places("profile = \"bridge\"\nmax_peers = 100"), (64, 100));
+    assert_eq!(places("target_peers = 9\nmax_peers = 6"), (6, 6));
+    assert!(complaint("[discovery]\nprofile = \"huge\"").contains("minimal"));
+    assert!(complaint("[discovery]\nmax_peers = 0").contains("from 1 to 255"));
 }
 
 #[test]

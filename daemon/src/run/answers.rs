@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::{Event, KernelReport};
-use wgmesh_core::status::{SourceState, Status};
+use wgmesh_core::status::{Source, SourceState, Status};
 
 use super::storage::Job;
 use super::{Daemon, clock};
@@ -79,6 +79,9 @@ impl Daemon {
             self.storage.write(Job::Pins(pins));
             self.look_up_bootstrap_again();
         }
+        if let Some(node) = &removal.node {
+            self.feed(Event::ForgetName(node.to_string()));
+        }
         let Some(key) = removal.key else { return was_named };
         let was_known = self.mesh.store().get(key).is_some();
         self.feed(Event::RemovePeer(key));
@@ -109,10 +112,22 @@ impl Daemon {
         status.kernel.error = status.kernel.error.or_else(|| self.failures.clone());
         status.problems.extend(self.storage.trouble());
         status.problems.extend(self.network.wireguard_trouble());
-        if let (Some(error), Some(source)) = (self.network.lan_trouble(), status.sources.first_mut()) {
-            source.state = SourceState::Failing;
-            source.error = Some(error.clone());
+        let refused = self.network.refused_streams();
+        if refused > 0 {
+            status.drops.insert("refused streams".to_owned(), refused);
         }
+        note_failure(&mut status, "lan", self.network.lan_trouble().cloned());
+        note_failure(&mut status, "bootstrap", self.network.bootstrap_trouble());
+        status.sources.extend(self.network.dns_status());
         status
     }
+}
+
+/// Has the status say that a source does not work, if that is so.
+fn note_failure(status: &mut Status, name: &str, error: Option<String>) {
+    let Some(error) = error else { return };
+    status.sources.retain(|source| source.name != name);
+    let failing =
+        Source { name: name.to_owned(), state: SourceState::Failing, last_ok_s: None, error: Some(error) };
+    status.sources.insert(0, failing);
 }

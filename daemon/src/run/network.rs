@@ -2,15 +2,18 @@
 //! streams of the exchange, and the addresses behind names.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use wgmesh_core::config::Settings;
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::exchange::{SessionId, Target};
 use wgmesh_core::kernel::Underlay;
-use wgmesh_core::mesh::{Event, Recipient, Transmit, Via};
+use wgmesh_core::mesh::{Event, Recipient, Seed, Transmit, Via};
+use wgmesh_core::status::Source;
 
-use crate::config::{self, File};
+use super::dns_seeds::DnsSeeds;
+use crate::config::{BootstrapNode, File};
 use crate::exchange::Exchange;
 use crate::lan::{Lan, Received};
 use crate::names::{Names, Resolved, Service};
@@ -37,12 +40,15 @@ pub(super) struct Network {
     looks_outside: bool,
     stun_servers: Names,
     bootstrap: Names,
+    /// What the bootstrap nodes' names have led to.
+    seeds: Vec<Seed>,
+    dns: DnsSeeds,
 }
 
 /// Who is asked for help beyond the links.
 struct Services {
     stun: Vec<Service>,
-    bootstrap: Vec<config::BootstrapNode>,
+    bootstrap: Vec<BootstrapNode>,
 }
 
 impl Network {
@@ -59,6 +65,8 @@ impl Network {
             exchange: None,
             exchange_port: settings.exchange.then(|| settings.exchange_port.unwrap_or(keys.exchange_port())),
             services: Services { stun: stun_services(config), bootstrap: Vec::new() },
+            dns: DnsSeeds::new(config, keys.exchange_port()),
+            seeds: Vec::new(),
             looks_outside: false,
             stun_servers: Names::resolve(Vec::new()),
             bootstrap: Names::resolve(Vec::new()),
@@ -96,7 +104,7 @@ impl Network {
     }
 
     /// Takes the nodes whose exchange is to be dialled. Where they are is told when it is known.
-    pub(super) fn set_bootstrap(&mut self, nodes: Vec<config::BootstrapNode>) {
+    pub(super) fn set_bootstrap(&mut self, nodes: Vec<BootstrapNode>) {
         self.services.bootstrap = nodes;
         if self.exchange.is_some() {
             self.resolve_bootstrap();
@@ -108,8 +116,29 @@ impl Network {
         self.exchange_port.is_some()
     }
 
+    /// Takes the bootstrap nodes off the list. Returns what is left to dial.
+    pub(super) fn without_bootstrap(&mut self) -> Event {
+        self.seeds.clear();
+        self.all_seeds()
+    }
+
+    /// Looks for nodes by DNS as long as few peers are reached. Returns what the mesh must know of it.
+    pub(super) fn follow_reached(&mut self, reached: usize) -> Option<Event> {
+        let may_ask = self.exchange.is_some();
+        (may_ask && self.dns.follow_reached(reached)).then(|| self.all_seeds())
+    }
+
+    /// Returns how looking for nodes by DNS goes, where it is wanted.
+    pub(super) fn dns_status(&self) -> Option<Source> {
+        self.dns.status()
+    }
+
+    fn all_seeds(&self) -> Event {
+        Event::Bootstrap(self.seeds.iter().cloned().chain(self.dns.seeds()).collect())
+    }
+
     fn resolve_bootstrap(&mut self) {
-        let service = |node: &config::BootstrapNode| Service {
+        let service = |node: &BootstrapNode| Service {
             host: node.host.clone(),
             port: node.port.unwrap_or(self.keys.exchange_port()),
         };
@@ -126,7 +155,11 @@ impl Network {
                 servers = self.stun_servers.changed() => {
                     Some(Event::StunServers(servers.into_iter().map(|(_, address)| address).collect()))
                 }
-                nodes = self.bootstrap.changed() => Some(Event::Bootstrap(self.targets(nodes))),
+                nodes = self.bootstrap.changed() => {
+                    self.seeds = self.named_seeds(nodes);
+                    Some(self.all_seeds())
+                }
+                () = self.dns.changed() => Some(self.all_seeds()),
             };
             if let Some(event) = happened {
                 return event;
@@ -189,6 +222,7 @@ impl Network {
         }
         self.stun_servers.again();
         self.bootstrap.again();
+        self.dns.again();
     }
 
     /// Follows WireGuard to another port.
@@ -199,6 +233,11 @@ impl Network {
         {
             tracing::warn!(port, %error, "cannot follow WireGuard to its port");
         }
+    }
+
+    /// Returns how many streams of others were refused before they came to anything.
+    pub(super) fn refused_streams(&self) -> u64 {
+        self.exchange.as_ref().map_or(0, Exchange::refused)
     }
 
     /// Returns why there is no way to the links.
@@ -222,9 +261,22 @@ impl Network {
         }
     }
 
-    fn targets(&self, resolved: Resolved) -> Vec<Target> {
-        let expected = |place: usize| self.services.bootstrap.get(place).and_then(|node| node.key);
-        resolved.into_iter().map(|(place, address)| Target { address, expected: expected(place) }).collect()
+    /// Returns why no bootstrap node is dialled though there are some, in words.
+    pub(super) fn bootstrap_trouble(&self) -> Option<String> {
+        let first = self.services.bootstrap.first().filter(|_| self.exchange.is_some())?;
+        self.bootstrap.is_unknown().then(|| format!("no address of {} is known", first.host))
+    }
+
+    fn named_seeds(&self, resolved: Resolved) -> Vec<Seed> {
+        let alone = |place: usize| resolved.iter().filter(|(other, _)| *other == place).count() == 1;
+        let seed = |&(place, address): &(usize, SocketAddr)| {
+            let node = self.services.bootstrap.get(place)?;
+            let name = BootstrapNode { key: None, ..node.clone() };
+            // Behind a name with several addresses there may be several nodes.
+            let name = if alone(place) { name.to_string() } else { format!("{name} ({})", address.ip()) };
+            Some(Seed { name: Some(name), target: Target { address, expected: node.key } })
+        };
+        resolved.iter().filter_map(seed).collect()
     }
 }
 

@@ -6,6 +6,7 @@ use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::identity::NodeState;
 use wgmesh_core::kernel::Underlay;
 use wgmesh_core::mesh::Mesh;
+use wgmesh_core::standing::Book;
 
 use super::network::Network;
 use super::storage::{Files, Storage};
@@ -28,6 +29,7 @@ pub(super) struct Remembered {
     files: Files,
     node: NodeState,
     cache: Vec<CacheEntry>,
+    book: Book,
     settings: Settings,
     network: Network,
     wanted: Wanted,
@@ -40,18 +42,20 @@ impl Remembered {
             node: state::StateFile::new(config.state_path()),
             peers: state::StateFile::new(config.peers_path()),
             pins: state::StateFile::new(config.pins_path()),
+            book: state::StateFile::new(config.peerstore_path()),
         };
         let node = match files.node.load()? {
             Some(node) => node,
             None => NodeState::from_random(random()?),
         };
         let cache = files.peers.load()?.unwrap_or_default();
+        let book = files.book.load()?.unwrap_or_default();
         let hostname = nix::unistd::gethostname().unwrap_or_default();
         let settings = config.settings(&hostname.to_string_lossy());
         let wanted = Wanted::new(config, files.pins.load()?.unwrap_or_default());
         let mut network = Network::open(config, &settings, keys);
         network.set_bootstrap(wanted.bootstrap_nodes());
-        Ok(Self { files, node, cache, settings, network, wanted })
+        Ok(Self { files, node, cache, book, settings, network, wanted })
     }
 }
 
@@ -62,9 +66,10 @@ impl Node {
         remembered: Remembered,
         underlay: Vec<Underlay>,
     ) -> Result<Self, Error> {
-        let Remembered { files, node, cache, settings, mut network, wanted } = remembered;
+        let Remembered { files, node, cache, book, settings, mut network, wanted } = remembered;
         let (now, punching) = (clock::now(), settings.punching);
         let mut mesh = Mesh::new(settings, keys, node, underlay, random()?, now);
+        mesh.take_book(book, now);
         let restored = mesh.restore(&cache, now);
         tracing::info!(key = %mesh.public_key(), restored, "starting");
         let storage = Storage::start(files).map_err(system("start a thread"))?;

@@ -66,7 +66,8 @@ impl Daemon {
 
     /// Begins anew with the nodes to dial: whoever is left is told of again as soon as they are looked up.
     pub(super) fn look_up_bootstrap_again(&mut self) {
-        self.feed(Event::Bootstrap(Vec::new()));
+        let rest = self.network.without_bootstrap();
+        self.feed(rest);
         self.network.set_bootstrap(self.wanted.bootstrap_nodes());
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use wgmesh_core::cache::CacheEntry;
 use wgmesh_core::identity::NodeState;
+use wgmesh_core::standing::Book;
 
 use crate::pins::Pins;
 use crate::state::{Error, StateFile};
@@ -26,6 +27,8 @@ pub(super) struct Files {
     pub(super) peers: StateFile<Vec<CacheEntry>>,
     /// Whom the operator has named.
     pub(super) pins: StateFile<Pins>,
+    /// What others are worth.
+    pub(super) book: StateFile<Book>,
 }
 
 /// Something to write.
@@ -36,6 +39,8 @@ pub(super) enum Job {
     Peers(Vec<CacheEntry>),
     /// Whom the operator has named.
     Pins(Pins),
+    /// What others are worth.
+    Book(Book),
 }
 
 /// The writing thread. Dropping it waits until everything is written, or was tried once more.
@@ -51,8 +56,9 @@ impl Storage {
         let (jobs, queue) = mpsc::channel();
         let (report, trouble) = watch::channel(None);
         let builder = std::thread::Builder::new().name("storage".to_owned());
-        let thread = builder
-            .spawn(move || Writer { files, report, node: None, peers: None, pins: None }.run(&queue))?;
+        let thread = builder.spawn(move || {
+            Writer { files, report, node: None, peers: None, pins: None, book: None }.run(&queue)
+        })?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread), trouble })
     }
 
@@ -86,13 +92,13 @@ struct Writer {
     node: Option<Box<NodeState>>,
     peers: Option<Vec<CacheEntry>>,
     pins: Option<Pins>,
+    book: Option<Book>,
 }
 
 impl Writer {
     fn run(mut self, queue: &mpsc::Receiver<Job>) {
         loop {
-            let waiting = self.node.is_some() || self.peers.is_some() || self.pins.is_some();
-            let next = match waiting {
+            let next = match self.waits() {
                 true => queue.recv_timeout(RETRY),
                 false => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
@@ -116,19 +122,25 @@ impl Writer {
             Job::Node(node) => self.node = Some(node),
             Job::Peers(peers) => self.peers = Some(peers),
             Job::Pins(pins) => self.pins = Some(pins),
+            Job::Book(book) => self.book = Some(book),
         }
     }
 
     fn write(&mut self) {
-        let Self { files, report, node, peers, pins } = self;
+        let Self { files, report, node, peers, pins, book } = self;
         let wrote = [
             write(node, |node| files.node.save(node), report),
             write(peers, |peers| files.peers.save(peers), report),
             write(pins, |pins| files.pins.save(pins), report),
+            write(book, |book| files.book.save(book), report),
         ];
-        if wrote.contains(&true) && node.is_none() && peers.is_none() && pins.is_none() {
-            report.send_replace(None);
+        if wrote.contains(&true) && !self.waits() {
+            self.report.send_replace(None);
         }
+    }
+
+    const fn waits(&self) -> bool {
+        self.node.is_some() || self.peers.is_some() || self.pins.is_some() || self.book.is_some()
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod changes;
 mod hostile;
+mod member;
 mod neighbours;
 
 use std::io::Write;

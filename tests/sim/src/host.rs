@@ -15,9 +15,11 @@ use wgmesh_core::exchange::{SessionEvent, SessionId, Target};
 use wgmesh_core::identity::{NodeState, Sequence};
 use wgmesh_core::kernel::{OwnerMark, Underlay};
 use wgmesh_core::key::PublicKey;
-use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Recipient, Stop, Transmit, Via};
+use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Recipient, Seed, Stop, Transmit, Via};
 use wgmesh_core::nat::Nat;
+use wgmesh_core::pool::Places;
 use wgmesh_core::record::{Record, SignedRecord, may_be_an_endpoint};
+use wgmesh_core::standing::Book;
 use wgmesh_core::time::{Monotonic, Now, WallClock};
 
 use crate::applier::{Applier, Pace};
@@ -51,6 +53,8 @@ pub struct HostPlan {
     pub bootstrap: Vec<HostId>,
     /// The most peers that it holds.
     pub max_peers: usize,
+    /// How many sessions it holds.
+    pub sessions: Places,
     /// By how many milliseconds its wall clock is ahead of the world's.
     pub skew_millis: i64,
     /// What its daemon spends on each datagram; others wait in the socket meanwhile.
@@ -71,6 +75,7 @@ impl Default for HostPlan {
             exchange: true,
             bootstrap: Vec::new(),
             max_peers: 1000,
+            sessions: Places { target: 4, max: 32 },
             skew_millis: 0,
             cost: Duration::from_micros(100),
             pace: Pace::USUAL,
@@ -110,6 +115,8 @@ pub struct Disk {
     pub state: NodeState,
     /// The peer cache.
     pub cache: Vec<CacheEntry>,
+    /// What others are worth.
+    pub book: Book,
 }
 
 /// What a host has sent and done since its world began.
@@ -178,7 +185,11 @@ impl Host {
         Self {
             plan,
             kernel: Kernel::new(Random::new(random.below(u64::MAX))),
-            disk: Disk { state: NodeState::from_random(random.bytes()), cache: Vec::new() },
+            disk: Disk {
+                state: NodeState::from_random(random.bytes()),
+                cache: Vec::new(),
+                book: Book::default(),
+            },
             totals: Totals::default(),
             keys,
             boot_offset: random.up_to(Duration::from_secs(86_400)),
@@ -251,6 +262,7 @@ impl Host {
         let Surroundings { number, underlay, stun_servers, bootstrap } = surroundings;
         let settings = self.settings(number);
         let mut mesh = Mesh::new(settings, self.keys.clone(), self.disk.state.clone(), underlay, seed, now);
+        mesh.take_book(self.disk.book.clone(), now);
         mesh.restore(&self.disk.cache, now);
         let owner = OwnerMark::new(self.keys.owner_tag());
         let applier = Applier::new(self.plan.pace, owner, now.monotonic);
@@ -259,7 +271,9 @@ impl Host {
         self.handle(Event::Started(observed), now);
         self.handle(Event::StunServers(stun_servers), now);
         self.handle(Event::ExchangePort(self.exchange_port()), now);
-        self.handle(Event::Bootstrap(bootstrap), now);
+        let seeds =
+            bootstrap.into_iter().map(|target| Seed { name: Some(target.address.to_string()), target });
+        self.handle(Event::Bootstrap(seeds.collect()), now);
     }
 
     /// Returns the port that its exchange listens on.
@@ -409,6 +423,7 @@ impl Host {
             exchange: self.plan.exchange,
             exchange_port: None,
             max_peers: self.plan.max_peers,
+            sessions: self.plan.sessions,
         }
     }
 
@@ -460,6 +475,7 @@ impl Host {
             match command {
                 Command::SaveState(state) => self.disk.state = state,
                 Command::SaveCache(cache) => self.disk.cache = cache,
+                Command::SaveBook(book) => self.disk.book = book,
                 Command::Apply { generation, desired } => {
                     process.applier.set_goal(generation, desired);
                 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::{Forward, PONG_PATIENCE};
 use crate::key::PublicKey;
 use crate::record::{InvalidRecord, SignedRecord};
+use crate::standing::Deed;
 
 /// Names a session; the shell gives each stream a number of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,6 +102,20 @@ pub enum Output {
         /// Whether it is that node's own: then the node is alive.
         direct: bool,
     },
+    /// A node answers at an address that was dialed.
+    Met {
+        /// The address.
+        address: SocketAddr,
+        /// The node.
+        key: PublicKey,
+    },
+    /// A node did something that counts for or against it.
+    Deed {
+        /// The node, which has proved who it is in this session or an earlier one.
+        key: PublicKey,
+        /// What it did.
+        deed: Deed,
+    },
     /// A message to us, or one that its author asks us to carry on.
     Forwarded {
         /// The node that sent it to us.
@@ -108,7 +123,7 @@ pub enum Output {
         /// The message.
         forward: Forward,
     },
-    /// A node was shut out for [`super::SHUT_OUT`].
+    /// A node is to be shut out: [`Book::ban`](crate::standing::Book::ban).
     Misbehaved {
         /// The node.
         key: PublicKey,
@@ -153,7 +168,9 @@ pub enum CloseReason {
     #[error("the other side could not prove that it is the node it claims to be")]
     BadProof,
     /// Another node than the expected one answers.
-    #[error("the node there is {found}, not the expected {expected}: was it replaced, or is this an attack?")]
+    #[error(
+        "the node there is {found}, not the expected {expected}: if it was replaced on purpose, accept it with `wgmesh peer add HOST#{found}`"
+    )]
     WrongKey {
         /// The one that should answer.
         expected: PublicKey,
@@ -175,8 +192,8 @@ pub enum CloseReason {
     /// The node is shut out.
     #[error("the node is shut out: it {0}")]
     Misbehaved(Misbehaviour),
-    /// The node was shut out before.
-    #[error("the node is still shut out")]
+    /// The node was shut out before, or removed by the operator.
+    #[error("the node is shut out")]
     ShutOut,
     /// This side wants no session with the node any more.
     #[error("the session is no longer wanted")]
@@ -184,4 +201,25 @@ pub enum CloseReason {
     /// The stream is gone.
     #[error("{0}")]
     Lost(String),
+}
+
+impl CloseReason {
+    /// Returns under which name to count a session that was refused; `None` for one that just ended.
+    pub const fn refusal(&self) -> Option<&'static str> {
+        match self {
+            Self::GreetingTimeout => Some("session greeting timeout"),
+            Self::NotGreeted => Some("session not greeted"),
+            Self::BadRecord(_) => Some("session bad record"),
+            Self::BadProof => Some("session bad proof"),
+            Self::WrongKey { .. } => Some("session wrong key"),
+            Self::Full => Some("session no room"),
+            Self::ShutOut => Some("session shut out"),
+            Self::Itself
+            | Self::Duplicate
+            | Self::Silent
+            | Self::Misbehaved(_)
+            | Self::Unwanted
+            | Self::Lost(_) => None,
+        }
+    }
 }

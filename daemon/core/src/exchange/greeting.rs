@@ -5,10 +5,11 @@ use minicbor::bytes::ByteVec;
 use super::event::{CloseReason, Output, SessionId};
 use super::frame::Frame;
 use super::session::{Claimed, Live, Phase, Pulse, Session};
-use super::{Context, Exchange, FAIR_TIME, MAX_DUPLICATES, MAX_GREETING};
+use super::{Context, Exchange, FAIR_TIME, MAX_DUPLICATES, MAX_FROM_ONE_NETWORK, MAX_GREETING, Network};
 use crate::key::PublicKey;
 use crate::message::Token;
 use crate::record::SignedRecord;
+use crate::standing::Book;
 use crate::sync::Records;
 use crate::time::Monotonic;
 
@@ -19,10 +20,12 @@ impl Exchange {
         session: Session,
         context: &Context<'_, R>,
     ) {
-        let greeting = self.sessions.values().filter(|s| s.dialed.is_none() && s.live().is_none()).count();
+        let network = Network::of(session.remote.ip());
+        let greeting = self.sessions.values().filter(|s| s.dialed.is_none() && s.live().is_none());
+        let from_there = greeting.clone().filter(|s| Network::of(s.remote.ip()) == network).count();
         if let Some(target) = session.dialed {
             self.targets.on_opened(target.address, id);
-        } else if greeting >= MAX_GREETING {
+        } else if greeting.count() >= MAX_GREETING || from_there >= MAX_FROM_ONE_NETWORK {
             self.outputs.push_back(Output::Close { id, reason: CloseReason::Full });
             return;
         }
@@ -44,7 +47,7 @@ impl Exchange {
             (None, Some(Frame::Hello { record, run })) => {
                 let (claimed, proof) = Claimed::check(session, &record, run, context)?;
                 let key = claimed.record.record().key;
-                if self.shut_out.get(&key).is_some_and(|&until| until > context.now) {
+                if context.book.is_shut_out(key, context.wall) {
                     return Err(CloseReason::ShutOut);
                 }
                 session.phase = Phase::Greeting(Some(claimed));
@@ -69,7 +72,10 @@ impl Exchange {
         let (key, now) = (record.record().key, context.now);
         let others = self.sessions_with(key);
         match others.len() {
-            0 => self.make_room(now)?,
+            0 => self.make_room(context.book, now).inspect_err(|_| {
+                // Who it is it has proved: it gets to be known, and finds others through the mesh.
+                self.outputs.push_back(Output::Record { record: record.clone(), from: key, direct: true });
+            })?,
             MAX_DUPLICATES.. => return Err(CloseReason::Duplicate),
             _ => {}
         }
@@ -79,6 +85,7 @@ impl Exchange {
         let (remote, dialed) = (session.remote, session.dialed);
         if let Some(target) = dialed {
             self.targets.on_met(target.address, key);
+            self.outputs.push_back(Output::Met { address: target.address, key });
         }
         if others.is_empty() {
             self.outputs.push_back(Output::Up { key, remote });
@@ -129,16 +136,21 @@ impl Exchange {
     }
 
     /// Makes room for one more live session, if need be and if it can.
-    fn make_room(&mut self, now: Monotonic) -> Result<(), CloseReason> {
-        let live = self.sessions.iter().filter_map(|(&id, session)| Some((id, session, session.live()?)));
-        if live.clone().count() < self.limits.sessions {
+    fn make_room(&mut self, book: &Book, now: Monotonic) -> Result<(), CloseReason> {
+        let live = || self.sessions.iter().filter_map(|(&id, session)| Some((id, session, session.live()?)));
+        if live().count() < self.limits.max {
             return Ok(());
         }
-        let (oldest, _, _) = live
+        let network = |session: &Session| Network::of(session.remote.ip());
+        let crowd =
+            |session: &Session| live().filter(|(_, other, _)| network(other) == network(session)).count();
+        let (worst, _, _) = live()
             .filter(|(_, session, live)| session.dialed.is_none() && now.since(live.since) >= FAIR_TIME)
-            .min_by_key(|(_, _, live)| live.since)
+            .min_by_key(|(_, session, live)| {
+                (book.reputation(live.key).class(), std::cmp::Reverse(crowd(session)), live.since)
+            })
             .ok_or(CloseReason::Full)?;
-        self.close(oldest, CloseReason::Full, now);
+        self.close(worst, CloseReason::Full, now);
         Ok(())
     }
 }

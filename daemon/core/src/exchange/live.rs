@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use super::frame::Frame;
 use super::session::{Live, Session};
 use super::{
-    CloseReason, Context, Exchange, Forward, MAX_FORWARD_BYTES, MAX_FRAME_BYTES, MAX_SHUT_OUT, Misbehaviour,
-    Output, SHUT_OUT, SessionId,
+    Context, Exchange, Forward, MAX_FORWARD_BYTES, MAX_FRAME_BYTES, Misbehaviour, Output, SessionId,
 };
 use crate::key::PublicKey;
 use crate::record::SignedRecord;
+use crate::standing::Deed;
 use crate::sync::{self, Answer, Entry, Message, Records, Summary};
 use crate::time::Monotonic;
 
@@ -48,13 +48,19 @@ impl Exchange {
             Frame::Hello { .. } | Frame::Proof(_) => Err(Misbehaviour::OutOfPlace),
             Frame::Ping { number, summary } => {
                 self.send(id, &Frame::Pong { number });
+                // Whoever asks is alive: one heartbeat serves both ends.
+                let next = self.next_ping(context.now);
+                if let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) {
+                    live.rest_until(next);
+                }
                 self.on_summary(id, summary, context);
                 Ok(())
             }
             Frame::Pong { number } => {
                 let next = self.next_ping(context.now);
-                if let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) {
-                    live.on_pong(number, next, context.now);
+                let live = self.sessions.get_mut(&id).and_then(Session::live_mut);
+                if live.is_some_and(|live| live.on_pong(number, next, context.now)) {
+                    self.outputs.push_back(Output::Deed { key, deed: Deed::Served });
                 }
                 Ok(())
             }
@@ -156,25 +162,14 @@ impl Exchange {
 
     fn strike(&mut self, id: SessionId, reason: Misbehaviour, now: Monotonic) {
         let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return };
-        tracing::debug!(peer = %live.key.short(), %reason, "bad input on a session");
-        if !live.forgives() {
-            let key = live.key;
+        let key = live.key;
+        tracing::debug!(peer = %key.short(), %reason, "bad input on a session");
+        let forgives = live.forgives();
+        if matches!(reason, Misbehaviour::Record(_)) {
+            self.outputs.push_back(Output::Deed { key, deed: Deed::BadRecord });
+        }
+        if !forgives {
             self.shut_out(key, reason, now);
-        }
-    }
-
-    /// Ends all sessions with a node and takes none for [`SHUT_OUT`].
-    fn shut_out(&mut self, key: PublicKey, reason: Misbehaviour, now: Monotonic) {
-        self.shut_out.retain(|_, until| *until > now);
-        while self.shut_out.len() >= MAX_SHUT_OUT {
-            let soonest = self.shut_out.iter().min_by_key(|&(_, until)| until);
-            let soonest = *soonest.expect("there are MAX_SHUT_OUT").0;
-            self.shut_out.remove(&soonest);
-        }
-        self.shut_out.insert(key, now + SHUT_OUT);
-        self.outputs.push_back(Output::Misbehaved { key, reason });
-        for id in self.sessions_with(key) {
-            self.close(id, CloseReason::Misbehaved(reason), now);
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::time::Monotonic;
 /// For how long a stranger may take to prove who it is.
 pub const GREETING_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often each side asks whether the other is alive (M-24). Longer than twice [`PONG_PATIENCE`].
+/// How often one of the two asks whether the other is alive (M-24). Longer than twice [`PONG_PATIENCE`].
 pub const HEARTBEAT: Duration = Duration::from_secs(30);
 
 /// How long a pong may take. A session that died without a word is gone after both.
@@ -202,13 +202,21 @@ impl Live {
         Frame::Ping { number: self.pings, summary: crate::sync::Summary::of(records) }
     }
 
-    /// Takes in a pong; one that answers no ping is worth nothing.
-    pub(super) fn on_pong(&mut self, number: u64, next_ping: Monotonic, now: Monotonic) {
-        if let Pulse::Asking(since) = self.pulse
-            && number == self.pings
-        {
-            self.round_trip = Some(now.since(since));
-            self.pulse = Pulse::Resting(next_ping);
+    /// Takes in a pong. Returns whether it answers a ping; one that does not is worth nothing.
+    pub(super) fn on_pong(&mut self, number: u64, next_ping: Monotonic, now: Monotonic) -> bool {
+        let Pulse::Asking(since) = self.pulse else { return false };
+        if number != self.pings {
+            return false;
+        }
+        self.round_trip = Some(now.since(since));
+        self.pulse = Pulse::Resting(next_ping);
+        true
+    }
+
+    /// Puts the next ping off, unless one is out.
+    pub(super) const fn rest_until(&mut self, next_ping: Monotonic) {
+        if let Pulse::Resting(at) = &mut self.pulse {
+            *at = next_ping;
         }
     }
 

@@ -1,7 +1,7 @@
 //! The addresses that this node wants a session with, and when to dial each.
 //!
 //! A target whose node is known is at rest while any session with that node lives, whoever dialed it. Otherwise it
-//! is dialed at once, then after 1, 2, 4 … 60 seconds, each changed by up to a quarter so that a fleet does not
+//! is dialed at once, then after 1, 2, 4 … 60 seconds, or 300 if only others told of it, each changed by up to a quarter so that a fleet does not
 //! come back as one.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,11 @@ pub const MAX_TARGETS: usize = 64;
 const MAX_DIALING: usize = 16;
 
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The longest wait for what the operator named: after an outage of whatever length it is back soon.
+const LONGEST_WAIT_NAMED: Duration = Duration::from_secs(60);
+
+/// The longest wait for what others told of (M-34).
+const LONGEST_WAIT_LEARNED: Duration = Duration::from_secs(300);
 
 /// A session that lived this long was good: after it, waiting begins anew.
 const GOOD_LIFE: Duration = Duration::from_secs(300);
@@ -53,23 +57,26 @@ pub struct TargetView {
     /// What went wrong last, cleared by a session.
     pub error: Option<String>,
     failures: u32,
+    longest_wait: Duration,
 }
 
 #[derive(Default)]
 pub(super) struct Targets(BTreeMap<SocketAddr, TargetView>);
 
 impl Targets {
-    /// Replaces the whole list; what stays keeps its state.
-    pub(super) fn want(&mut self, wanted: impl IntoIterator<Item = Target>, now: Monotonic) {
+    /// Replaces the whole list; what stays keeps its state. What the operator named comes before what others told of.
+    pub(super) fn want(&mut self, named: Vec<Target>, learned: Vec<Target>, now: Monotonic) {
+        let named = named.into_iter().map(|target| (target, LONGEST_WAIT_NAMED));
+        let learned = learned.into_iter().map(|target| (target, LONGEST_WAIT_LEARNED));
         let mut next = BTreeMap::new();
-        for Target { address, expected } in wanted {
+        for (Target { address, expected }, longest_wait) in named.chain(learned) {
             if next.len() == MAX_TARGETS {
                 break;
             }
             let kept = self.0.remove(&address).filter(|target| target.expected == expected);
             let state = TargetState::Waiting(now);
-            let fresh = TargetView { expected, met: None, state, error: None, failures: 0 };
-            next.entry(address).or_insert_with(|| kept.unwrap_or(fresh));
+            let fresh = TargetView { expected, met: None, state, error: None, failures: 0, longest_wait };
+            next.entry(address).or_insert_with(|| TargetView { longest_wait, ..kept.unwrap_or(fresh) });
         }
         self.0 = next;
     }
@@ -114,6 +121,11 @@ impl Targets {
         }
     }
 
+    /// Returns which node has answered at an address.
+    pub(super) fn node_at(&self, address: SocketAddr) -> Option<PublicKey> {
+        self.0.get(&address).and_then(TargetView::node)
+    }
+
     /// Notes that a dial failed, or that the session that came of it ended after `lived`.
     pub(super) fn on_ended(
         &mut self,
@@ -127,7 +139,7 @@ impl Targets {
         if lived >= GOOD_LIFE {
             target.failures = 0;
         }
-        let wait = FIRST_WAIT.saturating_mul(1 << target.failures.min(6)).min(LONGEST_WAIT);
+        let wait = FIRST_WAIT.saturating_mul(1 << target.failures.min(9)).min(target.longest_wait);
         target.failures = target.failures.saturating_add(1);
         target.state = TargetState::Waiting(now + wait * 3 / 4 + random_below(wait / 2, rng));
         target.error = Some(error);
@@ -155,7 +167,8 @@ impl Targets {
 }
 
 impl TargetView {
-    fn node(&self) -> Option<PublicKey> {
+    /// Returns the node that must answer there, or else the one that did.
+    pub fn node(&self) -> Option<PublicKey> {
         self.expected.or(self.met)
     }
 

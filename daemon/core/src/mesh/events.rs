@@ -12,6 +12,7 @@ use crate::exchange::{SessionEvent, SessionId, Target};
 use crate::identity::NodeState;
 use crate::kernel::{Desired, Observed, Underlay};
 use crate::key::PublicKey;
+use crate::standing::Book;
 
 /// What happens to a node.
 #[derive(Clone, Debug)]
@@ -23,7 +24,9 @@ pub enum Event {
     /// The addresses of the STUN servers are known, the most trusted first; the whole new list.
     StunServers(Vec<SocketAddr>),
     /// The addresses of the bootstrap nodes are known; the whole new list.
-    Bootstrap(Vec<Target>),
+    Bootstrap(Vec<Seed>),
+    /// The operator wants no key held any more for a name of a bootstrap node.
+    ForgetName(String),
     /// The exchange listens on this TCP port, or nowhere.
     ExchangePort(Option<u16>),
     /// Something happened to a session of the exchange.
@@ -43,7 +46,7 @@ pub enum Event {
     AddPeer(PublicKey, Option<SocketAddr>),
     /// The operator names a peer no longer; it stays for as long as it tells of itself.
     ReleasePeer(PublicKey),
-    /// The operator wants a peer gone.
+    /// The operator wants a peer gone, until naming it again.
     RemovePeer(PublicKey),
     /// The operator's word on routes, which may be the same as before; both are whole lists.
     Reconfigure {
@@ -62,6 +65,15 @@ pub enum Event {
     Timeout,
     /// The daemon is going down.
     Stop(Stop),
+}
+
+/// A bootstrap node: an address, and the name by which the operator knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seed {
+    /// What the key that answers first is held for; `None` where any node of the mesh will do, now and later.
+    pub name: Option<String>,
+    /// Where it is.
+    pub target: Target,
 }
 
 /// What the applier found.
@@ -100,6 +112,8 @@ pub enum Command {
     SaveState(NodeState),
     /// Writes the peer cache to disk.
     SaveCache(Vec<CacheEntry>),
+    /// Writes to disk what others are worth.
+    SaveBook(Book),
     /// Makes the kernel hold this.
     Apply {
         /// Rises with every command of this kind.

@@ -120,6 +120,7 @@ impl Mesh {
             }
             if handshake_before.is_none() {
                 tracing::info!(peer = %key, endpoint = ?peer.endpoint, "a tunnel is up");
+                self.book.note_seen(key, now.wall);
                 self.dirty = true;
                 self.targets_stale = true;
                 if let Some(endpoint) = peer.endpoint {

@@ -39,6 +39,10 @@ const REPEAT_ANNOUNCE: Duration = Duration::from_secs(1);
 pub(super) const LEAD_BURST: u32 = 256;
 pub(super) const LEAD_INTERVAL: Duration = Duration::from_millis(10);
 
+/// Of each address, 20 at once, then ten a second (P-15).
+pub(super) const STRANGER_BURST: u32 = 20;
+pub(super) const STRANGER_INTERVAL: Duration = Duration::from_millis(100);
+
 /// How far another host's clock may be off before its record looks expired.
 pub(super) const CLOCK_TOLERANCE: Duration = Duration::from_secs(24 * 3600);
 
@@ -185,6 +189,9 @@ impl Mesh {
         let known = self.store.get(key).map(|peer| peer.record().record().sequence);
         let fresh_record = announce.record.filter(|_| known.is_none_or(|known| known < announce.sequence));
         if let Some(bytes) = fresh_record {
+            if known.is_none() && !self.strangers.take(from.ip(), now.monotonic) {
+                return self.drop_input("busy", from);
+            }
             let Some(record) = self.verify_record(&bytes, key, from) else { return };
             if record.record().is_expired(now.wall, CLOCK_TOLERANCE) {
                 return self.drop_input("expired", from);
@@ -209,7 +216,9 @@ impl Mesh {
         }
         let pair = match self.store.get(key) {
             Some(peer) => peer.pair.clone(),
-            None if self.leads.take(now.monotonic) => self.pair_with(key),
+            None if self.strangers.take(from.ip(), now.monotonic) && self.leads.take(now.monotonic) => {
+                self.pair_with(key)
+            }
             None => return self.drop_input("busy", from),
         };
         let Some(hello) = unproved.prove(self.state.wg_pubkey, &pair) else {
@@ -231,7 +240,8 @@ impl Mesh {
             && known.is_none_or(|known| known < hello.stamp.sequence)
         {
             let Some(record) = self.verify_record(bytes, key, from) else { return };
-            self.claim(Claim { record, source, endpoint: None, fresh: false }, place, now);
+            let fresh = hello.echo == Some(self.token);
+            self.claim(Claim { record, source, endpoint: None, fresh }, place, now);
         }
         let Some(peer) = self.store.get(key) else { return self.drop_input("no record", from) };
         let record = peer.record().clone();
@@ -266,7 +276,10 @@ impl Mesh {
 
     /// Answers the announce of a node whose record we lack, so that it sends it. Keeps nothing.
     fn ask_stranger(&mut self, key: PublicKey, sequence: Sequence, place: Place, token: Token, now: Now) {
-        if self.store.refusal(key, sequence).is_some() || !self.leads.take(now.monotonic) {
+        if self.store.refusal(key, sequence).is_some()
+            || !self.strangers.take(place.address.ip(), now.monotonic)
+            || !self.leads.take(now.monotonic)
+        {
             return self.drop_input("busy", place.address);
         }
         let plan = HelloPlan {
@@ -327,6 +340,10 @@ impl Mesh {
             Outcome::New => {
                 tracing::info!(peer = %record.key, hostname = %record.hostname, source, "found a peer");
                 self.orphans.remove(&record.key);
+                for key in self.store.take_evicted() {
+                    tracing::info!(peer = %key, "let go of a peer that only others told of: there are too many");
+                    self.forget(key);
+                }
                 self.seek(record.key, now);
                 self.tell(&news, None, now);
                 self.on_peers_changed(now);
@@ -346,6 +363,7 @@ impl Mesh {
             }
             Outcome::Refused(Refused::Stale) => self.drop_input("old record", place.address),
             Outcome::Refused(Refused::Departed) => self.drop_input("departed", place.address),
+            Outcome::Refused(Refused::Unwanted) => self.drop_input("removed", place.address),
             Outcome::Refused(Refused::Full) => self.drop_input("peer limit", place.address),
         }
     }

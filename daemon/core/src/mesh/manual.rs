@@ -32,6 +32,10 @@ impl Mesh {
         if key == self.state.wg_pubkey {
             return;
         }
+        if self.book.welcome(key) {
+            self.store.readmit(key);
+            self.save_book_soon(now);
+        }
         self.named.insert(key, Named { endpoint, greet_at: now.monotonic, greetings: 0 });
         self.store.pin(key);
         self.add_named_candidate(key, now.monotonic);
@@ -44,9 +48,12 @@ impl Mesh {
         self.store.unpin(key);
     }
 
-    /// Forgets a peer for good: until it tells of itself with a newer record.
+    /// Forgets a peer and takes it from nobody any more, until the operator names it again (M-5).
     pub(super) fn remove_peer(&mut self, key: PublicKey, now: Now) {
         self.named.remove(&key);
+        self.book.remove(key);
+        self.store.refuse(key);
+        self.save_book_soon(now);
         if let Some(exchange) = &mut self.exchange {
             exchange.disconnect(key, now.monotonic);
         }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Command, Mesh};
 use crate::cache::{CacheEntry, MAX_AGE};
+use crate::standing::Book;
 use crate::store::{Claim, Outcome, Source};
 use crate::time::{Now, WallClock};
 
@@ -21,7 +22,25 @@ impl Mesh {
     /// Takes up what an earlier run remembered. Call it before the first event. Returns how many entries were
     /// still good.
     pub fn restore(&mut self, entries: &[CacheEntry], now: Now) -> usize {
-        entries.iter().filter(|entry| self.restore_entry(entry, now)).count()
+        self.restored = entries.iter().filter(|entry| self.restore_entry(entry, now)).count();
+        self.restored
+    }
+
+    /// Takes up what an earlier run made of others. Call it before [`Mesh::restore`].
+    pub fn take_book(&mut self, mut book: Book, now: Now) {
+        book.prune(now.wall);
+        book.removed().for_each(|key| self.store.refuse(key));
+        self.book = book;
+    }
+
+    /// Returns what this node makes of others.
+    pub const fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// Has what this node makes of others written soon.
+    pub(super) fn save_book_soon(&mut self, now: Now) {
+        self.save_cache_at = self.save_cache_at.min(now.monotonic + SAVE_AFTER_CHANGE);
     }
 
     pub(super) fn on_peers_changed(&mut self, now: Now) {
@@ -31,6 +50,7 @@ impl Mesh {
     }
 
     pub(super) fn remove_stale(&mut self, now: Now) {
+        self.store.pass_on_withheld(now.monotonic);
         for key in self.store.remove_stale(now.monotonic) {
             tracing::info!(peer = %key, "forgot a peer that has been silent for ten minutes");
             self.forget(key);
@@ -40,6 +60,9 @@ impl Mesh {
 
     pub(super) fn save_cache(&mut self, now: Now) {
         self.save_cache_at = now.monotonic + SAVE_INTERVAL;
+        if self.book.take_change() {
+            self.commands.push_back(Command::SaveBook(self.book.clone()));
+        }
         let observed = self.observed.as_ref();
         let entries = self.store.iter().map(|(key, peer)| {
             let silence = now.monotonic.since(peer.last_seen);

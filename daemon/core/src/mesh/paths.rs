@@ -4,16 +4,16 @@
 //! answered there, the hello exchange of [`crate::contact`] runs through it and the tunnel comes up as on a LAN.
 //!
 //! What others make us send is bounded: a ping is answered by one pong that is no longer, and candidates that nobody has
-//! proved share a [`TokenBucket`] per address.
+//! proved share a bucket per address.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand_core::Rng as _;
 
 use super::kernel::SESSION_LIFETIME;
 use super::{Command, Mesh, Recipient, Transmit};
-use crate::bucket::TokenBucket;
+use crate::bucket::AddressBuckets;
 use crate::contact::{Contact, Place, Via};
 use crate::kernel::Observed;
 use crate::key::PublicKey;
@@ -27,12 +27,10 @@ use crate::time::{Monotonic, Now};
 /// For this long a peer that may be met on a link is not pinged: the exchange there is quicker.
 const LAN_GRACE: Duration = Duration::from_millis(500);
 
-/// Pings to one address at which nobody has answered yet: 128 at once, then 25 a second.
+/// Pings to one address at which nobody has answered yet: 128 at once, then two a second. Whenever a peer answers there,
+/// which nobody can do for a stranger, the next 128 are free: a site with many peers behind one address is soon known.
 const TARGET_BURST: u32 = 128;
-const TARGET_INTERVAL: Duration = Duration::from_millis(40);
-
-/// The most such addresses that are kept account of; beyond, none is pinged.
-const MAX_TARGETS: usize = 4096;
+const TARGET_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A session this old should have been renewed by a keepalive (`REKEY_AFTER_TIME`, 120 s, and some seconds to do it).
 const SESSION_OVERDUE: Duration = Duration::from_secs(135);
@@ -243,6 +241,7 @@ impl Mesh {
             self.drop_input("unasked", from);
             return false;
         };
+        self.reach.targets.refill(from.ip());
         if let Some(peer) = self.store.get(key) {
             let claim = Claim {
                 record: peer.record().clone(),
@@ -312,22 +311,11 @@ impl Mesh {
             .get(&key)
             .and_then(|paths| paths.candidate(to))
             .is_some_and(|one| one.answered.is_some());
-        if !proved && !self.may_ping(to.ip(), now.monotonic) {
+        if !proved && !self.reach.targets.take(to.ip(), now.monotonic) {
             return self.drop_input("ping limit", to);
         }
         let padding = self.ping_padding(key, id, mtu);
         self.send_disco(key, to, DiscoBody::Ping { id, padding: vec![0; padding].into() }, now);
-    }
-
-    fn may_ping(&mut self, target: IpAddr, now: Monotonic) -> bool {
-        if self.reach.targets.len() >= MAX_TARGETS && !self.reach.targets.contains_key(&target) {
-            self.reach.targets.retain(|_, bucket| !bucket.is_full(now));
-            if self.reach.targets.len() >= MAX_TARGETS {
-                return false;
-            }
-        }
-        let bucket = || TokenBucket::new(TARGET_BURST, TARGET_INTERVAL, now);
-        self.reach.targets.entry(target).or_insert_with(bucket).take(now)
     }
 
     pub(super) fn send_disco(&mut self, key: PublicKey, to: SocketAddr, body: DiscoBody, now: Now) {
@@ -361,4 +349,9 @@ impl Mesh {
         let place = self.contacts.get(&key).and_then(Contact::proved_place);
         place.is_some_and(|place| matches!(place.via, Via::Link(_)))
     }
+}
+
+/// Makes the account of pings to addresses at which nobody has answered yet.
+pub(super) const fn target_buckets() -> AddressBuckets {
+    AddressBuckets::new(TARGET_BURST, TARGET_INTERVAL)
 }

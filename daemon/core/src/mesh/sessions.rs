@@ -2,18 +2,25 @@
 //!
 //! Sessions are dialled to the bootstrap nodes, and by a node that knows of anyone beyond its own links also to the next
 //! [`RING`] peers in the order of keys, through the mesh itself. So records reach every node of the mesh over few
-//! sessions, behind whatever NAT; and a mesh that lives on one link has no session at all.
+//! sessions, behind whatever NAT; and a mesh that lives on one link has no session at all. What is left of
+//! [`Places::target`](crate::pool::Places) goes to the peers that [`pool::choose`] prefers.
+//!
+//! The key that answers first behind a bootstrap node's name is held for that name: from then on only that node will do
+//! . An operator who replaced the node says so by naming the new key, or forgets the old one.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::lan::CLOCK_TOLERANCE;
-use super::{Command, Mesh};
+use super::{Command, Mesh, Seed};
 use crate::contact::{Place, Via};
-use crate::exchange::{Context, Exchange, Forward, Output, SessionEvent, Target};
+use crate::exchange::{Context, Exchange, Forward, Misbehaviour, Output, SessionEvent, Target};
 use crate::key::PublicKey;
 use crate::path::Origin;
 use crate::plan;
-use crate::record::SignedRecord;
+use crate::pool::{self, Network, Places, Prospect};
+use crate::record::{InvalidRecord, SignedRecord};
+use crate::standing::Deed;
 use crate::store::{Claim, Peer, Source};
 use crate::sync::RecordView;
 use crate::time::Now;
@@ -28,8 +35,21 @@ impl Mesh {
     }
 
     /// Takes the addresses of the bootstrap nodes.
-    pub(super) fn on_bootstrap(&mut self, targets: Vec<Target>) {
-        self.bootstrap = targets;
+    pub(super) fn on_bootstrap(&mut self, seeds: Vec<Seed>) {
+        for Seed { name, target } in &seeds {
+            if let (Some(name), Some(key)) = (name, target.expected) {
+                self.book.pin(name, key);
+            }
+        }
+        self.bootstrap = seeds;
+        self.targets_stale = true;
+    }
+
+    /// Holds no key any more for a host, whatever its port and addresses.
+    pub(super) fn forget_name(&mut self, host: &str) {
+        self.book.unpin(|name| {
+            name.strip_prefix(host).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', ':']))
+        });
         self.targets_stale = true;
     }
 
@@ -47,8 +67,8 @@ impl Mesh {
             return;
         }
         if std::mem::take(&mut self.targets_stale) {
-            let targets = self.session_targets(now);
-            self.with_exchange(now, |exchange, context| exchange.want(targets, context.now));
+            let (named, learned) = (self.bootstrap_targets(), self.learned_targets(now));
+            self.with_exchange(now, |exchange, context| exchange.want(named, learned, context.now));
         }
         if self.exchange.as_ref().and_then(Exchange::poll_timeout).is_some_and(|at| at <= now.monotonic) {
             self.with_exchange(now, |exchange, context| exchange.handle_timeout(context));
@@ -60,7 +80,8 @@ impl Mesh {
 
     /// Tells everyone that there is a session with of a record.
     pub(super) fn tell(&mut self, record: &SignedRecord, from: Option<PublicKey>, now: Now) {
-        if let Some(exchange) = &mut self.exchange {
+        let may = record.record().is_goodbye() || self.store.may_pass_on(record.record().key);
+        if let Some(exchange) = self.exchange.as_mut().filter(|_| may) {
             exchange.push(record, from, now.monotonic);
         }
     }
@@ -94,10 +115,10 @@ impl Mesh {
     }
 
     fn with_exchange(&mut self, now: Now, act: impl FnOnce(&mut Exchange, &Context<'_, RecordView<'_>>)) {
-        let Self { exchange: Some(exchange), keys, state, record, store, .. } = self else { return };
+        let Self { exchange: Some(exchange), keys, state, record, store, book, .. } = self else { return };
         let records = RecordView { own: record, peers: store };
-        let secret = &state.wg_private_key;
-        act(exchange, &Context { keys, secret, own: record, records: &records, now: now.monotonic });
+        let (secret, Now { monotonic: now, wall }) = (&state.wg_private_key, now);
+        act(exchange, &Context { keys, secret, own: record, records: &records, book, now, wall });
     }
 
     fn follow_output(&mut self, output: Output, now: Now) {
@@ -106,21 +127,37 @@ impl Mesh {
             Output::Send { id, bytes } => self.commands.push_back(Command::SendFrame { id, bytes }),
             Output::Close { id, reason } => {
                 tracing::debug!(session = id.0, %reason, "closing a session");
+                if let Some(refusal) = reason.refusal() {
+                    *self.drops.entry(refusal).or_default() += 1;
+                }
                 self.commands.push_back(Command::CloseSession(id));
             }
             Output::Up { key, remote } => self.on_session_up(key, remote, now),
-            Output::Down { key, reason } => tracing::info!(peer = %key, %reason, "a session is gone"),
+            Output::Down { key, reason } => {
+                tracing::info!(peer = %key, %reason, "a session is gone");
+                self.targets_stale = true;
+            }
+            Output::Met { address, key } => self.on_met(address, key),
+            Output::Deed { key, deed } => self.judge(key, deed, now),
             Output::Record { record, from, direct } => self.on_exchanged(record, from, direct, now),
             Output::Forwarded { by, forward } => self.on_forwarded(by, forward, now),
             Output::Misbehaved { key, reason } => {
+                if self.book.is_shut_out(key, now.wall) {
+                    return;
+                }
                 *self.drops.entry("misbehaved").or_default() += 1;
-                tracing::warn!(peer = %key, %reason, "shut out a peer");
+                tracing::warn!(peer = %key, %reason, "shut out a peer for a day");
+                self.book.ban(key, now.wall);
+                self.targets_stale = true;
+                self.save_book_soon(now);
             }
         }
     }
 
     fn on_session_up(&mut self, key: PublicKey, remote: SocketAddr, now: Now) {
         tracing::info!(peer = %key, %remote, "a session is up");
+        self.book.note_seen(key, now.wall);
+        self.last_session = Some(now.monotonic);
         if let Some(peer) = self.store.get(key) {
             let port = peer.record().record().listen_port;
             self.add_candidate(key, SocketAddr::new(remote.ip(), port), Origin::Offer, now.monotonic);
@@ -148,30 +185,94 @@ impl Mesh {
         self.carry(from, to, body.to_vec(), nowhere, now);
     }
 
-    /// Returns whom to hold sessions with.
-    fn session_targets(&self, now: Now) -> Vec<Target> {
-        let mut targets = self.bootstrap.clone();
+    /// Holds a bootstrap node to the key that it has shown first.
+    fn on_met(&mut self, address: SocketAddr, key: PublicKey) {
+        let names = self.bootstrap.iter().filter(|seed| seed.target.address == address);
+        for name in names.filter_map(|seed| seed.name.as_ref()) {
+            if self.book.key_behind(name).is_none() {
+                tracing::info!(name, peer = %key, "holding a bootstrap node to its key from now on");
+                self.book.pin(name, key);
+                self.targets_stale = true;
+            }
+        }
+    }
+
+    fn judge(&mut self, key: PublicKey, deed: Deed, now: Now) {
+        if deed == Deed::Served {
+            self.last_session = Some(now.monotonic);
+        }
+        let before = self.book.reputation(key).class();
+        if self.book.judge(key, deed)
+            && let Some(exchange) = &mut self.exchange
+        {
+            let reason = Misbehaviour::Record(InvalidRecord::Signature);
+            exchange.shut_out(key, reason, now.monotonic);
+        }
+        self.targets_stale |= self.book.reputation(key).class() != before;
+    }
+
+    /// Returns whom to hold sessions with besides the bootstrap nodes.
+    fn learned_targets(&self, now: Now) -> Vec<Target> {
         // Whoever was met on a link has announced itself there, however else it was heard of since.
         let is_beyond = |peer: &Peer| {
             let sources = || peer.sources.keys();
             !sources().any(|source| *source == Source::Lan)
                 && sources().any(|source| *source != Source::Cache)
         };
-        let reaches_out = !targets.is_empty() || self.store.iter().any(|(_, peer)| is_beyond(peer));
+        let reaches_out = !self.bootstrap.is_empty() || self.store.iter().any(|(_, peer)| is_beyond(peer));
         if !reaches_out {
-            return targets;
+            return Vec::new();
         }
+        let Places { target, max } = self.settings.sessions;
+        let through_mesh = self.prospects(now);
+        let ring: Vec<PublicKey> = through_mesh.iter().take(RING.min(target)).map(|one| one.key).collect();
+        let staying = self.staying_sessions();
+        let rest =
+            through_mesh.iter().filter(|one| !ring.contains(&one.key) && !staying.contains_key(&one.key));
+        let held = ring.len() + staying.keys().filter(|key| !ring.contains(key)).count();
+        let chosen =
+            pool::choose(rest.copied().collect(), target.saturating_sub(held), staying.into_values());
+        let targets = ring.into_iter().chain(chosen).filter_map(|key| self.target_through_mesh(key));
+        targets.take(max.saturating_sub(self.bootstrap.len())).collect()
+    }
+
+    /// Returns the bootstrap nodes, each with the key that it is held to.
+    fn bootstrap_targets(&self) -> Vec<Target> {
+        let held = |seed: &Seed| {
+            let pinned = seed.name.as_ref().and_then(|name| self.book.key_behind(name));
+            Target { expected: pinned.or(seed.target.expected), ..seed.target }
+        };
+        self.bootstrap.iter().map(held).collect()
+    }
+
+    /// Returns the peers that a session could be had with through the mesh, in the order of keys from this node's on.
+    fn prospects(&self, now: Now) -> Vec<Prospect> {
         let own = self.state.wg_pubkey;
         let after = self.store.iter().filter(|(key, _)| *key > own);
         let ring = after.chain(self.store.iter().filter(|(key, _)| *key < own));
-        let through_mesh =
-            ring.filter(|(key, _)| self.live_endpoint(*key, now).is_some()).filter_map(|(key, peer)| {
-                let record = peer.record().record();
-                let (v4, v6) = plan::addresses_of(record, self.keys.network_id(), self.subnets);
-                let ip = v4.map_or(v6, |addresses| addresses.v4.into());
-                Some(Target { address: SocketAddr::new(ip, record.exchange_port?), expected: Some(key) })
-            });
-        targets.extend(through_mesh.take(RING));
-        targets
+        ring.filter(|(key, peer)| {
+            peer.record().record().exchange_port.is_some() && !self.book.is_shut_out(*key, now.wall)
+        })
+        .filter_map(|(key, _)| {
+            let network = Network::of(self.live_endpoint(key, now)?.ip());
+            let class = self.book.reputation(key).class();
+            Some(Prospect { key, network, class, is_held: self.has_session(key) })
+        })
+        .collect()
+    }
+
+    /// Returns the nodes whose sessions stay whatever this node chooses: they dialed, or they are bootstrap nodes.
+    fn staying_sessions(&self) -> BTreeMap<PublicKey, Network> {
+        let is_seed = |remote: SocketAddr| self.bootstrap.iter().any(|seed| seed.target.address == remote);
+        let sessions = self.exchange.iter().flat_map(Exchange::sessions);
+        let staying = sessions.filter(|session| !session.dialed || is_seed(session.remote));
+        staying.map(|session| (session.key, Network::of(session.remote.ip()))).collect()
+    }
+
+    fn target_through_mesh(&self, key: PublicKey) -> Option<Target> {
+        let record = self.store.get(key)?.record().record();
+        let (v4, v6) = plan::addresses_of(record, self.keys.network_id(), self.subnets);
+        let ip = v4.map_or(v6, |addresses| addresses.v4.into());
+        Some(Target { address: SocketAddr::new(ip, record.exchange_port?), expected: Some(key) })
     }
 }

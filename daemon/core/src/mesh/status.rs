@@ -1,6 +1,5 @@
 //! What `wgmesh status` shows of a node. The shell adds what only it knows: eBPF's counters and the kernel's name.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
@@ -13,7 +12,7 @@ use crate::key::PublicKey;
 use crate::nat::{Nat, NatType};
 use crate::path::{Kind, Paths};
 use crate::plan;
-use crate::status::{Ebpf, Kernel, Node, Path, Peer, PeerState, Source, SourceState, Status};
+use crate::status::{Ebpf, Kernel, Node, Path, Peer, PeerState, Status};
 use crate::store;
 use crate::time::Now;
 
@@ -38,6 +37,8 @@ impl Mesh {
             },
             peers: self.store.iter().map(|(key, peer)| self.peer_status(key, peer, now)).collect(),
             sources: self.source_status(now),
+            sessions: self.session_status(now),
+            shut_out: self.shut_out_status(now),
             ebpf: Ebpf::default(),
             kernel: Kernel {
                 converged: self.applied == self.generation && self.trouble.is_none(),
@@ -91,6 +92,7 @@ impl Mesh {
             rx_bytes: observed.map_or(0, |observed| observed.rx_bytes),
             tx_bytes: observed.map_or(0, |observed| observed.tx_bytes),
             ebpf: None,
+            reputation: self.book.standing(key).map(|standing| standing.reputation.thousandths()),
             sources: peer.sources.keys().rev().map(|source| source.name().to_owned()).collect(),
             routes: allowed
                 .map(|peer| peer.allowed_ips.iter().filter(is_route).copied().collect())
@@ -168,22 +170,6 @@ impl Mesh {
             _ => format!("none of its {} addresses answers", paths.candidates().count()),
         };
         Some(format!("no direct path after {tries}: {reason}"))
-    }
-
-    fn source_status(&self, now: Now) -> Vec<Source> {
-        if !self.settings.lan {
-            return Vec::new();
-        }
-        let links: BTreeSet<&str> =
-            self.underlay.iter().filter(|link| link.multicast).map(|link| link.name.as_str()).collect();
-        let last = self.last_heard.max(self.last_announce);
-        let (state, error) = match (links.is_empty(), last) {
-            (true, _) => (SourceState::Failing, Some("no link that is up takes multicast".to_owned())),
-            (false, None) => (SourceState::Starting, None),
-            (false, Some(_)) => (SourceState::Running, None),
-        };
-        let last_ok_s = last.map(|at| now.monotonic.since(at).as_secs());
-        vec![Source { name: store::Source::Lan.name().to_owned(), state, last_ok_s, error }]
     }
 
     fn problems(&self) -> Vec<String> {

@@ -4,7 +4,9 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::config::Hostname;
+use crate::pool::Places;
 use crate::secret::MeshSecret;
+use crate::status::SourceState;
 use crate::time::WallClock;
 
 /// The port that the nodes' hellos come from.
@@ -30,6 +32,7 @@ impl Node {
             exchange: false,
             exchange_port: None,
             max_peers: 10,
+            sessions: Places { target: 4, max: 32 },
         };
         let keys = MeshKeys::derive(&MeshSecret::from_random([7; 32]).mesh_key());
         let state = NodeState::from_random([number; 32]);
@@ -74,7 +77,11 @@ impl Node {
             Command::Send(Transmit { bytes, .. }) => {
                 Some(Event::Datagram { via: Via::Link(2), from: self.from, bytes })
             }
-            Command::SaveState(_) | Command::SaveCache(_) | Command::Apply { .. } | Command::Look => None,
+            Command::SaveState(_)
+            | Command::SaveCache(_)
+            | Command::SaveBook(_)
+            | Command::Apply { .. }
+            | Command::Look => None,
             Command::Dial(_) | Command::SendFrame { .. } | Command::CloseSession(_) => None,
         });
         sent.collect()
@@ -196,4 +203,52 @@ fn a_new_default_route_has_stun_ask_again() {
     let links = node.mesh.underlay.clone();
     node.mesh.handle(Event::Underlay(links), now(12_000));
     assert!(asks(&mut node) > 0);
+}
+
+/// M-5: whoever was removed is taken from nobody, whatever it says and over a restart, until it is named again.
+#[test]
+fn a_peer_that_was_removed_comes_back_only_when_it_is_named() {
+    let (mut one, mut other) = (Node::start(1, now(0)), Node::start(2, now(0)));
+    let key = other.mesh.public_key();
+    one.mesh.handle_all(other.sent(), now(1));
+    one.mesh.handle(Event::RemovePeer(key), now(2));
+    let renew = |other: &mut Node, at| {
+        other.set_routes(&[format!("10.{}.0.0/24", at / 1000).parse().unwrap()], &[], now(at));
+        other.settle(now(at))
+    };
+    one.mesh.handle_all(renew(&mut other, 1000), now(1001));
+    assert!(one.mesh.store().is_empty() && one.mesh.drops().contains_key("removed"));
+
+    one.mesh.handle(Event::Timeout, now(10_000));
+    let saved = std::iter::from_fn(|| one.mesh.poll_command()).find_map(|command| match command {
+        Command::SaveBook(book) => Some(book),
+        _ => None,
+    });
+    let mut one = Node::start(1, now(20_000));
+    one.mesh.take_book(saved.expect("a removal is written soon"), now(20_000));
+    one.mesh.handle_all(renew(&mut other, 21_000), now(21_001));
+    assert!(one.mesh.store().is_empty());
+    assert_eq!(one.mesh.status(now(21_002)).shut_out[0].public_key, key);
+
+    one.mesh.handle(Event::AddPeer(key, None), now(22_000));
+    one.mesh.handle_all(renew(&mut other, 23_000), now(23_001));
+    assert!(one.mesh.store().get(key).is_some());
+    assert!(one.mesh.status(now(23_002)).shut_out.is_empty());
+}
+
+/// W-X43, W-X44: what is off is not there, what has nothing to work with says so, and neither is in the other's way.
+#[test]
+fn each_source_tells_of_itself() {
+    let mut node = Node::start(1, now(0));
+    let states = |node: &Node| {
+        let sources = node.mesh.status(now(9)).sources;
+        sources.into_iter().map(|source| (source.name, source.state)).collect::<Vec<_>>()
+    };
+    let running = |name: &str| (name.to_owned(), SourceState::Running);
+    assert_eq!(states(&node), [running("lan"), running("cache")]);
+    let stranger = Node::start(2, now(0)).mesh.public_key();
+    node.mesh.handle(Event::AddPeer(stranger, None), now(1));
+    node.mesh.handle(Event::Underlay(Vec::new()), now(2));
+    let failing = ("lan".to_owned(), SourceState::Failing);
+    assert_eq!(states(&node), [failing, ("manual".to_owned(), SourceState::Starting), running("cache")]);
 }

@@ -172,3 +172,64 @@ fn what_fell_silent_comes_back_by_itself_or_with_a_newer_record_only() {
     forget(&mut store, 2404);
     assert_eq!(claim(&mut store, told(2), 2404 + 660), Outcome::New, "by then nobody believes in the old");
 }
+
+fn told(record: SignedRecord) -> Claim {
+    Claim { record, source: Source::ExchangeTransitive, endpoint: None, fresh: false }
+}
+
+/// W-D19, M-5.
+#[test]
+fn who_proves_to_be_there_takes_the_place_of_hearsay() {
+    let mut store = PeerStore::new(3);
+    assert_eq!(claim(&mut store, heard(record_of(1, 1)), 0), Outcome::New);
+    (2..=3).for_each(|number| assert_eq!(claim(&mut store, told(record_of(number, 1)), 0), Outcome::New));
+    assert_eq!(claim(&mut store, told(record_of(4, 1)), 1), Outcome::Refused(Refused::Full));
+    assert_eq!(store.refusal(node(4).public(), Sequence(1)), None, "it may yet prove to be there");
+    assert!(!store.has_room_for(node(4).public()));
+    store.touch(node(2).public(), at(2));
+    assert_eq!(claim(&mut store, heard(record_of(4, 1)), 3), Outcome::New);
+    assert_eq!(store.take_evicted(), [node(3).public()]);
+    assert_eq!(claim(&mut store, heard(record_of(5, 1)), 4), Outcome::Refused(Refused::Full));
+    assert_eq!(store.refusal(node(5).public(), Sequence(1)), Some(Refused::Full));
+    store.refuse(node(2).public());
+    assert_eq!(claim(&mut store, heard(record_of(2, 2)), 5), Outcome::Refused(Refused::Unwanted));
+    store.readmit(node(2).public());
+    assert_eq!(claim(&mut store, heard(record_of(2, 2)), 6), Outcome::Updated);
+}
+
+/// P-11, P-12, X-26: a fleet's start passes at once, a flood of inventions waits, and proof ends the wait.
+#[test]
+fn a_flood_of_hearsay_is_passed_on_late() {
+    let mut store = PeerStore::new(2000);
+    (0..600).for_each(|number| drop(claim(&mut store, told(record_of(number, 1)), 100)));
+    let passed = |store: &PeerStore| store.iter().filter(|(key, _)| store.may_pass_on(*key)).count();
+    assert_eq!(passed(&store), 512);
+    let withheld: Vec<_> = store.iter().map(|(key, _)| key).filter(|key| !store.may_pass_on(*key)).collect();
+    store.touch(withheld[0], at(101));
+    assert_eq!(passed(&store), 513);
+    assert_eq!(store.next_removal(), Some(at(160)));
+    store.pass_on_withheld(at(159));
+    assert_eq!(passed(&store), 513);
+    store.pass_on_withheld(at(160));
+    assert_eq!(passed(&store), 600);
+    assert_eq!(claim(&mut store, heard(record_of(700, 1)), 161), Outcome::New);
+    assert!(store.may_pass_on(node(700).public()), "what tells of itself never waits");
+}
+
+/// W-D19: a store that is full of inventions has room for others a minute later, and they do not come back.
+#[test]
+fn hearsay_that_had_its_time_makes_room_for_other_hearsay() {
+    let mut store = PeerStore::new(2);
+    (1..=2).for_each(|number| assert_eq!(claim(&mut store, told(record_of(number, 1)), 0), Outcome::New));
+    store.touch(node(1).public(), at(1));
+    store.pass_on_withheld(at(59));
+    assert!(!store.has_room_for(node(3).public()));
+    store.pass_on_withheld(at(60));
+    assert!(store.has_room_for(node(3).public()));
+    assert_eq!(claim(&mut store, told(record_of(3, 1)), 60), Outcome::New);
+    assert_eq!(store.take_evicted(), [node(2).public()]);
+    assert!(!store.has_room_for(node(2).public()));
+    store.pass_on_withheld(at(200));
+    assert_eq!(claim(&mut store, told(record_of(2, 1)), 200), Outcome::Refused(Refused::Departed));
+    assert_eq!(claim(&mut store, heard(record_of(2, 1)), 201), Outcome::New);
+}

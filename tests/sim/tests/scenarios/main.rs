@@ -11,3 +11,4 @@ mod nats;
 mod path_attacks;
 mod random;
 mod restart;
+mod sessions;

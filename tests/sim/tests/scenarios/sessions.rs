@@ -1,0 +1,71 @@
+//! With whom nodes hold sessions.
+
+use wgmesh_core::pool::Places;
+use wgmesh_sim::host::HostPlan;
+use wgmesh_sim::nat::Kind;
+use wgmesh_sim::network::HostId;
+use wgmesh_sim::world::{Violation, World};
+
+use crate::fleet::{mins, secs};
+
+/// A fleet of which everybody is in a network of its own, and knows one to begin with.
+fn scattered(seed: u64, count: usize, sessions: Places) -> Result<(World, Vec<HostId>), Violation> {
+    let mut world = World::new(seed);
+    let site = |world: &mut World, bootstrap| {
+        let site = world.add_site(Kind::None);
+        world.add_host(HostPlan { sessions, bootstrap, ..HostPlan::default() }, &[site])
+    };
+    let first = site(&mut world, Vec::new());
+    let mut nodes = vec![first];
+    nodes.extend((1..count).map(|_| site(&mut world, vec![first])));
+    for &node in &nodes {
+        world.start(node)?;
+    }
+    Ok((world, nodes))
+}
+
+fn sessions(world: &World, node: HostId) -> usize {
+    world.status(node).map_or(0, |status| status.sessions.len())
+}
+
+/// M-31: two sessions each are enough for everybody to know everybody.
+#[test]
+fn a_mesh_is_whole_although_nobody_holds_more_than_two_sessions() -> Result<(), Violation> {
+    let (mut world, nodes) = scattered(1, 6, Places { target: 2, max: 2 })?;
+    world.run_until_meshed(mins(10))?;
+    for &node in &nodes {
+        assert!(sessions(&world, node) <= 2, "node-{}", node.0);
+    }
+    Ok(())
+}
+
+/// M-21, M-23, M-32: a node looks for as many sessions as it is told to, and replaces the one that it loses.
+#[test]
+fn a_lost_session_is_replaced() -> Result<(), Violation> {
+    let (mut world, nodes) = scattered(2, 16, Places { target: 6, max: 12 })?;
+    world.run_until_meshed(mins(2))?;
+    world.run_for(mins(2))?;
+    let node = nodes[5];
+    assert!((6..=12).contains(&sessions(&world, node)), "{}", sessions(&world, node));
+    let status = world.status(node).expect("it runs");
+    let lost: Vec<_> =
+        status.sessions.iter().filter(|session| session.dialed).map(|one| one.public_key).collect();
+    let lost: Vec<_> =
+        nodes.iter().copied().filter(|one| lost.contains(&world.host(*one).public_key())).take(2).collect();
+    assert_eq!(lost.len(), 2);
+    lost.iter().for_each(|&one| world.crash(one));
+    world.run_for(secs(100))?;
+    assert!((6..=12).contains(&sessions(&world, node)), "{}", sessions(&world, node));
+    Ok(())
+}
+
+/// The least that a mesh of many costs: by itself a node looks for four sessions, whoever dialed them.
+#[test]
+fn by_itself_a_node_holds_a_few_sessions() -> Result<(), Violation> {
+    let (mut world, nodes) = scattered(3, 24, HostPlan::default().sessions)?;
+    world.run_until_meshed(mins(2))?;
+    world.run_for(mins(3))?;
+    let held: Vec<usize> = nodes[1..].iter().map(|&node| sessions(&world, node)).collect();
+    assert!(held.iter().all(|&count| (3..=8).contains(&count)), "{held:?}");
+    Ok(())
+}
