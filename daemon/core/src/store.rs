@@ -14,6 +14,8 @@
 //! - What fell silent comes back only by itself or with a newer record, for [`SILENT_FOR`]: nodes that still believe in
 //!   it, each for a while longer than the last, would otherwise tell each other of it without end.
 
+mod room;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -27,6 +29,8 @@ use crate::key::PublicKey;
 use crate::record::SignedRecord;
 use crate::time::Monotonic;
 
+pub use room::{MIN_AGE, NEWCOMER_BURST};
+
 /// A peer without news for this long counts as dead (seed 003, W-D18).
 pub const DEAD_AFTER: Duration = Duration::from_secs(5 * 60);
 
@@ -36,13 +40,6 @@ pub const REMOVED_AFTER: Duration = Duration::from_secs(10 * 60);
 /// For this long a third node's word does not bring back a peer that fell silent: somewhat longer than any node holds
 /// one that it was only told of, which is [`REMOVED_AFTER`].
 pub const SILENT_FOR: Duration = Duration::from_secs(11 * 60);
-
-/// So long a peer that only others told of may have to wait until it is passed on (P-12).
-pub const MIN_AGE: Duration = Duration::from_secs(60);
-
-/// So many peers that only others told of are passed on at once, and one more each [`NEWCOMER_INTERVAL`].
-pub const NEWCOMER_BURST: u32 = 512;
-const NEWCOMER_INTERVAL: Duration = Duration::from_millis(125);
 
 /// The most addresses remembered for one peer; the one longest unheard makes room.
 pub const MAX_CANDIDATES: usize = 8;
@@ -201,6 +198,17 @@ impl Peer {
             .map(|(&address, _)| address)
     }
 
+    fn note(&mut self, source: Source, endpoint: Option<SocketAddr>, is_proof: bool, now: Monotonic) {
+        self.sources.insert(source, now);
+        if is_proof {
+            self.last_seen = now;
+            self.is_proved = true;
+        }
+        if let Some(endpoint) = endpoint {
+            self.add_candidate(endpoint, source, now);
+        }
+    }
+
     fn add_candidate(&mut self, address: SocketAddr, source: Source, now: Monotonic) {
         let candidate = self.candidates.entry(address).or_insert(Candidate { source, last_seen: now });
         candidate.source = candidate.source.max(source);
@@ -250,7 +258,7 @@ impl PeerStore {
             pinned: BTreeSet::new(),
             unwanted: BTreeSet::new(),
             withheld: BTreeMap::new(),
-            newcomers: TokenBucket::new(NEWCOMER_BURST, NEWCOMER_INTERVAL, Monotonic::from_nanos(0)),
+            newcomers: room::newcomers(),
             unproved: BTreeSet::new(),
             evicted: Vec::new(),
         }
@@ -288,73 +296,9 @@ impl PeerStore {
                 (Outcome::New, entry.insert(Peer::new(claim.record, pair(), now)))
             }
         };
-        peer.sources.insert(claim.source, now);
-        if is_proof {
-            peer.last_seen = now;
-            peer.is_proved = true;
-        }
-        if let Some(endpoint) = claim.endpoint {
-            peer.add_candidate(endpoint, claim.source, now);
-        }
+        peer.note(claim.source, claim.endpoint, is_proof, now);
         self.withhold(key, outcome, claim.source, now);
         outcome
-    }
-
-    /// Decides whether what came from `source` is passed on yet.
-    fn withhold(&mut self, key: PublicKey, outcome: Outcome, source: Source, now: Monotonic) {
-        if source.is_direct() {
-            self.withheld.remove(&key);
-        } else if outcome == Outcome::New && source != Source::Cache && !self.newcomers.take(now) {
-            self.withheld.insert(key, now + MIN_AGE);
-        }
-    }
-
-    /// Whether a peer is held, or would be taken on the word of others.
-    pub fn has_room_for(&self, key: PublicKey) -> bool {
-        self.holds_place_for(key) || !self.unproved.is_empty()
-    }
-
-    fn holds_place_for(&self, key: PublicKey) -> bool {
-        self.peers.len() < self.capacity || self.peers.contains_key(&key) || self.pinned.contains(&key)
-    }
-
-    /// Makes room for one more, which proved to be there or is only told of. Returns whether that is possible.
-    fn evict(&mut self, for_proof: bool, now: Monotonic) -> bool {
-        let is_hearsay = |(key, peer): &(&PublicKey, &Peer)| !peer.is_proved && !self.pinned.contains(*key);
-        let had_its_time = |one: &(&PublicKey, &Peer)| for_proof || now.since(one.1.first_seen) >= MIN_AGE;
-        let hearsay = self.peers.iter().filter(is_hearsay).filter(had_its_time);
-        let Some((&oldest, _)) = hearsay.min_by_key(|(key, peer)| (peer.first_seen, **key)) else {
-            return false;
-        };
-        let Some(peer) = self.peers.remove(&oldest) else { return false };
-        let sequence = peer.record.record().sequence;
-        // Whoever has it still would only tell of it again.
-        bury_in(&mut self.silent, oldest, Tombstone { sequence, since: now });
-        self.withheld.remove(&oldest);
-        self.unproved.remove(&oldest);
-        self.evicted.push(oldest);
-        true
-    }
-
-    /// Returns the peers that had to make room for others since this was last asked.
-    pub fn take_evicted(&mut self) -> Vec<PublicKey> {
-        std::mem::take(&mut self.evicted)
-    }
-
-    /// Whether other nodes may be told of a peer.
-    pub fn may_pass_on(&self, key: PublicKey) -> bool {
-        !self.withheld.contains_key(&key)
-    }
-
-    /// Lets go of what was withheld for long enough, and finds out what may make room for others.
-    pub fn pass_on_withheld(&mut self, now: Monotonic) {
-        self.withheld.retain(|_, until| *until > now);
-        self.unproved.clear();
-        if self.peers.len() >= self.capacity {
-            let is_over = |peer: &Peer| !peer.is_proved && now.since(peer.first_seen) >= MIN_AGE;
-            let over = self.peers.iter().filter(|(key, peer)| is_over(peer) && !self.pinned.contains(*key));
-            self.unproved.extend(over.map(|(&key, _)| key));
-        }
     }
 
     /// Says why a record of this sequence would be refused, before its signature is even checked.

@@ -47,13 +47,7 @@ impl Exchange {
         match frame {
             Frame::Hello { .. } | Frame::Proof(_) => Err(Misbehaviour::OutOfPlace),
             Frame::Ping { number, summary } => {
-                self.send(id, &Frame::Pong { number });
-                // Whoever asks is alive: one heartbeat serves both ends.
-                let next = self.next_ping(context.now);
-                if let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) {
-                    live.rest_until(next);
-                }
-                self.on_summary(id, summary, context);
+                self.on_ping(id, number, summary, context);
                 Ok(())
             }
             Frame::Pong { number } => {
@@ -79,6 +73,22 @@ impl Exchange {
                 Ok(())
             }
         }
+    }
+
+    fn on_ping<R: Records>(
+        &mut self,
+        id: SessionId,
+        number: u64,
+        summary: Summary,
+        context: &Context<'_, R>,
+    ) {
+        self.send(id, &Frame::Pong { number });
+        // Whoever asks is alive: one heartbeat serves both ends.
+        let next = self.next_ping(context.now);
+        if let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) {
+            live.rest_until(next);
+        }
+        self.on_summary(id, summary, context);
     }
 
     /// Takes what is for this node, and what its author asks this node to carry.

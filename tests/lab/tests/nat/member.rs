@@ -306,7 +306,11 @@ impl Member {
 
     fn ping(&mut self, to: PublicKey) -> Vec<u8> {
         let id = self.rng.next_u64();
-        self.disco(self.secret.public(), to, DiscoBody::Ping { id, padding: [0; PING_PADDING_BYTES].into() })
+        self.disco(
+            self.secret.public(),
+            to,
+            DiscoBody::Ping { id, padding: vec![0; PING_PADDING_BYTES].into() },
+        )
     }
 
     /// Makes an offer in the name of `claimed`, as if this node had carried it.
@@ -365,7 +369,7 @@ fn forge(mut member: Member, left: PublicKey, right: PublicKey, to: Ipv4Addr) {
     let crowd: Vec<SocketAddr> = (0..100).map(|port| (VICTIM, 40_000 + port).into()).collect();
     for _ in 0..50 {
         send(&ping);
-        let padding = [0; PING_PADDING_BYTES].into();
+        let padding = vec![0; PING_PADDING_BYTES].into();
         send(&member.disco(right, left, DiscoBody::Ping { id: 1, padding }));
         send(&member.carried(right, left, &[victim]));
         send(&member.carried(own, left, &crowd));
