@@ -24,10 +24,11 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
+use wgmesh_core::forwarding::Forwarding;
 use wgmesh_core::kernel::{Desired, Link, Observed, OwnerMark, Write};
 use wgmesh_core::reconcile::{Refusal, apply_to, diff, withdraw};
 
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{Kernel, KernelError, Passage};
 use crate::notify::Progress;
 
 /// The longest time between two readings of the kernel. WireGuard gives no notice of a peer that somebody removed.
@@ -84,6 +85,8 @@ pub struct Outcome {
     pub writes: usize,
     /// The writes that failed alone; they are tried again.
     pub failures: Vec<KernelError>,
+    /// What has come of passing packets on, when it was last looked at.
+    pub passage: Arc<Passage>,
 }
 
 /// Why a goal was not followed; it is tried again.
@@ -116,6 +119,9 @@ pub trait Net {
         writes: Arc<[Write]>,
     ) -> impl Future<Output = Result<Vec<KernelError>, KernelError>> + Send;
 
+    /// Makes the host pass on what is wanted; see [`Kernel::forward`].
+    fn forward(&self, want: Forwarding) -> impl Future<Output = Result<Passage, KernelError>> + Send;
+
     /// Returns the index of our link as it was last read or made.
     fn link_index(&self) -> Option<u32>;
 }
@@ -131,6 +137,10 @@ impl Net for Kernel {
 
     async fn apply(&self, writes: Arc<[Write]>) -> Result<Vec<KernelError>, KernelError> {
         Kernel::apply(self, writes).await
+    }
+
+    async fn forward(&self, want: Forwarding) -> Result<Passage, KernelError> {
+        Kernel::forward(self, want).await
     }
 
     fn link_index(&self) -> Option<u32> {
@@ -181,6 +191,8 @@ pub struct Applier<N> {
     contested: u32,
     /// Turns in a row that failed, wholly or in part.
     failed: u32,
+    /// What the host was last made to pass on, and what came of it.
+    passing: Option<(Forwarding, Arc<Passage>)>,
 }
 
 /// What made the loop turn.
@@ -206,8 +218,20 @@ impl<N: Net> Applier<N> {
         goals.mark_changed();
         let (reports, _) = watch::channel(Report { generation: 0, result: Ok(Outcome::default()) });
         let pulse = Arc::default();
-        let (mirror, noticed, refreshes, contested, failed) = (None, false, 0, 0, 0);
-        Self { net, owner, goals, notices, reports, pulse, mirror, noticed, refreshes, contested, failed }
+        Self {
+            net,
+            owner,
+            goals,
+            notices,
+            reports,
+            pulse,
+            mirror: None,
+            noticed: false,
+            refreshes: 0,
+            contested: 0,
+            failed: 0,
+            passing: None,
+        }
     }
 
     /// Spares the first goal a reading of its own; notices since that reading must be listened to already.
@@ -256,10 +280,15 @@ impl<N: Net> Applier<N> {
         let is_read = !matches!(reading, Reading::Nothing);
         let result = match want {
             Want::Nothing => return Instant::now() + INTERVAL,
-            Want::Present(desired) => self.follow(reading, |observed| diff(&desired, observed)).await,
+            Want::Present(desired) => {
+                let result = self.follow(reading, |observed| diff(&desired, observed)).await;
+                // Not before the link is there: it has a switch of its own.
+                self.pass_on(&desired.forwarding, is_read, result).await
+            }
             Want::Withdrawn => {
                 let owner = self.owner.clone();
-                self.follow(reading, |observed| Ok(withdraw(observed, &owner))).await
+                let result = self.follow(reading, |observed| Ok(withdraw(observed, &owner))).await;
+                self.pass_on(&Forwarding::default(), is_read, result).await
             }
         };
         self.note(cause, generation, &result);
@@ -323,7 +352,39 @@ impl<N: Net> Applier<N> {
         }
         self.mirror = Some(Arc::clone(&observed));
         let fresh = is_read || !failures.is_empty();
-        Ok(Outcome { observed, fresh, writes: writes.len().saturating_sub(failures.len()), failures })
+        let writes = writes.len().saturating_sub(failures.len());
+        Ok(Outcome { observed, fresh, writes, failures, passage: Arc::default() })
+    }
+
+    /// Makes the host pass on what is wanted, if that is new, or if it is anything and the kernel was read: of what
+    /// others do to tables and switches there is no notice.
+    async fn pass_on(
+        &mut self,
+        want: &Forwarding,
+        is_read: bool,
+        result: Result<Outcome, ApplyFailure>,
+    ) -> Result<Outcome, ApplyFailure> {
+        let mut outcome = result?;
+        let is_due = match &self.passing {
+            Some((before, passage)) => {
+                before != want || passage.failure.is_some() || is_read && !want.is_nothing()
+            }
+            None => true,
+        };
+        if is_due {
+            let passage = Arc::new(self.net.forward(want.clone()).await?);
+            let before =
+                self.passing.as_ref().map(|(_, before)| before.obstacles.as_slice()).unwrap_or_default();
+            for obstacle in passage.obstacles.iter().filter(|obstacle| !before.contains(obstacle)) {
+                warn!(obstacle, "packets of the mesh may not be passed on");
+            }
+            self.passing = Some((want.clone(), passage));
+        }
+        if let Some((_, passage)) = &self.passing {
+            outcome.passage = Arc::clone(passage);
+            outcome.failures.extend(passage.failure.clone());
+        }
+        Ok(outcome)
     }
 
     /// Keeps the counters, and logs what changed: a failure once, not at every attempt.

@@ -16,6 +16,7 @@
 
 mod address;
 mod error;
+mod forwarding;
 mod link;
 mod route;
 mod socket;
@@ -28,9 +29,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
+use wgmesh_core::forwarding::Forwarding;
 use wgmesh_core::kernel::{InterfaceName, Observed, Underlay, Write};
 
 pub use error::{KernelError, Refused};
+pub use forwarding::Passage;
 pub use watch::{Changes, Watcher};
 use worker::{Job, Later, LinkIndex, Worker};
 
@@ -91,6 +94,14 @@ impl Kernel {
     /// after it were not tried.
     pub async fn apply(&self, writes: Arc<[Write]>) -> Result<Vec<KernelError>, KernelError> {
         self.ask(|answer| Job::Apply(writes, answer)).await
+    }
+
+    /// Makes the host pass on what is wanted and no more, and looks for what is in the way.
+    ///
+    /// # Errors
+    /// [`KernelError::ThreadGone`]; what the kernel would not do is part of the answer.
+    pub async fn forward(&self, want: Forwarding) -> Result<Passage, KernelError> {
+        self.ask(|answer| Job::Forward(want, answer)).await
     }
 
     /// Returns the index of our link as it was last read or made.

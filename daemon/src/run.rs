@@ -38,7 +38,7 @@ use crate::applier::{Applier, ApplyFailure, Goal, Pulse, Report, Want};
 use crate::config::File;
 use crate::ebpf::EbpfSettings;
 use crate::journal;
-use crate::kernel::{Changes, Kernel, KernelError};
+use crate::kernel::{Changes, Kernel, KernelError, Passage};
 use crate::notify::{Notifier, Progress, Watched};
 use crate::traffic::{Change, Traffic};
 use crate::{privileges, state};
@@ -216,6 +216,8 @@ struct Daemon {
     ready: bool,
     /// Writes that the kernel refused in the last turn, in words.
     failures: Option<String>,
+    /// What has come of passing packets on.
+    passage: Arc<Passage>,
     last_line: String,
 }
 
@@ -244,6 +246,7 @@ impl Daemon {
             progress: Progress::default(),
             ready: false,
             failures: None,
+            passage: Arc::default(),
             last_line: String::new(),
         };
         daemon.follow_underlay(underlay);
@@ -338,6 +341,7 @@ impl Daemon {
                 let taken =
                     outcome.failures.iter().any(|failure| matches!(failure, KernelError::PortInUse { .. }));
                 self.failures = outcome.failures.first().map(ToString::to_string);
+                self.passage = outcome.passage;
                 if taken { Err(KernelTrouble::PortInUse) } else { Ok(outcome.observed) }
             }
             Err(ApplyFailure::Kernel(KernelError::PortInUse { .. })) => Err(KernelTrouble::PortInUse),
@@ -369,6 +373,10 @@ impl Daemon {
         match self.outside.kernel.underlay().await {
             Ok(underlay) => {
                 self.follow_underlay(&underlay);
+                if !self.config.advertise_routes.is_empty() {
+                    // A link may have come that must pass packets on.
+                    self.outside.changes.mesh.notify_one();
+                }
                 self.feed(Event::Underlay(underlay));
             }
             Err(error) => tracing::warn!(%error, "cannot list the host's links"),

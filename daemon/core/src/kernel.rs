@@ -16,6 +16,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::forwarding::Forwarding;
 use crate::key::{PresharedKey, PublicKey, SecretKey};
 use crate::time::WallClock;
 
@@ -116,6 +117,8 @@ pub struct Desired {
     pub peers: BTreeMap<PublicKey, DesiredPeer>,
     /// Routes through the device, all with [`ROUTE_PROTOCOL`].
     pub routes: BTreeSet<Route>,
+    /// What the host is to pass on for the mesh.
+    pub forwarding: Forwarding,
 }
 
 /// One peer as the kernel should hold it.

@@ -13,6 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::address::{AddressNonce, MeshAddresses, MeshSubnets, derive_mesh_addresses, detect_collisions};
+use crate::forwarding::Forwarding;
 use crate::kernel::{Desired, DesiredPeer, Endpoint, InterfaceName, ObservedPeer, OwnerMark, Route};
 use crate::key::{PresharedKey, PublicKey, SecretKey};
 use crate::record::Record;
@@ -45,6 +46,8 @@ pub struct Inputs<'a> {
     pub network_id: &'a [u8; 32],
     /// Where its addresses come from.
     pub subnets: MeshSubnets,
+    /// The networks behind this node.
+    pub advertise_routes: &'a BTreeSet<IpNet>,
     /// Which of the peers' routes to take.
     pub accept_routes: &'a BTreeSet<IpNet>,
     /// The networks that this host is in.
@@ -109,6 +112,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         addresses: own_addresses(inputs),
         peers,
         routes: kernel_routes(inputs, &addresses, routes),
+        forwarding: Forwarding { networks: inputs.advertise_routes.clone(), between_peers: false },
     }
 }
 

@@ -3,7 +3,7 @@
 //! The daemon writes these types and the command line reads them back, so that both always agree. Fields are
 //! only ever added: scripts depend on them. A field that is `None` is left out of the JSON, never guessed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
@@ -242,6 +242,9 @@ pub struct Kernel {
     pub readings: u64,
     /// How many changes were written to the kernel. It stands still on a converged node.
     pub writes: u64,
+    /// Links whose IPv4 forwarding is on because of the mesh, and goes off with it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub forwarding: BTreeSet<String>,
     /// What the kernel refused last, until it takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,

@@ -18,6 +18,7 @@ struct State {
     readings: usize,
     refreshes: usize,
     writes: Vec<Write>,
+    forwarded: Vec<Forwarding>,
     /// What the next calls of `apply` fail with.
     broken: Option<KernelError>,
     /// The write that fails alone.
@@ -64,6 +65,11 @@ impl Net for FakeNet {
             state.writes.extend(done);
             Ok(refused.iter().map(|_| no_permission()).collect())
         })
+    }
+
+    async fn forward(&self, want: Forwarding) -> Result<Passage, KernelError> {
+        self.with(|state| state.forwarded.push(want));
+        Ok(Passage::default())
     }
 
     fn link_index(&self) -> Option<u32> {
@@ -149,6 +155,7 @@ fn desired(peers: &[u8]) -> Desired {
         addresses: ["10.1.2.3/16".parse().unwrap()].into(),
         peers: peers.iter().map(|&n| (key(n), peer(n))).collect(),
         routes: [route()].into(),
+        forwarding: Forwarding::default(),
     }
 }
 

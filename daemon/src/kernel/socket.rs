@@ -96,6 +96,33 @@ impl Socket {
         answers.into_iter().collect::<Result<(), Refused>>().map_err(Failure::Refused)
     }
 
+    /// Sends the requests as one transaction of nf_tables, which the kernel carries out as a whole or not at all. The marks
+    /// around it are not acknowledged by every kernel, and so by none.
+    pub(super) fn execute_batch<T>(
+        &mut self,
+        begin: T,
+        requests: Vec<Request<T>>,
+        end: T,
+    ) -> Result<(), Failure>
+    where
+        T: NetlinkSerializable + NetlinkDeserializable,
+        NetlinkPayload<T>: From<T>,
+    {
+        let mut missing = requests.len();
+        let inner = requests.into_iter().map(|request| (request.message, request.flags | NLM_F_ACK));
+        let first = self.send([(begin, 0)].into_iter().chain(inner).chain([(end, 0)]))?;
+        let mut refusal = None;
+        self.receive::<T>(first, |reply, _| {
+            match reply {
+                Reply::Acknowledged => missing -= 1,
+                Reply::Refused(refused) => refusal = Some(refused),
+                Reply::Message(_) | Reply::Done => {}
+            }
+            if refusal.is_none() && missing > 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        refusal.map_or(Ok(()), |refused| Err(Failure::Refused(refused)))
+    }
+
     /// Asks for one thing.
     pub(super) fn get<T>(&mut self, message: T) -> Result<T, Failure>
     where

@@ -10,9 +10,11 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use tokio::sync::{mpsc, oneshot};
+use wgmesh_core::forwarding::Forwarding;
 use wgmesh_core::kernel::{InterfaceName, Link, Observed, Route, Underlay, Write};
 
 use super::error::{Failure, KernelError, Refused};
+use super::forwarding::{Forwarder, Passage};
 use super::socket::{Request, Socket};
 use super::wireguard::WireGuard;
 use super::{address, link, route, underlay};
@@ -30,6 +32,7 @@ pub(super) enum Job {
     RefreshAt(Later),
     Apply(Arc<[Write]>, oneshot::Sender<Result<Vec<KernelError>, KernelError>>),
     Underlay(oneshot::Sender<Result<Vec<Underlay>, KernelError>>),
+    Forward(Forwarding, oneshot::Sender<Result<Passage, KernelError>>),
 }
 
 /// A reading whose time has not come.
@@ -60,12 +63,13 @@ pub(super) struct Worker {
     route: Socket,
     /// Opened when first needed: a kernel may load its WireGuard module only for the first link.
     wireguard: Option<WireGuard>,
+    forwarder: Forwarder,
 }
 
 impl Worker {
     pub(super) fn open(interface: InterfaceName, index: LinkIndex) -> Result<Self, KernelError> {
         let route = Socket::open(NETLINK_ROUTE).map_err(|f| KernelError::at("open a netlink socket", f))?;
-        Ok(Self { interface, index, route, wireguard: None })
+        Ok(Self { interface, index, route, wireguard: None, forwarder: Forwarder::default() })
     }
 
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
@@ -77,6 +81,10 @@ impl Worker {
                 Next::Job(Job::RefreshAt(later)) => waiting = Some(later),
                 Next::Job(Job::Apply(writes, answer)) => drop(answer.send(self.apply(&writes))),
                 Next::Job(Job::Underlay(answer)) => drop(answer.send(self.underlay())),
+                Next::Job(Job::Forward(want, answer)) => {
+                    let passage = self.forwarder.follow(&mut self.route, &self.interface, &want);
+                    drop(answer.send(Ok(passage)));
+                }
                 Next::Due => {
                     if let Some(later) = waiting.take().filter(|later| !later.answer.is_closed()) {
                         drop(later.answer.send(self.refresh(&later.earlier)));

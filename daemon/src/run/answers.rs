@@ -110,6 +110,8 @@ impl Daemon {
         status.kernel.readings = self.outside.pulse.turns();
         status.kernel.writes = self.outside.pulse.writes();
         status.kernel.error = status.kernel.error.or_else(|| self.failures.clone());
+        status.kernel.forwarding.clone_from(&self.passage.switched);
+        status.problems.extend(self.passage.obstacles.iter().cloned());
         status.problems.extend(self.storage.trouble());
         status.problems.extend(self.network.wireguard_trouble());
         let refused = self.network.refused_streams();

@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use tokio::sync::watch;
 use wgmesh::applier::{Applier, ApplyFailure, Goal, Outcome, Pulse, Report, Want};
 use wgmesh::kernel::{Kernel, KernelError};
+use wgmesh_core::forwarding::Forwarding;
 use wgmesh_core::kernel::{
     Desired, DesiredPeer, Endpoint, InterfaceName, Link, Observed, OwnerMark, Route, Write,
 };
@@ -471,6 +472,7 @@ fn desired(peers: u16) -> Desired {
         addresses: ["10.77.0.1/16".parse().unwrap(), "fd77::1/64".parse().unwrap()].into(),
         peers: (1..=peers).map(|n| (key(n), peer(n))).collect::<BTreeMap<_, _>>(),
         routes: [route("10.77.0.0/16"), route("fd77::/64")].into(),
+        forwarding: Forwarding::default(),
     }
 }
 

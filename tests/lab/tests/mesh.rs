@@ -3,6 +3,7 @@
 mod hostile;
 mod lasting;
 mod reload;
+mod routes;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;

@@ -53,6 +53,7 @@ impl Mesh {
         }
         if self.settings.advertise_routes != advertise_routes {
             self.settings.advertise_routes = advertise_routes;
+            self.dirty = true;
             self.renew_record(now);
         }
     }
@@ -69,6 +70,7 @@ impl Mesh {
             listen_port: self.listen_port,
             network_id: self.keys.network_id(),
             subnets: self.subnets,
+            advertise_routes: &self.settings.advertise_routes,
             accept_routes: &self.settings.accept_routes,
             own_networks: self.own_networks(),
             peers: self

@@ -37,6 +37,7 @@ struct Node {
     private_key: SecretKey,
     preshared_key: PresharedKey,
     subnets: MeshSubnets,
+    advertise_routes: BTreeSet<IpNet>,
     accept_routes: BTreeSet<IpNet>,
     orphans: BTreeMap<PublicKey, ObservedPeer>,
 }
@@ -48,6 +49,7 @@ impl Node {
             private_key: secret(200),
             preshared_key: PresharedKey::from_bytes([1; 32]),
             subnets: subnets(),
+            advertise_routes: BTreeSet::new(),
             accept_routes: BTreeSet::new(),
             orphans: BTreeMap::new(),
         }
@@ -70,6 +72,7 @@ impl Node {
             listen_port: 51820,
             network_id: &NETWORK,
             subnets: self.subnets,
+            advertise_routes: &self.advertise_routes,
             accept_routes: &self.accept_routes,
             own_networks: ["192.168.1.0/24".parse().unwrap()].into(),
             peers: records.iter().map(planned).collect(),

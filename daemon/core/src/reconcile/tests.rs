@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::ownership::Foreign;
 use super::*;
+use crate::forwarding::Forwarding;
 use crate::key::{PresharedKey, SecretKey};
 
 fn owner() -> OwnerMark {
@@ -47,6 +48,7 @@ fn desired() -> Desired {
         addresses: [net("10.1.2.3/16"), net("fd00::3/64")].into(),
         peers: [(key(1), peer(&["10.1.0.1/32"])), (key(2), peer(&["10.1.0.2/32", "fd00::2/128"]))].into(),
         routes: [route("10.1.0.0/16", 0), route("fd00::/64", 0)].into(),
+        forwarding: Forwarding::default(),
     }
 }
 
@@ -409,7 +411,7 @@ prop_compose! {
         routes.retain(|route| { let r = normal(route); seen.insert((r.destination, r.metric)) });
         Desired {
             interface: "wgmesh0".parse().unwrap(), owner: owner(), private_key: secret(),
-            listen_port, fwmark, mtu, addresses, peers, routes,
+            listen_port, fwmark, mtu, addresses, peers, routes, forwarding: Forwarding::default(),
         }
     }
 }
