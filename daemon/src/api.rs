@@ -20,12 +20,13 @@ use axum::serve::Listener;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
+use wgmesh_core::explanation::Explanation;
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::path::{Kind, LastAnswer};
 use wgmesh_core::status::Status;
 use wgmesh_core::stun::Report;
 
-pub use self::routes::Pong;
+pub use self::routes::{Leaving, Pong};
 use crate::config::Reloaded;
 use crate::pins::{Pin, Pins, Removal};
 
@@ -49,6 +50,10 @@ pub enum ApiRequest {
     RemovePeer(Removal, oneshot::Sender<bool>),
     /// Asks whom the operator has named.
     Pins(oneshot::Sender<Pins>),
+    /// Asks how a peer is reached and why so.
+    Explain(PublicKey, oneshot::Sender<Option<Explanation>>),
+    /// Wants this node to leave the mesh, and perhaps to forget who it was; answered before it goes.
+    Leave(Leaving, oneshot::Sender<()>),
     /// Has the configuration read anew; answered with what came of it, or with what is wrong in it.
     Reload(oneshot::Sender<Result<Reloaded, String>>),
 }

@@ -2,10 +2,12 @@
 //!
 //! Facts go to standard output, everything else to standard error. Exit codes are those of sysexits.h, which
 //! systemd also shows by name: 0 done, 1 failed, 2 wrong usage, 69 no daemon is running, 77 no permission,
-//! 78 the configuration or the secret is wrong.
+//! 78 the configuration or the secret is wrong, 79 the daemon has left the mesh as `wgmesh leave` asked.
 
 mod check;
+mod explain;
 mod init;
+mod leave;
 mod netcheck;
 mod peer;
 mod peers;
@@ -30,9 +32,11 @@ const EXIT_FAILED: u8 = 1;
 const EXIT_UNAVAILABLE: u8 = 69;
 const EXIT_NO_PERMISSION: u8 = 77;
 const EXIT_CONFIGURATION: u8 = 78;
+/// systemd does not start a daemon again that ends so: see `RestartPreventExitStatus=` in the unit.
+const EXIT_LEFT: u8 = 79;
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 69 no daemon is running, 77 no permission, \
-                          78 the configuration or the secret is wrong.";
+                          78 the configuration or the secret is wrong, 79 left the mesh as `wgmesh leave` asked.";
 
 const EXAMPLE: &str = "On the first host:\n  wgmesh init --output /etc/wgmesh/wgmesh0.secret\n  wgmesh install-service\n\
                        Copy the secret to the other hosts (mode 0600) and run `wgmesh install-service` there.";
@@ -98,6 +102,30 @@ enum Command {
     Reload {
         #[command(flatten)]
         mesh: Mesh,
+        /// Print JSON for programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell how a peer is reached, since when, what was tried, and why nothing better is used.
+    Explain {
+        /// The peer: its host name, its public key or the beginning of it, or its mesh address.
+        peer: String,
+        #[command(flatten)]
+        mesh: Mesh,
+        /// Print JSON for programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Leave the mesh: the daemon says goodbye, takes everything out of the kernel and ends.
+    ///
+    /// systemd does not start it again by itself; `systemctl start` brings the node back as it was, and a boot does too
+    /// unless the unit is disabled.
+    Leave {
+        #[command(flatten)]
+        mesh: Mesh,
+        /// Forget the node's key, its peers and whom `peer add` has named: it would come back as a stranger.
+        #[arg(long)]
+        forget: bool,
     },
     /// Show what the NAT in front of this host does.
     ///
@@ -230,6 +258,8 @@ enum Error {
     Init(#[from] init::Error),
     #[error(transparent)]
     Install(#[from] install::Error),
+    #[error("this node has left the mesh")]
+    Left,
     #[error(transparent)]
     Unclear(#[from] peer::Unclear),
     #[error("{0} does not answer: {1}")]
@@ -268,6 +298,7 @@ impl Error {
             }
             Self::Client(client::Error::NotRunning(_)) => EXIT_UNAVAILABLE,
             Self::ServicesFiles(..) => EXIT_NO_PERMISSION,
+            Self::Left => EXIT_LEFT,
             Self::Run(error) if error.is_permission() => EXIT_NO_PERMISSION,
             Self::Run(error) if error.is_refusal() => EXIT_CONFIGURATION,
             Self::Privileges(_)
@@ -325,7 +356,9 @@ impl Command {
             Self::Peers { mesh, json, wide } => peers::list(&mesh.load()?, json, wide),
             Self::Peer(PeerCommand::Add { peer, mesh }) => peers::add(&mesh.load()?, &peer),
             Self::Peer(PeerCommand::Remove { peer, mesh }) => peers::remove(&mesh.load()?, &peer),
-            Self::Reload { mesh } => tell(reload::reload(&mesh.load()?)?),
+            Self::Reload { mesh, json } => reload::reload(&mesh.load()?, json),
+            Self::Explain { peer, mesh, json } => explain::show(&mesh.load()?, &peer, json),
+            Self::Leave { mesh, forget } => tell(leave::leave(&mesh.load()?, forget)?),
             Self::Netcheck { mesh, json } => netcheck::show(&mesh.load()?, json),
             Self::Ping { peer, mesh, count, json } => ping::run(&mesh.load()?, &peer, count, json),
             Self::Config(ConfigCommand::Check { file, json }) => check::report(file, json),

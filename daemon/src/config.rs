@@ -372,6 +372,11 @@ impl File {
         self.state_dir.join(format!("{}-peerstore.json", self.interface))
     }
 
+    /// Returns every file in which a node keeps who it is and whom it knows.
+    pub fn state_files(&self) -> [PathBuf; 4] {
+        [self.state_path(), self.peers_path(), self.pins_path(), self.peerstore_path()]
+    }
+
     /// Returns where `advertise_routes` and `log_level` may be set over what the file says.
     pub fn overrides_path(&self) -> PathBuf {
         self.state_dir.join(format!("{}.reload", self.interface))

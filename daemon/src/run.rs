@@ -32,8 +32,9 @@ use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::kernel::{HandshakeMessage, HandshakeSeen, Link, Observed, OwnerMark, Underlay};
 use wgmesh_core::mesh::{Command, Event, KernelReport, KernelTrouble, Mesh, Stop};
 use wgmesh_core::secret::MeshSecret;
+use wgmesh_core::time::Monotonic;
 
-use crate::api::{self, ApiRequest};
+use crate::api::{self, ApiRequest, Leaving};
 use crate::applier::{Applier, ApplyFailure, Goal, Pulse, Report, Want};
 use crate::config::File;
 use crate::ebpf::EbpfSettings;
@@ -52,6 +53,18 @@ const WITHDRAW_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Questions from the command line that may wait.
 const WAITING_QUESTIONS: usize = 4;
+
+/// How often the state is written to the log (seed 003, W-D52).
+const TELL_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Why a daemon has ended well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A signal asked for it.
+    Stopped,
+    /// The operator wants this node out of the mesh.
+    Left(Leaving),
+}
 
 /// A daemon that could not start.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +128,8 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> Error {
 /// # Errors
 /// If it cannot start: the interface is somebody else's, the kernel has no WireGuard, state cannot be read. What
 /// fails later is retried and shown in `status`.
-pub async fn run(config: File, secret: MeshSecret, journal: journal::Handle) -> Result<(), Error> {
+pub async fn run(config: File, secret: MeshSecret, journal: journal::Handle) -> Result<Ended, Error> {
+    let files = config.state_files();
     let notifier = Notifier::from_environment().map_err(system("reach systemd"))?;
     let lock = api::Lock::take(&config.socket_path())?;
     let server = api::Server::bind(config.socket_path(), lock)?;
@@ -145,11 +159,17 @@ pub async fn run(config: File, secret: MeshSecret, journal: journal::Handle) -> 
     let outside = Outside { kernel, changes, goals, reports, pulse, traffic, journal };
     let mut daemon = Daemon::start(config, node, outside, observed, &underlay);
     let watched = daemon.watched();
-    tokio::select! {
-        ended = daemon.live(signals, questions, &notifier) => ended,
+    let ended = tokio::select! {
+        ended = daemon.live(signals, questions, &notifier) => ended?,
         () = starve_if_stalled(&notifier, watched) => unreachable!("it never ends"),
-        Some(ended) = tasks.join_next() => Err(Error::TaskEnded(ended.err())),
+        Some(ended) = tasks.join_next() => return Err(Error::TaskEnded(ended.err())),
+    };
+    // With it ends the thread that writes the files.
+    drop(daemon);
+    if ended == Ended::Left(Leaving { forget: true }) {
+        files.iter().for_each(|file| state::forget(file));
     }
+    Ok(ended)
 }
 
 async fn starve_if_stalled(notifier: &Notifier, watched: Vec<Watched>) {
@@ -219,6 +239,10 @@ struct Daemon {
     /// What has come of passing packets on.
     passage: Arc<Passage>,
     last_line: String,
+    /// When the state was last written to the log.
+    told_at: Option<Monotonic>,
+    /// Whether the operator wants this node out of the mesh.
+    leaving: Option<Leaving>,
 }
 
 /// Reads the kernel as it was left, and the links around it.
@@ -248,6 +272,8 @@ impl Daemon {
             failures: None,
             passage: Arc::default(),
             last_line: String::new(),
+            told_at: None,
+            leaving: None,
         };
         daemon.follow_underlay(underlay);
         let links = underlay.len();
@@ -273,7 +299,7 @@ impl Daemon {
         mut signals: Signals,
         mut questions: mpsc::Receiver<ApiRequest>,
         notifier: &Notifier,
-    ) -> Result<(), Error> {
+    ) -> Result<Ended, Error> {
         let stop = loop {
             self.progress.step();
             let timeout = self.mesh.poll_timeout().map(|(at, _)| at.since(clock::now().monotonic));
@@ -290,10 +316,13 @@ impl Daemon {
                 Some(question) = questions.recv() => self.answer(question, notifier).await,
                 () = tokio::time::sleep(timeout.unwrap_or(Duration::MAX)) => self.feed(Event::Timeout),
             }
+            if self.leaving.is_some() {
+                break Stop::Withdraw;
+            }
         };
         notifier.stopping();
         self.stop(stop).await;
-        Ok(())
+        Ok(self.leaving.map_or(Ended::Stopped, Ended::Left))
     }
 
     /// Hands an event to the mesh, with whatever waits on the sockets, and carries out what it wants done. So nothing
@@ -350,6 +379,7 @@ impl Daemon {
         };
         let is_up = outcome.is_ok();
         self.feed(Event::Kernel(KernelReport { generation, outcome, fresh }));
+        self.tell_state();
         let (known, direct) = self.mesh.count_peers(clock::now());
         let line = format!("{direct} of {known} peers reached");
         if is_up && !self.ready {
@@ -367,6 +397,26 @@ impl Daemon {
             self.feed(event);
         }
         Ok(())
+    }
+
+    /// Writes to the log every half minute who is reached and how. The applier's reports come more often than that.
+    fn tell_state(&mut self) {
+        let now = clock::now();
+        if !self.ready || self.told_at.is_some_and(|at| now.monotonic.since(at) < TELL_INTERVAL) {
+            return;
+        }
+        self.told_at = Some(now.monotonic);
+        let (known, reached) = self.mesh.count_peers(now);
+        tracing::info!(reached, known, "status");
+        if !tracing::enabled!(tracing::Level::DEBUG) {
+            return;
+        }
+        for peer in self.mesh.status(now).peers {
+            let name = peer.hostname.as_ref().map(ToString::to_string).unwrap_or_default();
+            let (kind, endpoint) = peer.path.as_ref().map(|path| (path.kind.as_str(), path.endpoint)).unzip();
+            let endpoint = endpoint.map(|endpoint| endpoint.to_string());
+            tracing::debug!(peer = %peer.public_key, name, address = %peer.mesh_ipv4, state = ?peer.state, path = kind, endpoint, "peer");
+        }
     }
 
     async fn on_underlay(&mut self) {

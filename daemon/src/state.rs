@@ -169,5 +169,15 @@ fn write_durably(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) ->
     file.sync_all()
 }
 
+/// Removes a file for good. That it is not there is as good.
+pub fn forget(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::error!(%error, file = %path.display(), "cannot forget this file");
+        }
+        Ok(()) | Err(_) => {}
+    }
+}
+
 #[cfg(test)]
 mod tests;

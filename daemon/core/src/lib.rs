@@ -10,6 +10,7 @@ pub mod config;
 pub mod contact;
 pub mod derive;
 pub mod exchange;
+pub mod explanation;
 pub mod forwarding;
 pub mod identity;
 pub mod kernel;

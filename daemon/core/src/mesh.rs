@@ -37,6 +37,7 @@ use crate::time::{Monotonic, Now};
 
 mod candidates;
 mod events;
+mod explain;
 mod handshakes;
 mod health;
 mod kernel;
@@ -93,6 +94,7 @@ pub struct Mesh {
     announces_in_full: u32,
     observed: Option<Arc<Observed>>,
     orphans: BTreeMap<PublicKey, ObservedPeer>,
+    journeys: explain::Journeys,
     proved: BTreeMap<PublicKey, SocketAddr>,
     attempts: BTreeMap<PublicKey, handshakes::Attempt>,
     generation: u64,
@@ -200,6 +202,7 @@ impl Mesh {
             announces_in_full: 0,
             observed: None,
             orphans: BTreeMap::new(),
+            journeys: explain::Journeys::default(),
             proved: BTreeMap::new(),
             attempts: BTreeMap::new(),
             generation: 0,

@@ -191,6 +191,19 @@ impl Paths {
         self.failures = 0;
     }
 
+    /// Whether everything that is known is being pinged.
+    pub const fn is_attempting(&self) -> bool {
+        matches!(self.effort, Effort::Attempt { .. })
+    }
+
+    /// Returns when the next attempt begins, if one is still to begin.
+    pub const fn next_attempt(&self) -> Option<Monotonic> {
+        match self.effort {
+            Effort::Rest { until } => Some(until),
+            Effort::None | Effort::Attempt { .. } => None,
+        }
+    }
+
     /// Whether the next attempt is still to begin.
     pub const fn is_resting(&self) -> bool {
         matches!(self.effort, Effort::Rest { .. })

@@ -6,20 +6,27 @@
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use wgmesh_core::explanation::Explanation;
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::status::Status;
 use wgmesh_core::stun::Report;
 
-use super::routes::{Pong, Target};
+use super::routes::{Leaving, Pong, Target};
 use crate::config::Reloaded;
 use crate::pins::{Pin, Pins, Removal};
 
 /// A little more than the server's own patience, so that its explanation arrives first.
 const TIMEOUT: Duration = Duration::from_secs(7);
+
+/// How long a daemon may take to withdraw everything: as long as systemd gives it, `TimeoutStopSec=`.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How often it is looked whether a daemon that leaves is gone.
+const LEAVE_POLL: Duration = Duration::from_millis(20);
 
 /// More than the status of the largest mesh takes.
 const MAX_ANSWER_BYTES: u64 = 64 * 1024 * 1024;
@@ -44,6 +51,9 @@ pub enum Error {
     /// The daemon answered that it cannot.
     #[error("the daemon refused: {0}")]
     Refused(String),
+    /// It said that it would leave, and runs on.
+    #[error("the daemon was asked to leave and is still there after {} s", LEAVE_PATIENCE.as_secs())]
+    StillThere,
     /// The answer makes no sense, as from a daemon of another version.
     #[error("cannot understand the daemon's answer ({0}); if it was upgraded, restart it")]
     Malformed(String),
@@ -95,6 +105,31 @@ pub fn remove_peer(socket: &Path, removal: &Removal) -> Result<bool, Error> {
 /// As [`status`].
 pub fn pins(socket: &Path) -> Result<Pins, Error> {
     ask(socket, "GET", "/v1/pins", &())
+}
+
+/// Asks the daemon how a peer is reached and why so. `None` if it does not know the peer.
+///
+/// # Errors
+/// As [`status`].
+pub fn explain(socket: &Path, key: PublicKey) -> Result<Option<Explanation>, Error> {
+    ask(socket, "POST", "/v1/explain", &Target { key })
+}
+
+/// Has the daemon say goodbye, take everything back and end, and waits until it has.
+///
+/// # Errors
+/// As [`status`], and [`Error::StillThere`] if it takes too long.
+pub fn leave(socket: &Path, leaving: Leaving) -> Result<(), Error> {
+    ask::<()>(socket, "POST", "/v1/leave", &leaving)?;
+    let end = Instant::now() + LEAVE_PATIENCE;
+    while Instant::now() < end {
+        match UnixStream::connect(socket) {
+            // It goes away with the process, or is left behind by it.
+            Err(_) => return Ok(()),
+            Ok(_) => std::thread::sleep(LEAVE_POLL),
+        }
+    }
+    Err(Error::StillThere)
 }
 
 /// Has the daemon read its configuration anew. Returns what came of it.

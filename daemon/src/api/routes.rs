@@ -38,6 +38,13 @@ pub(super) struct Target {
     pub(super) key: PublicKey,
 }
 
+/// How this node leaves the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
+    /// Whether its key and what it knows of others go too, so that it would come back as a stranger.
+    pub forget: bool,
+}
+
 /// A ping that was answered, as it travels to the command line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pong {
@@ -75,6 +82,8 @@ pub(super) fn router(mesh: Mesh) -> Router {
         .route("/v1/pins", get(async |State(mesh): State<Mesh>| answer(ask(&mesh, ApiRequest::Pins)).await))
         .route("/v1/peers/add", post(add_peer))
         .route("/v1/peers/remove", post(remove_peer))
+        .route("/v1/explain", post(explain))
+        .route("/v1/leave", post(leave))
         .route(
             "/v1/reload",
             post(async |State(mesh): State<Mesh>| answer(ask(&mesh, ApiRequest::Reload)).await),
@@ -88,6 +97,14 @@ async fn add_peer(State(mesh): State<Mesh>, Json(pin): Json<Pin>) -> Response {
 
 async fn remove_peer(State(mesh): State<Mesh>, Json(removal): Json<Removal>) -> Response {
     answer(ask(&mesh, |reply| ApiRequest::RemovePeer(removal, reply))).await
+}
+
+async fn explain(State(mesh): State<Mesh>, Json(Target { key }): Json<Target>) -> Response {
+    answer(ask(&mesh, |reply| ApiRequest::Explain(key, reply))).await
+}
+
+async fn leave(State(mesh): State<Mesh>, Json(leaving): Json<Leaving>) -> Response {
+    answer(ask(&mesh, |reply| ApiRequest::Leave(leaving, reply))).await
 }
 
 async fn answer<T: Serialize>(asked: impl Future<Output = Result<T, Gone>>) -> Response {

@@ -1,12 +1,20 @@
-//! `wgmesh reload`: what came of it, in lines for a human.
+//! `wgmesh reload`: what came of it, in lines for a human or as JSON for programs.
 
-use super::Error;
+use std::io::{self, Write};
+
+use super::{Error, tell};
 use crate::api::client;
 use crate::config::{File, Reloaded};
 
 /// Has the daemon of this configuration read it anew.
-pub(super) fn reload(config: &File) -> Result<Vec<String>, Error> {
-    Ok(lines(&client::reload(&config.socket_path())?))
+pub(super) fn reload(config: &File, json: bool) -> Result<(), Error> {
+    let reloaded = client::reload(&config.socket_path())?;
+    if !json {
+        return tell(lines(&reloaded));
+    }
+    let mut out = io::stdout();
+    serde_json::to_writer_pretty(&mut out, &reloaded).map_err(io::Error::from)?;
+    Ok(writeln!(out)?)
 }
 
 fn lines(reloaded: &Reloaded) -> Vec<String> {

@@ -27,8 +27,12 @@ pub(super) fn start(mut config: File) -> Result<(), Error> {
         runtime.block_on(daemon).unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
     // A name that is still being looked up must not hold up the end.
     runtime.shutdown_background();
-    ended.map_err(|error| match error.is_denied_file() && nix::unistd::geteuid().is_root() {
-        true => Error::ServicesFiles(error, config.interface.clone()),
-        false => error.into(),
-    })
+    match ended {
+        Ok(run::Ended::Stopped) => Ok(()),
+        Ok(run::Ended::Left(_)) => Err(Error::Left),
+        Err(error) if error.is_denied_file() && nix::unistd::geteuid().is_root() => {
+            Err(Error::ServicesFiles(error, config.interface.clone()))
+        }
+        Err(error) => Err(error.into()),
+    }
 }

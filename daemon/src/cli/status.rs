@@ -1,6 +1,6 @@
 //! `wgmesh status`: the daemon's own account, as a table for people or as JSON for programs.
 
-mod units;
+pub(super) mod units;
 
 use std::io::{self, IsTerminal, Write};
 

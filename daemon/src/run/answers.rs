@@ -45,6 +45,13 @@ impl Daemon {
             ApiRequest::Pins(reply) => {
                 let _ = reply.send(self.wanted.pins().clone());
             }
+            ApiRequest::Explain(key, reply) => {
+                let _ = reply.send(self.mesh.explain(key, clock::now()));
+            }
+            ApiRequest::Leave(leaving, reply) => {
+                self.leaving = Some(leaving);
+                let _ = reply.send(());
+            }
             ApiRequest::Reload(reply) => {
                 let _ = reply.send(self.reload(notifier).map_err(|error| error.to_string()));
             }

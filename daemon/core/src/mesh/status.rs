@@ -67,7 +67,7 @@ impl Mesh {
         observed.last_handshake.map(|at| now.wall.since(at))
     }
 
-    fn peer_status(&self, key: PublicKey, peer: &store::Peer, now: Now) -> Peer {
+    pub(super) fn peer_status(&self, key: PublicKey, peer: &store::Peer, now: Now) -> Peer {
         let record = peer.record().record();
         let observed = self.observed.as_ref().and_then(|observed| observed.peers.get(&key));
         let age = self.session_age(key, now);
@@ -153,7 +153,7 @@ impl Mesh {
     }
 
     /// Says why no address of a peer answers, once an attempt has failed.
-    fn why_no_path(&self, key: PublicKey) -> Option<String> {
+    pub(super) fn why_no_path(&self, key: PublicKey) -> Option<String> {
         let paths = self.reach.paths.get(&key).filter(|paths| paths.failures() > 0)?;
         let theirs = self.store.get(key)?.record().record().nat;
         let ours = self.nat_type();

@@ -38,6 +38,20 @@ pub enum Origin {
     Static,
 }
 
+impl Origin {
+    /// Returns the name that `explain` uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cache => "cache",
+            Self::Record => "record",
+            Self::Offer => "offer",
+            Self::Ping => "ping",
+            Self::Kernel => "kernel",
+            Self::Static => "operator",
+        }
+    }
+}
+
 /// What kind of address a candidate is. The declared order is the order of preference, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {

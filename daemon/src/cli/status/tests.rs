@@ -66,7 +66,13 @@ pub(crate) fn example() -> Status {
         sessions: Vec::new(),
         shut_out: Vec::new(),
         ebpf: Ebpf { active: true, attachment: Some("tcx".into()), error: None },
-        kernel: Kernel { release: "6.12.9".into(), converged: true, readings: 9, writes: 7, error: None },
+        kernel: Kernel {
+            release: "6.12.9".into(),
+            converged: true,
+            readings: 9,
+            writes: 7,
+            ..Kernel::default()
+        },
         drops: [("seal".to_owned(), 3)].into(),
         problems: Vec::new(),
     }

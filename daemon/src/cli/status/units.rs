@@ -36,7 +36,7 @@ pub(super) fn span(seconds: u64) -> String {
 }
 
 /// Writes how long ago something was.
-pub(super) fn ago(seconds: u64) -> String {
+pub(in crate::cli) fn ago(seconds: u64) -> String {
     format!("{} ago", span(seconds))
 }
 
