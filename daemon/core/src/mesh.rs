@@ -36,6 +36,7 @@ use crate::stun::Stun;
 use crate::time::{Monotonic, Now};
 
 mod candidates;
+mod clock;
 mod events;
 mod explain;
 mod handshakes;
@@ -95,6 +96,7 @@ pub struct Mesh {
     observed: Option<Arc<Observed>>,
     orphans: BTreeMap<PublicKey, ObservedPeer>,
     journeys: explain::Journeys,
+    clock: clock::Clock,
     proved: BTreeMap<PublicKey, SocketAddr>,
     attempts: BTreeMap<PublicKey, handshakes::Attempt>,
     generation: u64,
@@ -203,6 +205,7 @@ impl Mesh {
             observed: None,
             orphans: BTreeMap::new(),
             journeys: explain::Journeys::default(),
+            clock: clock::Clock::default(),
             proved: BTreeMap::new(),
             attempts: BTreeMap::new(),
             generation: 0,
@@ -235,6 +238,7 @@ impl Mesh {
     /// Takes in events that came together. What is to be said about them is said once, after the last: a peer whose
     /// answer waits behind others is not asked again before it is read.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Now) {
+        self.clock.follow(&mut self.observed, now);
         for event in events {
             if self.stopped {
                 return;

@@ -153,10 +153,15 @@ impl Process {
         child.wait_with_output().expect("a child of ours can be waited for")
     }
 
+    /// Signals it.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
+        let child = self.child.as_ref().expect("only taken by what consumes it");
+        crate::daemon::signal(child, signal);
+    }
+
     /// Asks it by SIGINT to end, and waits for that.
     pub fn interrupt(self) -> Output {
-        let child = self.child.as_ref().expect("only taken here and when dropped");
-        crate::daemon::signal(child, nix::sys::signal::Signal::SIGINT);
+        self.signal(nix::sys::signal::Signal::SIGINT);
         self.wait()
     }
 }

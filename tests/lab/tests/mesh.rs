@@ -2,6 +2,7 @@
 
 mod hostile;
 mod lasting;
+mod lifecycle;
 mod reload;
 mod routes;
 

@@ -35,7 +35,7 @@ impl Mesh {
     }
 
     /// Whether an address that somebody named is worth a ping: no host of the mesh answers at it as an inner address,
-    /// and it is not this host.
+    /// no route leads to it through the mesh, and it is not this host.
     pub(super) fn is_candidate(&self, address: SocketAddr) -> bool {
         let inside = match address.ip() {
             IpAddr::V4(ip) => self.subnets.v4.contains(&ip),
@@ -43,7 +43,16 @@ impl Mesh {
         };
         let ours =
             self.underlay.iter().flat_map(|link| &link.addresses).any(|net| net.addr() == address.ip());
-        may_be_an_endpoint(address) && !inside && !ours
+        may_be_an_endpoint(address) && !inside && !ours && !self.is_behind_a_peer(address.ip())
+    }
+
+    /// Whether packets to an address would go through the mesh: a tunnel inside a tunnel, that ends with the outer one.
+    fn is_behind_a_peer(&self, address: IpAddr) -> bool {
+        let on_link = self.underlay.iter().flat_map(|link| &link.addresses).any(|net| net.contains(&address));
+        let routes = self.desired.iter().flat_map(|desired| &desired.routes);
+        // The host's own default route stands before one of ours.
+        let mut through = routes.filter(|route| route.destination.prefix_len() > 0);
+        !on_link && through.any(|route| route.destination.contains(&address))
     }
 
     pub(super) fn kind_of(&self, address: IpAddr) -> Kind {

@@ -63,6 +63,7 @@ impl Mesh {
             Ok(observed) => {
                 self.trouble = None;
                 self.applied = self.applied.max(report.generation);
+                let observed = self.clock.correct(observed, now);
                 self.on_observed(observed, report.fresh, now);
             }
             Err(KernelTrouble::PortInUse) => self.move_port(now),

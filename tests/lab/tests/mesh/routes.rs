@@ -16,6 +16,10 @@ const NETWORK_V6: &str = "fd77::/64";
 const INSIDER: &str = "10.77.0.9";
 const INSIDER_V6: &str = "fd77::9";
 
+/// A table of somebody else.
+const FOREIGN: &str =
+    "add table inet foreign\nadd chain inet foreign c { type filter hook forward priority 5; }\n";
+
 /// Three nodes on one switch, and behind the first a network with a host that knows no way but through it.
 struct Site {
     nodes: Vec<Host>,
@@ -76,7 +80,7 @@ fn a_network_behind_a_node_is_reached_from_every_node_until_it_stops() {
     let site = Site::new("behind");
     let first = &site.nodes[0];
     sysctl(first, "ipv6/conf/all/forwarding", "1");
-    first.feed(["nft", "-f", "-"], "table inet foreign { chain c { type filter hook forward priority 5; } }");
+    first.feed(["nft", "-f", "-"], FOREIGN);
     let before = switches(first);
     assert_eq!(before["eth1"], "0");
     let mut daemons = site.start(&both(), &both());
@@ -118,7 +122,7 @@ fn a_network_behind_a_node_is_reached_from_every_node_until_it_stops() {
     // A table that is flushed with everything else comes back.
     first.run(["nft", "flush", "ruleset"]);
     eventually(PATIENCE, || has_table(first));
-    first.feed(["nft", "-f", "-"], "table inet foreign { chain c { type filter hook forward priority 5; } }");
+    first.feed(["nft", "-f", "-"], FOREIGN);
 
     daemons.remove(0).stop();
     assert!(!has_table(first));
@@ -169,7 +173,7 @@ fn a_greedy_peer_gets_nothing_and_foreign_routes_stay() {
     let greedy =
         "\"0.0.0.0/0\", \"::/0\", \"192.0.2.0/24\", \"192.0.2.2/32\", \"10.0.0.0/8\", \"10.77.0.0/24\"";
     site.nodes[1].run(["ip", "route", "add", "blackhole", NETWORK, "metric", "1024"]);
-    let daemons = site.start(greedy, "\"10.76.0.0/15\", \"192.0.2.0/16\", \"10.0.0.0/7\", \"::/1\"");
+    let daemons = site.start(greedy, "\"10.76.0.0/15\", \"192.0.0.0/16\", \"10.0.0.0/7\", \"::/1\"");
     eventually(PATIENCE, || site.reaches_insider(2));
     let (second, key) = (&site.nodes[1], node(&daemons[0], "public_key"));
     for host in &site.nodes[1..] {
@@ -203,8 +207,8 @@ fn a_greedy_peer_gets_nothing_and_foreign_routes_stay() {
 fn firewalls_of_others_are_left_alone_and_reported() {
     let site = Site::new("docker");
     let first = &site.nodes[0];
-    let docker = "table ip filter { chain FORWARD { type filter hook forward priority 0; policy drop; }\n\
-                  chain DOCKER { } }";
+    let docker = "add table ip filter\nadd chain ip filter DOCKER\n\
+                  add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }\n";
     first.feed(["nft", "-f", "-"], docker);
     first.run(["iptables-legacy", "-P", "FORWARD", "DROP"]);
     let listed =
