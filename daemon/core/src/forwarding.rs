@@ -157,7 +157,7 @@ mod tests {
     /// Carries a change out on the model.
     fn follow(host: &mut Host, change: &Change) {
         for (links, state) in [(&change.off, false), (&change.on, true)] {
-            links.iter().for_each(|link| drop(host.links.insert(link.clone(), state)));
+            host.links.extend(links.iter().map(|link| (link.clone(), state)));
         }
         if let Some(rules) = &change.rules {
             host.rules = (!rules.is_empty()).then(|| rules.iter().map(ToString::to_string).collect());
