@@ -5,6 +5,7 @@
 //! 78 the configuration or the secret is wrong, 79 the daemon has left the mesh as `wgmesh leave` asked.
 
 mod check;
+mod doctor;
 mod explain;
 mod init;
 mod leave;
@@ -110,6 +111,17 @@ enum Command {
     Explain {
         /// The peer: its host name, its public key or the beginning of it, or its mesh address.
         peer: String,
+        #[command(flatten)]
+        mesh: Mesh,
+        /// Print JSON for programs.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look for what keeps this host from its mesh: configuration, kernel, permissions, ports, firewall, clock, NAT, peers.
+    ///
+    /// Works with and without a running daemon. Ends with code 1 if something must be mended. Run it as root, or less can be
+    /// seen.
+    Doctor {
         #[command(flatten)]
         mesh: Mesh,
         /// Print JSON for programs.
@@ -258,6 +270,8 @@ enum Error {
     Init(#[from] init::Error),
     #[error(transparent)]
     Install(#[from] install::Error),
+    #[error("something keeps this host from its mesh")]
+    Unwell,
     #[error("this node has left the mesh")]
     Left,
     #[error(transparent)]
@@ -306,6 +320,7 @@ impl Error {
             | Self::Client(_)
             | Self::Unclear(_)
             | Self::NoAnswer(..)
+            | Self::Unwell
             | Self::Init(_)
             | Self::Install(_)
             | Self::Runtime(_)
@@ -358,6 +373,7 @@ impl Command {
             Self::Peer(PeerCommand::Remove { peer, mesh }) => peers::remove(&mesh.load()?, &peer),
             Self::Reload { mesh, json } => reload::reload(&mesh.load()?, json),
             Self::Explain { peer, mesh, json } => explain::show(&mesh.load()?, &peer, json),
+            Self::Doctor { mesh, json } => doctor::examine(mesh.load(), json),
             Self::Leave { mesh, forget } => tell(leave::leave(&mesh.load()?, forget)?),
             Self::Netcheck { mesh, json } => netcheck::show(&mesh.load()?, json),
             Self::Ping { peer, mesh, count, json } => ping::run(&mesh.load()?, &peer, count, json),

@@ -33,7 +33,7 @@ use wgmesh_core::forwarding::Forwarding;
 use wgmesh_core::kernel::{InterfaceName, Observed, Underlay, Write};
 
 pub use error::{KernelError, Refused};
-pub use forwarding::Passage;
+pub use forwarding::{Passage, chains_that_drop_input};
 pub use watch::{Changes, Watcher};
 use worker::{Job, Later, LinkIndex, Worker};
 

@@ -135,13 +135,9 @@ impl Forwarder {
             );
         }
         for ipv6 in [false, true].into_iter().filter(|&ipv6| want.has_family(ipv6)) {
-            let chains = self.netfilter().and_then(|netfilter| nft::dropping_chains(netfilter, ipv6));
             let family = if ipv6 { "ip6tables" } else { "iptables" };
-            let chains =
-                chains.unwrap_or_default().into_iter().map(|chain| format!("nftables chain {chain}"));
-            let legacy = legacy::drops_forwarded(ipv6).unwrap_or(false);
-            let legacy = legacy.then(|| format!("{family}-legacy chain filter FORWARD"));
-            obstacles.extend(chains.chain(legacy).map(|chain| {
+            let chains = dropping_chains(self.netfilter().ok(), ipv6, Hook::Forward);
+            obstacles.extend(chains.into_iter().map(|chain| {
                 format!(
                     "the policy of {chain} drops forwarded packets unless a rule there accepts them; let in {interface}, \
                      as by `{family} -I FORWARD -i {interface} -j ACCEPT` and the same with -o"
@@ -159,6 +155,38 @@ impl Forwarder {
             none => Ok(none.insert(Socket::open(NETLINK_NETFILTER)?)),
         }
     }
+}
+
+/// Where packets pass through the chains of a firewall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hook {
+    /// On their way to a program of this host.
+    Input,
+    /// On their way through it.
+    Forward,
+}
+
+/// Names the chains whose policy drops packets that come to this host, as far as they can be read.
+pub fn chains_that_drop_input() -> Vec<String> {
+    let mut netfilter = Socket::open(NETLINK_NETFILTER).ok();
+    let families = [false, true].into_iter();
+    let mut chains: Vec<_> =
+        families.flat_map(|ipv6| dropping_chains(netfilter.as_mut(), ipv6, Hook::Input)).collect();
+    chains.sort();
+    chains.dedup();
+    chains
+}
+
+fn dropping_chains(netfilter: Option<&mut Socket>, ipv6: bool, hook: Hook) -> Vec<String> {
+    let chains = netfilter.and_then(|netfilter| nft::dropping_chains(netfilter, ipv6, hook).ok());
+    let chains = chains.unwrap_or_default().into_iter().map(|chain| format!("nftables chain {chain}"));
+    let family = if ipv6 { "ip6tables" } else { "iptables" };
+    let name = match hook {
+        Hook::Input => "INPUT",
+        Hook::Forward => "FORWARD",
+    };
+    let legacy = legacy::drops(ipv6, hook).unwrap_or(false);
+    chains.chain(legacy.then(|| format!("{family}-legacy chain filter {name}"))).collect()
 }
 
 fn read_links(socket: &mut Socket) -> Result<Links, Failure> {

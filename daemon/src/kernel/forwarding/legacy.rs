@@ -10,6 +10,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::libc;
 
+use super::Hook;
+
 /// `IPT_SO_GET_INFO` and `IPT_SO_GET_ENTRIES`, and the same of IPv6 (`linux/netfilter_ipv4/ip_tables.h`).
 const GET_INFO: c_int = 64;
 const GET_ENTRIES: c_int = 65;
@@ -21,8 +23,8 @@ const NAME: usize = 32;
 /// of entries, their size.
 const INFO: usize = NAME + 4 + 5 * 4 + 5 * 4 + 4 + 4;
 
-/// Where the underflow of `NF_INET_FORWARD` is in it: the rule that is the chain's policy.
-const UNDERFLOW: usize = NAME + 4 + 5 * 4 + 2 * 4;
+/// Where the underflows are in it: for each hook the rule that is the chain's policy.
+const UNDERFLOWS: usize = NAME + 4 + 5 * 4;
 
 /// Where the entries' size is in it.
 const SIZE: usize = INFO - 4;
@@ -59,11 +61,11 @@ const IPV6: Family = Family {
     target_offset: 140,
 };
 
-/// Whether the chain FORWARD of the table `filter` drops what no rule of it knows.
+/// Whether the chain of the table `filter` at a hook drops what no rule of it knows.
 ///
 /// # Errors
 /// If there is such a table and it cannot be read.
-pub(super) fn drops_forwarded(ipv6: bool) -> io::Result<bool> {
+pub(super) fn drops(ipv6: bool, hook: Hook) -> io::Result<bool> {
     let family = if ipv6 { IPV6 } else { IPV4 };
     if !is_in_use(&family) {
         return Ok(false);
@@ -74,7 +76,12 @@ pub(super) fn drops_forwarded(ipv6: bool) -> io::Result<bool> {
     let mut entries = request(HEADER + size);
     entries[NAME..NAME + 4].copy_from_slice(&info[SIZE..]);
     let entries = ask(socket.as_fd(), family.level, GET_ENTRIES, entries)?;
-    let policy = entries.get(HEADER + number(&info, UNDERFLOW)?..).ok_or_else(malformed)?;
+    // `NF_INET_LOCAL_IN` and `NF_INET_FORWARD`.
+    let hook = match hook {
+        Hook::Input => 1,
+        Hook::Forward => 2,
+    };
+    let policy = entries.get(HEADER + number(&info, UNDERFLOWS + 4 * hook)?..).ok_or_else(malformed)?;
     let target = policy.get(family.target_offset..family.target_offset + 2).ok_or_else(malformed)?;
     let target = usize::from(u16::from_ne_bytes([target[0], target[1]]));
     let verdict = policy.get(target + TARGET..).and_then(|rest| rest.first_chunk()).ok_or_else(malformed)?;

@@ -88,8 +88,12 @@ pub(super) fn replace(socket: &mut Socket, interface: &InterfaceName, rules: &[R
     socket.execute_batch(mark(ControlMessage::BatchBegin), batch, mark(ControlMessage::BatchEnd))
 }
 
-/// Names the chains of others through which forwarded packets of a family pass, and which drop what they do not know.
-pub(super) fn dropping_chains(socket: &mut Socket, ipv6: bool) -> Result<Vec<String>, Failure> {
+/// Names the chains of others through which a family's packets pass at a hook, and which drop what they do not know.
+pub(super) fn dropping_chains(
+    socket: &mut Socket,
+    ipv6: bool,
+    hook: super::Hook,
+) -> Result<Vec<String>, Failure> {
     let (family, name) = if ipv6 { (Family::IPv6, "ip6") } else { (Family::IPv4, "ip") };
     let mut dropping = Vec::new();
     for (family, name) in [(family, name), (Family::Inet, "inet")] {
@@ -97,7 +101,7 @@ pub(super) fn dropping_chains(socket: &mut Socket, ipv6: bool) -> Result<Vec<Str
         let found = socket.dump(&message(family, all))?;
         dropping.extend(found.iter().filter_map(|message| match &message.inner {
             NetfilterMessageInner::NfTables(NfTablesMessage::NewChain(chain)) => {
-                dropping_chain(chain).map(|chain| format!("{name} {chain}"))
+                dropping_chain(chain, hook).map(|chain| format!("{name} {chain}"))
             }
             _ => None,
         }));
@@ -105,18 +109,22 @@ pub(super) fn dropping_chains(socket: &mut Socket, ipv6: bool) -> Result<Vec<Str
     Ok(dropping)
 }
 
-fn dropping_chain(chain: &ChainMessage) -> Option<String> {
-    let (mut table, mut name, mut forwards, mut drops) = (None, None, false, false);
+fn dropping_chain(chain: &ChainMessage, hook: super::Hook) -> Option<String> {
+    let wanted = Hook::Number(match hook {
+        super::Hook::Input => InetHookNumber::LocalIn.into(),
+        super::Hook::Forward => forward_hook(),
+    });
+    let (mut table, mut name, mut is_there, mut drops) = (None, None, false, false);
     for attribute in &chain.attributes {
         match attribute {
             ChainAttribute::Table(text) => table = Some(text),
             ChainAttribute::Name(text) => name = Some(text),
             ChainAttribute::Policy(policy) => drops = *policy == DROP,
-            ChainAttribute::Hook(hook) => forwards = hook.contains(&Hook::Number(forward_hook())),
+            ChainAttribute::Hook(hook) => is_there = hook.contains(&wanted),
             _ => {}
         }
     }
-    (forwards && drops).then_some(format!("{} {}", table?, name?))
+    (is_there && drops).then_some(format!("{} {}", table?, name?))
 }
 
 fn forward_hook() -> HookNumber {
@@ -253,7 +261,7 @@ mod tests {
 
     /// W-D46: a policy of another hook, or one that accepts, is no obstacle.
     #[test]
-    fn only_a_chain_that_drops_forwarded_packets_is_named() {
+    fn only_a_chain_that_drops_packets_of_the_hook_is_named() {
         let chain = |hook: InetHookNumber, policy| ChainMessage {
             attributes: vec![
                 ChainAttribute::Table("filter".to_owned()),
@@ -262,8 +270,9 @@ mod tests {
                 ChainAttribute::Policy(policy),
             ],
         };
-        assert_eq!(dropping_chain(&chain(InetHookNumber::Forward, DROP)), Some("filter FORWARD".to_owned()));
-        assert_eq!(dropping_chain(&chain(InetHookNumber::Forward, ACCEPT)), None);
-        assert_eq!(dropping_chain(&chain(InetHookNumber::LocalIn, DROP)), None);
+        let named = |hook, policy| dropping_chain(&chain(hook, policy), super::super::Hook::Forward);
+        assert_eq!(named(InetHookNumber::Forward, DROP), Some("filter FORWARD".to_owned()));
+        assert_eq!(named(InetHookNumber::Forward, ACCEPT), None);
+        assert_eq!(named(InetHookNumber::LocalIn, DROP), None);
     }
 }

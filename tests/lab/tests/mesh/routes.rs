@@ -60,7 +60,9 @@ impl Site {
                 self.nodes[index].daemon(&Settings::new(SECRET).with(&more))
             })
             .collect();
-        daemons.iter().for_each(|daemon| drop(daemon.wait_ready()));
+        for daemon in &daemons {
+            daemon.wait_ready();
+        }
         wait_meshed(&daemons);
         daemons
     }
