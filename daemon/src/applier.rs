@@ -281,14 +281,19 @@ impl<N: Net> Applier<N> {
         let result = match want {
             Want::Nothing => return Instant::now() + INTERVAL,
             Want::Present(desired) => {
-                let result = self.follow(reading, |observed| diff(&desired, observed)).await;
-                // Not before the link is there: it has a switch of its own.
-                self.pass_on(&desired.forwarding, is_read, result).await
+                let done = self.follow(reading, |observed| diff(&desired, observed)).await;
+                match done {
+                    // Not before the link is there: it has a switch of its own.
+                    Ok(outcome) => self.pass_on(&desired.forwarding, is_read, outcome).await,
+                    Err(failure) => Err(failure),
+                }
             }
             Want::Withdrawn => {
                 let owner = self.owner.clone();
-                let result = self.follow(reading, |observed| Ok(withdraw(observed, &owner))).await;
-                self.pass_on(&Forwarding::default(), is_read, result).await
+                match self.pass_on(&Forwarding::default(), is_read, Outcome::default()).await {
+                    Ok(_) => self.follow(reading, |observed| Ok(withdraw(observed, &owner))).await,
+                    Err(failure) => Err(failure),
+                }
             }
         };
         self.note(cause, generation, &result);
@@ -362,9 +367,8 @@ impl<N: Net> Applier<N> {
         &mut self,
         want: &Forwarding,
         is_read: bool,
-        result: Result<Outcome, ApplyFailure>,
+        mut outcome: Outcome,
     ) -> Result<Outcome, ApplyFailure> {
-        let mut outcome = result?;
         let is_due = match &self.passing {
             Some((before, passage)) => {
                 before != want || passage.failure.is_some() || is_read && !want.is_nothing()

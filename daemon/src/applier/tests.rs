@@ -381,3 +381,26 @@ async fn a_roamed_endpoint_is_reported_and_left() {
     assert_eq!(outcome.observed.peers[&key(1)].endpoint, roamed);
     assert_eq!(outcome.writes, 0);
 }
+
+/// W-D46: what is passed on follows the plan, is looked at with every reading while it is anything, and goes at the end.
+#[tokio::test(start_paused = true)]
+async fn what_is_passed_on_follows_the_plan_and_is_taken_back_first() {
+    let mut bench = start();
+    bench.converge().await;
+    let taken = |bench: &Bench| bench.net.with(|state| std::mem::take(&mut state.forwarded));
+    assert_eq!(taken(&bench), [Forwarding::default()], "an earlier run may have left something");
+    tokio::time::sleep(INTERVAL * 3).await;
+    assert!(taken(&bench).is_empty());
+
+    let forwarding = Forwarding { networks: ["10.7.0.0/24".parse().unwrap()].into(), between_peers: false };
+    let wanted = Desired { forwarding: forwarding.clone(), ..desired(&[1]) };
+    bench.want(2, Want::Present(Arc::new(wanted)));
+    tokio::time::sleep(INTERVAL * 3).await;
+    let seen = taken(&bench);
+    assert!(seen.len() >= 3 && seen.iter().all(|one| *one == forwarding), "{seen:?}");
+
+    bench.want(3, Want::Withdrawn);
+    bench.settle().await;
+    assert_eq!(taken(&bench), [Forwarding::default()]);
+    assert!(bench.net.with(|state| state.observed.link == Link::Missing));
+}
