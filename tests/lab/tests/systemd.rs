@@ -1,6 +1,7 @@
 //! The service as systemd runs it, on the machine itself. Each test installs its own instance; because they share
 //! the machine and its units, one runs at a time.
 
+mod lifecycle;
 mod package;
 
 use std::fs;
