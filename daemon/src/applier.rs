@@ -278,19 +278,23 @@ impl<N: Net> Applier<N> {
     async fn turn(&mut self, cause: Cause, reading: Reading, due: Instant) -> Instant {
         let Goal { generation, want } = self.goals.borrow_and_update().clone();
         let is_read = !matches!(reading, Reading::Nothing);
+        let is_quiet = matches!(reading, Reading::Device(_));
         let result = match want {
             Want::Nothing => return Instant::now() + INTERVAL,
             Want::Present(desired) => {
                 let done = self.follow(reading, |observed| diff(&desired, observed)).await;
                 match done {
                     // Not before the link is there: it has a switch of its own.
-                    Ok(outcome) => self.pass_on(&desired.forwarding, is_read, outcome).await,
+                    Ok(outcome) => {
+                        let may_look = is_quiet || is_read && !desired.forwarding.is_nothing();
+                        self.pass_on(&desired.forwarding, may_look, outcome).await
+                    }
                     Err(failure) => Err(failure),
                 }
             }
             Want::Withdrawn => {
                 let owner = self.owner.clone();
-                match self.pass_on(&Forwarding::default(), is_read, Outcome::default()).await {
+                match self.pass_on(&Forwarding::default(), true, Outcome::default()).await {
                     Ok(_) => self.follow(reading, |observed| Ok(withdraw(observed, &owner))).await,
                     Err(failure) => Err(failure),
                 }
@@ -361,19 +365,20 @@ impl<N: Net> Applier<N> {
         Ok(Outcome { observed, fresh, writes, failures, passage: Arc::default() })
     }
 
-    /// Makes the host pass on what is wanted, if that is new, or if it is anything and the kernel was read: of what
-    /// others do to tables and switches there is no notice.
+    /// Makes the host pass on what is wanted, if that is new, or if it is anything and it is time to look: of what others do
+    /// to tables and switches there is no notice. What an earlier run may have left is looked for when all is quiet, because
+    /// a kernel that has yet to load nf_tables would hold up the start.
     async fn pass_on(
         &mut self,
         want: &Forwarding,
-        is_read: bool,
+        may_look: bool,
         mut outcome: Outcome,
     ) -> Result<Outcome, ApplyFailure> {
         let is_due = match &self.passing {
             Some((before, passage)) => {
-                before != want || passage.failure.is_some() || is_read && !want.is_nothing()
+                before != want || passage.failure.is_some() || may_look && !want.is_nothing()
             }
-            None => true,
+            None => may_look || !want.is_nothing(),
         };
         if is_due {
             let passage = Arc::new(self.net.forward(want.clone()).await?);

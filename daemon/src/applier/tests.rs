@@ -388,9 +388,9 @@ async fn what_is_passed_on_follows_the_plan_and_is_taken_back_first() {
     let mut bench = start();
     bench.converge().await;
     let taken = |bench: &Bench| bench.net.with(|state| std::mem::take(&mut state.forwarded));
-    assert_eq!(taken(&bench), [Forwarding::default()], "an earlier run may have left something");
+    assert!(taken(&bench).is_empty(), "a start has no time for it");
     tokio::time::sleep(INTERVAL * 3).await;
-    assert!(taken(&bench).is_empty());
+    assert_eq!(taken(&bench), [Forwarding::default()], "an earlier run may have left something");
 
     let forwarding = Forwarding { networks: ["10.7.0.0/24".parse().unwrap()].into(), between_peers: false };
     let wanted = Desired { forwarding: forwarding.clone(), ..desired(&[1]) };

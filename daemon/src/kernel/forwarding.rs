@@ -66,6 +66,9 @@ impl Forwarder {
         let failure = self.carry_out(route, interface, want).err();
         let failure = failure.map(|failure| KernelError::at("pass packets on for the mesh", failure));
         let obstacles = self.obstacles(route, interface, want);
+        if want.is_nothing() {
+            self.netfilter = None;
+        }
         Passage { switched: self.switched.clone(), obstacles, failure }
     }
 
@@ -75,11 +78,11 @@ impl Forwarder {
         interface: &InterfaceName,
         want: &Forwarding,
     ) -> Result<(), Failure> {
-        let rules = match self.netfilter() {
-            Ok(netfilter) => nft::read(netfilter, &nft::table_name(interface))?,
+        let table = nft::table_name(interface);
+        let rules = match self.netfilter().and_then(|netfilter| nft::read(netfilter, &table)) {
             // Without nf_tables there is nothing that could have been left behind.
-            Err(_) if want.is_nothing() => return Ok(()),
-            Err(failure) => return Err(failure),
+            Err(_) if want.is_nothing() && self.switched.is_empty() => return Ok(()),
+            outcome => outcome?,
         };
         if rules.is_none() && want.is_nothing() && self.switched.is_empty() {
             return Ok(());
