@@ -168,12 +168,14 @@ fn a_subnet_must_be_a_network_of_a_useful_size() {
 fn a_method_of_a_later_version_says_so() {
     let text = complaint("[discovery]\nenabled_methods = [\"lan\", \"dht\"]");
     assert!(
-        text.contains("method `dht` is not in this version, which has: manual, lan, bootstrap, exchange"),
+        text.contains(
+            "method `dht` is not in this version, which has: manual, lan, bootstrap, dns, exchange"
+        ),
         "{text}"
     );
     let text = complaint("[discovery]\nenabled_methods = [\"lam\"]");
     assert!(
-        text.contains("unknown method `lam`, this version has: manual, lan, bootstrap, exchange"),
+        text.contains("unknown method `lam`, this version has: manual, lan, bootstrap, dns, exchange"),
         "{text}"
     );
 }

@@ -74,7 +74,12 @@ impl Admission {
             self.addresses.give_back(ip);
             return false;
         }
-        self.total.take(now)
+        let admitted = self.total.take(now);
+        if !admitted {
+            self.addresses.give_back(ip);
+            self.networks.give_back(network);
+        }
+        admitted
     }
 
     /// Notes that a stream from there was no stranger's.
