@@ -45,34 +45,25 @@ impl Exchange {
         context: &Context<'_, R>,
     ) -> Result<(), Misbehaviour> {
         match frame {
-            Frame::Hello { .. } | Frame::Proof(_) => Err(Misbehaviour::OutOfPlace),
-            Frame::Ping { number, summary } => {
-                self.on_ping(id, number, summary, context);
-                Ok(())
-            }
+            Frame::Hello { .. } | Frame::Proof(_) => return Err(Misbehaviour::OutOfPlace),
+            Frame::Ping { number, summary } => self.on_ping(id, number, summary, context),
             Frame::Pong { number } => {
                 let next = self.next_ping(context.now);
                 let live = self.sessions.get_mut(&id).and_then(Session::live_mut);
                 if live.is_some_and(|live| live.on_pong(number, next, context.now)) {
                     self.outputs.push_back(Output::Deed { key, deed: Deed::Served });
                 }
-                Ok(())
             }
-            Frame::Forward(forward) => self.on_forward(key, forward, context.own.record().key),
-            Frame::Sync(Message::Summary(summary)) => {
-                self.on_summary(id, summary, context);
-                Ok(())
-            }
+            Frame::Forward(forward) => return self.on_forward(key, forward, context.own.record().key),
+            Frame::Sync(Message::Summary(summary)) => self.on_summary(id, summary, context),
             Frame::Sync(Message::Records(records)) => {
                 let outcome = self.on_records(id, &records, context);
                 self.ask_next(id, context.records);
-                outcome
+                return outcome;
             }
-            Frame::Sync(message) => {
-                self.on_sync(id, &message, context);
-                Ok(())
-            }
+            Frame::Sync(message) => self.on_sync(id, &message, context),
         }
+        Ok(())
     }
 
     fn on_ping<R: Records>(
