@@ -457,8 +457,8 @@ impl Host {
         if changed || (answered && process.mesh.awaits_handshake()) {
             process.applier.notice(now.monotonic);
         }
-        for key in if self.plan.has_ebpf { unanswered } else { Vec::new() } {
-            self.handle(Event::Unanswered(key), now);
+        if self.plan.has_ebpf {
+            unanswered.into_iter().for_each(|key| self.handle(Event::Unanswered(key), now));
         }
     }
 
