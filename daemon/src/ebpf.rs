@@ -248,6 +248,11 @@ impl EbpfTraffic {
         self.tables.traffic()
     }
 
+    /// Returns the peers that leave packets unanswered, as told beside the last handshakes, each once.
+    pub fn take_unanswered(&self, handshakes: &mut Handshakes) -> BTreeSet<PublicKey> {
+        self.tables.owners(&handshakes.take_unanswered()).collect()
+    }
+
     /// Hands out the stream of handshakes, once; `None` after that. To be called inside a tokio runtime.
     ///
     /// # Errors

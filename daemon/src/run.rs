@@ -439,6 +439,9 @@ impl Daemon {
     }
 
     fn on_traffic(&mut self, change: Change) {
+        for key in self.outside.traffic.take_unanswered() {
+            self.feed(Event::Unanswered(key));
+        }
         match change {
             Change::State => {}
             // A first handshake is news at once; a renewal can wait for the next reading.

@@ -33,7 +33,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(600);
 pub enum Change {
     /// They count from now on, or why they do not.
     State,
-    /// Handshake messages crossed the underlay.
+    /// Handshake messages crossed the underlay, or peers leave packets unanswered ([`Traffic::take_unanswered`]).
     Handshakes(Vec<HandshakeSeen>),
 }
 
@@ -152,6 +152,16 @@ impl Traffic {
     pub fn follow_underlay(&mut self, underlay: &[Underlay]) {
         underlay.clone_into(&mut self.underlay);
         self.with_active(|ebpf| attach_underlay(ebpf, underlay));
+    }
+
+    /// Returns the peers to which packets go and from which nothing comes, as [`Change::Handshakes`] has told.
+    pub fn take_unanswered(&mut self) -> BTreeSet<PublicKey> {
+        match &mut self.state {
+            State::Active { ebpf, handshakes: Some(handshakes), .. } => ebpf.take_unanswered(handshakes),
+            State::Active { handshakes: None, .. } | State::Loading { .. } | State::Off { .. } => {
+                BTreeSet::new()
+            }
+        }
     }
 
     /// Adds to a status what eBPF knows.

@@ -14,7 +14,7 @@ static LISTEN_PORT: Array<u32> = Array::with_max_entries(1, 0);
 /// Where the events go. A full ring loses the newest events, which is harmless: the reader looks at WireGuard's
 /// own state, and one event is enough to make it look.
 #[map]
-static HANDSHAKES: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+pub(crate) static HANDSHAKES: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 
 /// Bytes of a handshake initiation (whitepaper §5.4.2).
 const INITIATION_LENGTH: u32 = 148;

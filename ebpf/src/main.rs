@@ -1,7 +1,8 @@
 //! wgmesh's tc programs: they look at packets, count, note, and always pass the packet on.
 //!
 //! - `wgmesh_rx` and `wgmesh_tx` sit on the mesh interface and count what each peer sent and was sent. The inner
-//!   source (received) or destination (sent) address leads to the peer, as WireGuard's own cryptokey routing does.
+//!   source (received) or destination (sent) address leads to the peer, as WireGuard's own cryptokey routing does. They
+//!   also tell of packets that nothing comes back for.
 //! - `wgmesh_hs_rx` and `wgmesh_hs_tx` sit on the links below and report WireGuard's handshake messages. These are
 //!   recognised by their wire format alone, so anybody can forge one: an event is a reason to look, never a fact.
 //!
@@ -12,6 +13,7 @@
 
 mod handshake;
 mod packet;
+mod silence;
 mod traffic;
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;

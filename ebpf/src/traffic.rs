@@ -9,6 +9,7 @@ use aya_ebpf::programs::TcContext;
 use wgmesh_ebpf_common::{Counters, MAX_PREFIXES, PeerKey, RECEIVED};
 
 use crate::packet::{self, IPV4, IPV4_HEADER, IPV6, IPV6_HEADER, TCP, UDP, UDP_HEADER};
+use crate::silence;
 
 /// The counters of each single address that the daemon gave to a peer; IPv4 addresses are mapped into IPv6. One
 /// lookup finds them for nearly every packet, at a cost that does not grow with the mesh. Not preallocated: a mesh of
@@ -35,36 +36,46 @@ const IPV4_DESTINATION: u32 = 16;
 const IPV6_SOURCE: u32 = 8;
 const IPV6_DESTINATION: u32 = 24;
 
-/// Adds the packet to its peer's counters; `None` where no peer owns the address.
+/// Adds the packet to its peer's counters; `None` where no peer owns the address, or nothing else is to be done.
 #[inline(always)]
 pub(crate) fn count(context: &TcContext, direction: u8) -> Option<()> {
     let received = direction == RECEIVED;
-    let counters = match context.skb.protocol() {
+    let (account, counters) = match context.skb.protocol() {
         IPV4 => {
             let address = packet::read(context, if received { IPV4_SOURCE } else { IPV4_DESTINATION })?;
-            match TRAFFIC.get_ptr_mut(packet::mapped(address)) {
-                Some(counters) => counters,
-                None => TRAFFIC.get_ptr_mut(NETWORKS_V4.get(Key::new(32, address))?)?,
-            }
+            account(packet::mapped(address), || NETWORKS_V4.get(Key::new(32, address)))?
         }
         IPV6 => {
-            let address: [u8; 16] =
-                packet::read(context, if received { IPV6_SOURCE } else { IPV6_DESTINATION })?;
-            match TRAFFIC.get_ptr_mut(address) {
-                Some(counters) => counters,
-                None => TRAFFIC.get_ptr_mut(NETWORKS_V6.get(Key::new(128, address))?)?,
-            }
+            let address = packet::read(context, if received { IPV6_SOURCE } else { IPV6_DESTINATION })?;
+            account(address, || NETWORKS_V6.get(Key::new(128, address)))?
         }
         _ => return None,
     };
     // SAFETY: this CPU's own copy, and tc runs a direction's programs with bottom halves off: no other writer.
-    let flow = unsafe { if received { &mut (*counters).received } else { &mut (*counters).sent } };
+    let counters = unsafe { &mut *counters };
+    let flow = if received { &mut counters.received } else { &mut counters.sent };
     let (bytes, packets) = size(context);
     flow.bytes = flow.bytes.wrapping_add(bytes);
     flow.packets = flow.packets.wrapping_add(packets);
     // SAFETY: the helper takes nothing and returns a number.
-    flow.last_seen = unsafe { bpf_ktime_get_boot_ns() };
-    Some(())
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    flow.last_seen = now;
+    silence::note(&account, counters, direction, now)
+}
+
+/// Returns under which address a packet of this one is counted, and the counters.
+#[inline(always)]
+fn account<'a>(
+    address: [u8; 16],
+    network: impl FnOnce() -> Option<&'a [u8; 16]>,
+) -> Option<([u8; 16], *mut Counters)> {
+    match TRAFFIC.get_ptr_mut(address) {
+        Some(counters) => Some((address, counters)),
+        None => {
+            let account = *network()?;
+            Some((account, TRAFFIC.get_ptr_mut(account)?))
+        }
+    }
 }
 
 /// Returns bytes and packets as they were, or will be, on the wire: an aggregate (GSO, GRO) carries the headers

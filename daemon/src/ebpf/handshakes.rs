@@ -12,7 +12,7 @@ use aya::maps::{MapData, RingBuf};
 use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, sleep_until};
 use wgmesh_core::kernel::{Direction, HandshakeMessage, HandshakeSeen};
-use wgmesh_ebpf_common::{HandshakeEvent, INITIATION, RECEIVED, RESPONSE, RING_BYTES, SENT};
+use wgmesh_ebpf_common::{HandshakeEvent, INITIATION, RECEIVED, RESPONSE, RING_BYTES, SENT, UNANSWERED};
 
 /// How long events are gathered after a batch was told: 200 wake-ups a second at most.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -29,6 +29,8 @@ const RING_EVENTS: usize = RING_BYTES as usize / (size_of::<HandshakeEvent>() + 
 pub struct Handshakes {
     ring: AsyncFd<RingBuf<MapData>>,
     not_before: Instant,
+    /// Inner addresses to which packets go and from which nothing comes.
+    unanswered: Vec<Ipv6Addr>,
 }
 
 impl Handshakes {
@@ -37,10 +39,11 @@ impl Handshakes {
         // SAFETY: the ring buffer owns its descriptor, returns the same one always, and closes it only when it is
         // dropped, which `AsyncFd` does after it has deregistered.
         let ring = unsafe { AsyncFd::register(ring) }.map_err(io::Error::from)?;
-        Ok(Self { ring, not_before: Instant::now() })
+        Ok(Self { ring, not_before: Instant::now(), unanswered: Vec::new() })
     }
 
-    /// Waits for messages and returns what was seen, each once, in the order of first sight. Cancel-safe.
+    /// Waits for messages and returns what was seen, each once, in the order of first sight. It is nothing where there is
+    /// only word of unanswered packets. Cancel-safe.
     ///
     /// # Errors
     /// The reactor is gone: no further call will succeed.
@@ -48,20 +51,25 @@ impl Handshakes {
         loop {
             sleep_until(self.not_before).await;
             let mut guard = self.ring.readable_mut().await?;
-            let (batch, emptied) = drain(guard.get_inner_mut());
+            let (batch, emptied) = drain(guard.get_inner_mut(), &mut self.unanswered);
             if emptied {
                 guard.clear_ready();
             }
-            if !batch.is_empty() {
+            if !batch.is_empty() || !self.unanswered.is_empty() {
                 self.not_before = Instant::now() + PAUSE;
                 return Ok(batch);
             }
         }
     }
+
+    /// Returns the inner addresses that leave packets unanswered, as told beside the last batch. IPv4 ones are mapped.
+    pub(super) fn take_unanswered(&mut self) -> Vec<Ipv6Addr> {
+        std::mem::take(&mut self.unanswered)
+    }
 }
 
 /// Reads what the ring buffer holds, and says whether that was all.
-fn drain(ring: &mut RingBuf<MapData>) -> (Vec<HandshakeSeen>, bool) {
+fn drain(ring: &mut RingBuf<MapData>, unanswered: &mut Vec<Ipv6Addr>) -> (Vec<HandshakeSeen>, bool) {
     let mut batch = Vec::new();
     for _ in 0..RING_EVENTS {
         let Some(item) = ring.next() else { return (batch, true) };
@@ -71,8 +79,20 @@ fn drain(ring: &mut RingBuf<MapData>) -> (Vec<HandshakeSeen>, bool) {
         {
             batch.push(seen);
         }
+        if let Some(address) = parse_unanswered(&item)
+            && unanswered.len() < BATCH
+            && !unanswered.contains(&address)
+        {
+            unanswered.push(address);
+        }
     }
     (batch, false)
+}
+
+/// Reads an event of packets that nothing comes back for; `None` where it is another.
+fn parse_unanswered(item: &[u8]) -> Option<Ipv6Addr> {
+    let event = HandshakeEvent::from_bytes(item.try_into().ok()?);
+    (event.message == UNANSWERED).then(|| event.address.into())
 }
 
 /// Reads one event; `None` where it is not of the form that our programs write.
@@ -136,6 +156,14 @@ mod tests {
     }
 
     #[test]
+    fn word_of_unanswered_packets_names_the_inner_address() {
+        let mut silence = event("fd00::7");
+        silence[22] = UNANSWERED;
+        assert_eq!(parse_unanswered(&silence), Some("fd00::7".parse().unwrap()));
+        assert_eq!(parse(&silence), None);
+    }
+
+    #[test]
     fn what_our_programs_never_write_is_skipped() {
         let good = event("fe80::1");
         let (mut other_message, mut other_direction) = (good, good);
@@ -145,5 +173,7 @@ mod tests {
         assert_eq!(parse(&other_message), None);
         assert_eq!(parse(&other_direction), None);
         assert_eq!(parse(&good[1..]), None);
+        assert_eq!(parse_unanswered(&good), None);
+        assert_eq!(parse_unanswered(&other_direction[1..]), None);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Maps that carry something worth keeping are pinned: what an earlier run left is adopted if it has the very shape
 //! that this object wants, and made anew if it has not (an upgrade changed the layout; counters then start at zero).
-//! The ring buffer is not pinned: its events are worth nothing to a later run.
+//! The ring buffer is not pinned, nor what is remembered of silences: both are worth nothing to a later run.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -24,8 +24,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WGMESH_EBPF_OBJECT_PATH
 /// The maps that are pinned, under these names.
 pub(super) const PINNED: [&str; 5] = ["LISTEN_PORT", "NETWORKS_V4", "NETWORKS_V6", "OWNERS", "TRAFFIC"];
 
-/// The one map that is not.
+/// The two maps that are not: what they hold is worth nothing to a later run.
 pub(super) const RING: &str = "HANDSHAKES";
+#[cfg(test)]
+const SILENCES: &str = "SILENCES";
 
 /// Room for the verifier's explanation of a refusal.
 const LOG_BYTES: usize = 64 * 1024;
@@ -177,7 +179,9 @@ mod tests {
         let mut programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
         maps.sort_unstable();
         programs.sort_unstable();
-        assert_eq!(maps, [&[RING], &PINNED[..]].concat());
+        let mut expected = [&[RING, SILENCES], &PINNED[..]].concat();
+        expected.sort_unstable();
+        assert_eq!(maps, expected);
         assert_eq!(programs, ["wgmesh_hs_rx", "wgmesh_hs_tx", "wgmesh_rx", "wgmesh_tx"]);
     }
 

@@ -89,6 +89,12 @@ impl Tables {
         Ok(())
     }
 
+    /// Returns the peers that have these addresses.
+    pub(super) fn owners<'a>(&'a self, addresses: &'a [Ipv6Addr]) -> impl Iterator<Item = PublicKey> + 'a {
+        let owners = addresses.iter().filter_map(|address| self.owners.get(address));
+        owners.map(|key| PublicKey::from_bytes(key.0))
+    }
+
     /// Reads every peer's counters, summed over its addresses and the processors.
     pub(super) fn traffic(&self) -> Result<BTreeMap<PublicKey, PeerTraffic>, EbpfError> {
         let now = boot_time();

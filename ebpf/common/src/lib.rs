@@ -13,6 +13,10 @@ pub const MAX_PREFIXES: u32 = 16_384;
 /// The ring buffer's size in bytes: a multiple of the page size and room for 2,048 events.
 pub const RING_BYTES: u32 = 64 * 1024;
 
+/// [`HandshakeEvent::message`] where no message was seen: packets have gone to the inner address for a second, and
+/// nothing has come back.
+pub const UNANSWERED: u8 = 0;
+
 /// WireGuard's message types that the programs look for (whitepaper §5.4).
 pub const INITIATION: u8 = 1;
 /// The answer to [`INITIATION`].
@@ -48,6 +52,24 @@ pub struct Counters {
     pub received: Flow,
     /// To the peer.
     pub sent: Flow,
+    /// When this processor last wrote into, and last read from, what all of them know ([`Silence`]).
+    pub noted: u64,
+    /// See `noted`.
+    pub checked: u64,
+}
+
+/// What all processors know of the two directions of one address, in nanoseconds on the boot clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Silence {
+    /// The last packet that came in.
+    pub heard: u64,
+    /// The first packet that went out since, and the last.
+    pub begun: u64,
+    /// See `begun`.
+    pub last: u64,
+    /// When an event was last told.
+    pub told: u64,
 }
 
 /// A WireGuard handshake message that crossed the underlay.
@@ -60,7 +82,7 @@ pub struct HandshakeEvent {
     pub interface: u32,
     /// The other end's UDP port.
     pub port: u16,
-    /// [`INITIATION`] or [`RESPONSE`].
+    /// [`INITIATION`] or [`RESPONSE`]; or [`UNANSWERED`].
     pub message: u8,
     /// [`RECEIVED`] or [`SENT`].
     pub direction: u8,
@@ -83,7 +105,8 @@ impl HandshakeEvent {
 const _: () = {
     assert!(size_of::<PeerKey>() == 32 && align_of::<PeerKey>() == 1);
     assert!(size_of::<Flow>() == 24 && align_of::<Flow>() == 8);
-    assert!(size_of::<Counters>() == 48 && align_of::<Counters>() == 8);
+    assert!(size_of::<Counters>() == 64 && align_of::<Counters>() == 8);
+    assert!(size_of::<Silence>() == 32 && align_of::<Silence>() == 8);
     assert!(size_of::<HandshakeEvent>() == 24 && align_of::<HandshakeEvent>() == 4);
 };
 

@@ -1,5 +1,7 @@
 //! The eBPF programs beside the kernel's own counters and `wg`'s own handshake times.
 
+mod silence;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Write};
