@@ -10,6 +10,7 @@
 //! `wg`, `ip`, `ping`, `nft`, `tc` and `tcpdump` are used here as witnesses that know nothing of our own code.
 
 mod capture;
+mod cut;
 mod daemon;
 mod host;
 mod internet;
@@ -19,8 +20,10 @@ mod log;
 mod namespace;
 mod pair;
 mod parallel;
+mod pings;
 mod poll;
 mod probe;
+mod two_links;
 mod usage;
 mod wireguard;
 
@@ -29,6 +32,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use capture::Capture;
+pub use cut::Cut;
 pub use daemon::{Daemon, Settings};
 pub use host::{Host, Process};
 pub use internet::{Internet, Member, Nat, NatKind, Site, StunServers, Traffic};
@@ -38,8 +42,10 @@ pub use log::first_logged;
 pub use namespace::Namespace;
 pub use pair::{Outcome, Pair, View};
 pub use parallel::in_parallel;
+pub use pings::{Pings, Replies, Reply};
 pub use poll::{eventually, least_of_three, wait_for};
 pub use probe::{Answer, Probe};
+pub use two_links::TwoLinks;
 pub use usage::{Memory, Sent, Usage};
 pub use wireguard::{Manual, Recipe, wire_by_hand};
 
