@@ -50,6 +50,19 @@ enum Measure {
         #[arg(long)]
         logs: bool,
     },
+    /// The time until traffic is back after its path has died without a word: both ways, one way, or for large packets
+    /// only.
+    Failover {
+        /// What is left when it dies: `relay`, a third host, or `link`, a second common link.
+        #[arg(long, default_value = "relay")]
+        over: String,
+        /// How many cuts of each kind are measured.
+        #[arg(long, default_value_t = 10)]
+        cuts: usize,
+        /// For how many seconds a path fails every 20 s afterwards, to see how often the tunnel moves.
+        #[arg(long, default_value_t = 0)]
+        flap: u64,
+    },
     /// The time from two hosts behind NATs knowing of each other until they ping each other, and what they send
     /// meanwhile, for each pair of NATs.
     Path {
@@ -73,6 +86,12 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
         Measure::Path { runs, at_once } => {
             vec!["path".to_owned(), format!("--runs={runs}"), format!("--at-once={at_once}")]
         }
+        Measure::Failover { over, cuts, flap } => vec![
+            "failover".to_owned(),
+            format!("--over={over}"),
+            format!("--cuts={cuts}"),
+            format!("--flap={flap}"),
+        ],
         Measure::Fleet { nodes, runs, quiet, logs } => {
             let nodes = nodes.iter().map(u8::to_string).collect::<Vec<_>>().join(",");
             let mut words = vec!["fleet".to_owned(), format!("--nodes={nodes}")];

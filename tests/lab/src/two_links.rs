@@ -73,7 +73,8 @@ impl TwoLinks {
     pub fn link_in_use(&self, index: usize) -> &'static str {
         let endpoint = self.endpoint(index).expect("the two have met");
         let route = self.hosts[index].run(["ip", "route", "get", &endpoint.ip().to_string()]);
-        let scope = matches!(endpoint, SocketAddr::V6(v6) if v6.scope_id() == 3) || route.contains("dev eth1");
+        let scope =
+            matches!(endpoint, SocketAddr::V6(v6) if v6.scope_id() == 3) || route.contains("dev eth1");
         if scope { "eth1" } else { "eth0" }
     }
 

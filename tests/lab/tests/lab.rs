@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "everything here is a test, helpers included")]
 
 mod ebpf;
+mod failover;
 mod harness;
 mod kernel;
 mod mesh;

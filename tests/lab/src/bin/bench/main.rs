@@ -4,6 +4,7 @@
 //! stands beside one of `wg` and `ip`. Goals that are missed are shown and fail nothing; a mesh that does not come
 //! about does.
 
+mod failover;
 mod fleet;
 mod join;
 mod journey;
@@ -46,6 +47,18 @@ enum Bench {
         #[arg(long)]
         logs: bool,
     },
+    /// From the moment when a path dies without a word until traffic is back.
+    Failover {
+        /// What is left when it dies.
+        #[arg(long, value_enum, default_value_t = failover::Over::Relay)]
+        over: failover::Over,
+        /// How many cuts of each kind are measured.
+        #[arg(long, default_value_t = 10)]
+        cuts: usize,
+        /// For how many seconds a path fails again and again afterwards.
+        #[arg(long, default_value_t = 0)]
+        flap: u64,
+    },
     /// From two hosts behind NATs knowing of each other until they ping each other, for each pair of NATs.
     Path {
         /// How often each pair meets.
@@ -62,6 +75,7 @@ fn main() {
     match Bench::parse() {
         Bench::Join { runs } => join::measure(runs),
         Bench::Path { runs, at_once } => path::measure(runs, at_once),
+        Bench::Failover { over, cuts, flap } => failover::measure(over, cuts, Duration::from_secs(flap)),
         Bench::Fleet { nodes, runs, quiet, logs } => {
             for &count in &nodes {
                 fleet::measure(count, runs, logs);
