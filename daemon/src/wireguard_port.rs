@@ -107,7 +107,9 @@ impl WireguardPort {
     pub fn send(&self, to: SocketAddr, bytes: &[u8]) {
         let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
         let Some(socket) = socket else { return };
-        if let Err(error) = socket.send(self.port, to, bytes) {
+        // The first error may be that of an earlier datagram, which a router has refused as too long meanwhile.
+        let sent = socket.send(self.port, to, bytes).or_else(|_| socket.send(self.port, to, bytes));
+        if let Err(error) = sent {
             tracing::debug!(%to, %error, "cannot send from WireGuard's port");
         }
     }
