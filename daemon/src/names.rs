@@ -126,7 +126,7 @@ fn is_route_out() -> bool {
     let leads_to = |from: IpAddr, to: IpAddr| {
         UdpSocket::bind((from, 0)).and_then(|socket| socket.connect((to, 9))).is_ok()
     };
-    leads_to(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into())
+    leads_to(Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(198, 51, 100, 1).into())
         || leads_to(Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into())
 }
 
