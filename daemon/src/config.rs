@@ -23,7 +23,7 @@ use wgmesh_core::pool::Places;
 
 pub use self::document::Problem;
 use self::places::STUN_PORT;
-pub use self::places::{BootstrapNode, DnsSeed, StaticPeer, StunServer};
+pub use self::places::{BootstrapNode, DhtHost, DnsSeed, StaticPeer, StunServer};
 pub use self::reload::Reloaded;
 
 /// Where configuration files and secrets live.
@@ -100,6 +100,9 @@ pub struct Discovery {
     /// The TCP port of the exchange; by default it follows from the secret.
     #[serde(default)]
     pub exchange_port: Option<NonZeroU16>,
+    /// Mainline DHT.
+    #[serde(default)]
+    pub dht: Dht,
     /// How many sessions to hold, in a word (M-21).
     #[serde(default)]
     pub profile: Option<Profile>,
@@ -150,7 +153,23 @@ impl Default for Discovery {
             profile: None,
             target_peers: None,
             max_peers: None,
+            dht: Dht::default(),
         }
+    }
+}
+
+/// How Mainline DHT is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dht {
+    /// The hosts that are asked first, and again where no node that answered before does.
+    #[serde(default = "default_dht_bootstrap", deserialize_with = "document::texts")]
+    pub bootstrap: Vec<DhtHost>,
+}
+
+impl Default for Dht {
+    fn default() -> Self {
+        Self { bootstrap: default_dht_bootstrap() }
     }
 }
 
@@ -200,17 +219,20 @@ pub enum Method {
     Dns,
     /// Sessions over TLS in which nodes tell each other of others.
     Exchange,
+    /// Notices and announcements in Mainline DHT.
+    Dht,
 }
 
 impl Method {
-    const NAMES: [(&'static str, Self); 5] = [
+    const NAMES: [(&'static str, Self); 6] = [
         ("manual", Self::Manual),
         ("lan", Self::Lan),
         ("bootstrap", Self::Bootstrap),
         ("dns", Self::Dns),
         ("exchange", Self::Exchange),
+        ("dht", Self::Dht),
     ];
-    const LATER: [&'static str; 6] = ["mdns", "dht", "gossip", "file", "http", "github"];
+    const LATER: [&'static str; 5] = ["mdns", "gossip", "file", "http", "github"];
 }
 
 impl TryFrom<String> for Method {
@@ -347,6 +369,7 @@ impl File {
             punching: self.nat.punching,
             exchange: self.discovery.enabled_methods.contains(&Method::Exchange),
             exchange_port: self.discovery.exchange_port.map(NonZeroU16::get),
+            dht: self.discovery.enabled_methods.contains(&Method::Dht),
             max_peers: self.limits.max_peers.get().into(),
             sessions: self.discovery.places(),
         }
@@ -367,14 +390,20 @@ impl File {
         self.state_dir.join(format!("{}-pins.json", self.interface))
     }
 
+    /// Returns where the nodes of Mainline DHT are remembered (W-X33, X-12).
+    pub fn dht_nodes_path(&self) -> PathBuf {
+        self.state_dir.join(format!("{}-dht-nodes.json", self.interface))
+    }
+
     /// Returns where it is kept what other nodes are worth.
     pub fn peerstore_path(&self) -> PathBuf {
         self.state_dir.join(format!("{}-peerstore.json", self.interface))
     }
 
     /// Returns every file in which a node keeps who it is and whom it knows.
-    pub fn state_files(&self) -> [PathBuf; 4] {
-        [self.state_path(), self.peers_path(), self.pins_path(), self.peerstore_path()]
+    pub fn state_files(&self) -> [PathBuf; 5] {
+        let [state, peers, pins] = [self.state_path(), self.peers_path(), self.pins_path()];
+        [state, peers, pins, self.peerstore_path(), self.dht_nodes_path()]
     }
 
     /// Returns where `advertise_routes` and `log_level` may be set over what the file says.
@@ -417,6 +446,11 @@ fn default_stun_servers() -> Vec<StunServer> {
     let servers =
         [("stun.cloudflare.com", STUN_PORT), ("stun.l.google.com", 19302), ("stun1.l.google.com", 19302)];
     servers.map(|(host, port)| StunServer { host: host.to_owned(), port }).into()
+}
+
+fn default_dht_bootstrap() -> Vec<DhtHost> {
+    let hosts = crate::dht::PUBLIC_BOOTSTRAP;
+    hosts.map(|host| DhtHost::try_from(host.to_owned()).expect("the constants are valid")).into()
 }
 
 const fn default_punching() -> bool {

@@ -8,6 +8,7 @@ pub mod api;
 pub mod applier;
 pub mod cli;
 pub mod config;
+pub mod dht;
 pub mod ebpf;
 pub mod exchange;
 mod inbox;

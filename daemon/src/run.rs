@@ -345,6 +345,8 @@ impl Daemon {
             Command::Dial(target) => self.network.dial(target),
             Command::SendFrame { id, bytes } => self.network.send_frame(id, bytes),
             Command::CloseSession(id) => self.network.close_session(id),
+            Command::Dht(order) => self.network.ask_dht(order),
+            Command::SaveDhtNodes(nodes) => self.storage.write(Job::DhtNodes(nodes)),
             Command::Look => self.outside.changes.mesh.notify_one(),
             Command::Apply { generation, desired } => {
                 let want = match desired {
@@ -454,7 +456,9 @@ impl Daemon {
 
     async fn stop(&mut self, stop: Stop) {
         self.feed(Event::Stop(stop));
-        self.network.finish().await;
+        if let Some(nodes) = self.network.finish().await {
+            self.storage.write(Job::DhtNodes(nodes));
+        }
         if stop == Stop::Handover {
             tracing::info!("leaving the tunnels to whoever comes next");
             return;

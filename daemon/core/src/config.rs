@@ -35,6 +35,8 @@ pub struct Settings {
     pub exchange: bool,
     /// The TCP port of the exchange; `None` takes the mesh's own.
     pub exchange_port: Option<u16>,
+    /// Whether peers are looked for in Mainline DHT (`discovery.enabled_methods` has `dht`).
+    pub dht: bool,
     /// The most peers to hold; more are refused (seed 003, W-D19).
     pub max_peers: usize,
     /// How many sessions to hold (M-21).

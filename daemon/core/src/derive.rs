@@ -36,6 +36,7 @@ pub struct MeshKeys {
     ula: [u8; 5],
     exchange_port: u16,
     tls: [u8; 32],
+    dht: [u8; 32],
 }
 
 impl MeshKeys {
@@ -54,6 +55,7 @@ impl MeshKeys {
             exchange_port: FIRST_EXCHANGE_PORT
                 + u16::from_be_bytes(expand(&root, &[b"exchange port"])) % 1000,
             tls: expand(&root, &[b"tls identity"]),
+            dht: expand(&root, &[b"dht"]),
         }
     }
 
@@ -105,6 +107,12 @@ impl MeshKeys {
     /// secret, and nothing about which node it is.
     pub const fn tls_seed(&self) -> &[u8; 32] {
         &self.tls
+    }
+
+    /// Returns a name in the DHT that only members can derive, one for each label.
+    pub(crate) fn dht_name<const N: usize>(&self, label: &[&[u8]]) -> [u8; N] {
+        let root = Hkdf::<Sha256>::from_prk(&self.dht).expect("a 32-byte key is a valid PRK");
+        expand(&root, label)
     }
 
     /// Returns the tag of the hour that `wall` falls into.

@@ -9,6 +9,7 @@ pub mod cache;
 pub mod config;
 pub mod contact;
 pub mod derive;
+pub mod dht;
 pub mod exchange;
 pub mod explanation;
 pub mod forwarding;

@@ -37,6 +37,7 @@ use crate::time::{Monotonic, Now};
 
 mod candidates;
 mod clock;
+mod dht;
 mod events;
 mod explain;
 mod handshakes;
@@ -82,6 +83,7 @@ pub struct Mesh {
     contacts: BTreeMap<PublicKey, Contact>,
     underlay: Vec<Underlay>,
     reach: Reaching,
+    dht: Option<dht::DhtSource>,
     exchange: Option<Exchange>,
     exchange_port: Option<u16>,
     bootstrap: Vec<Seed>,
@@ -173,6 +175,7 @@ impl Mesh {
             introducer: false,
         };
         let exchange = settings.exchange.then(|| Exchange::new(settings.sessions, random(&mut rng)));
+        let dht = settings.dht.then(|| dht::DhtSource::new(state.wg_pubkey, random(&mut rng), now));
         let record = sign_record(&settings, &keys, subnets, &mut state, whereabouts, now, &mut rng);
         let token = Token(rng.next_u64());
         let mut mesh = Self {
@@ -193,6 +196,7 @@ impl Mesh {
             contacts: BTreeMap::new(),
             underlay,
             reach: Reaching::default(),
+            dht,
             exchange,
             exchange_port,
             bootstrap: Vec::new(),
@@ -253,6 +257,7 @@ impl Mesh {
         self.drive_exchange(now);
         self.drive_stun(now);
         self.drive_paths(now);
+        self.drive_dht(now);
         self.replan(now);
         self.send_hellos(now);
     }
@@ -266,6 +271,7 @@ impl Mesh {
             Event::ForgetName(name) => self.forget_name(&name),
             Event::ExchangePort(port) => self.on_exchange_port(port, now),
             Event::Session(event) => self.on_session(event, now),
+            Event::Dht(event) => self.on_dht(event, now),
             Event::Datagram { via, from, bytes } => {
                 self.on_datagram(Place { via, address: from }, &bytes, now)
             }
@@ -306,6 +312,7 @@ impl Mesh {
             (self.next_look(), TimeoutReason::Session),
             (self.reach.stun.poll_timeout(), TimeoutReason::Stun),
             (self.next_greeting(), TimeoutReason::Greet),
+            (self.dht.as_ref().and_then(dht::DhtSource::poll_timeout), TimeoutReason::Dht),
             (self.exchange.as_ref().and_then(Exchange::poll_timeout), TimeoutReason::Exchange),
         ];
         let contacts = self.contacts.values().filter_map(Contact::poll_timeout).min();

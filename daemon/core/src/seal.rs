@@ -53,6 +53,8 @@ pub enum Kind {
     Disco,
     /// To a relay's port for a pair: here I am.
     Bind,
+    /// To whoever reads a board in the DHT: these nodes exist.
+    Notice,
 }
 
 impl Kind {
@@ -62,6 +64,7 @@ impl Kind {
             Self::Hello => 2,
             Self::Disco => 3,
             Self::Bind => BIND,
+            Self::Notice => 6,
         }
     }
 
@@ -71,6 +74,7 @@ impl Kind {
             2 => Some(Self::Hello),
             3 => Some(Self::Disco),
             BIND => Some(Self::Bind),
+            6 => Some(Self::Notice),
             _ => None,
         }
     }
@@ -205,10 +209,10 @@ mod tests {
 
     #[test]
     fn a_bind_is_told_from_everything_that_a_relay_passes_on() {
-        let kinds = [Kind::Announce, Kind::Hello, Kind::Disco, Kind::Bind];
+        let kinds = [Kind::Announce, Kind::Hello, Kind::Disco, Kind::Bind, Kind::Notice];
         let mut rng = ChaCha8Rng::from_seed([0; 32]);
         let sealed = kinds.map(|kind| is_bind(&seal(&keys(1), kind, b"content", at_hour(9), &mut rng)));
-        assert_eq!(sealed, [false, false, false, true]);
+        assert_eq!(sealed, [false, false, false, true, false]);
         assert!((1..=4).all(|wireguard| !is_bind(&[wireguard, 0, 0, 0])));
         assert!(!is_bind(&[]));
     }

@@ -56,8 +56,13 @@ pub enum Source {
     /// Another node's exchange, about a third.
     #[serde(rename = "exchange-transitive")]
     ExchangeTransitive,
+    /// Another node's notice in the DHT, about a third.
+    #[serde(rename = "dht-transitive")]
+    DhtTransitive,
     /// The node itself, in an exchange.
     Exchange,
+    /// The node itself, by its notice in the DHT.
+    Dht,
     /// The node itself, by what came to WireGuard's port.
     Incoming,
     /// The node itself, after both were introduced and WireGuard shook hands.
@@ -75,7 +80,9 @@ impl Source {
         match self {
             Self::Cache => "cache",
             Self::ExchangeTransitive => "exchange-transitive",
+            Self::DhtTransitive => "dht-transitive",
             Self::Exchange => "exchange",
+            Self::Dht => "dht",
             Self::Incoming => "incoming",
             Self::Rendezvous => "dht-rendezvous",
             Self::Lan => "lan",
@@ -90,7 +97,9 @@ impl Source {
             Self::Lan => 100,
             Self::Rendezvous => 90,
             Self::Incoming => 80,
+            Self::Dht => 70,
             Self::Exchange => 62,
+            Self::DhtTransitive => 40,
             Self::ExchangeTransitive => 35,
             Self::Cache => 20,
         }
@@ -100,7 +109,8 @@ impl Source {
     const fn is_direct(self) -> bool {
         match self {
             Self::Lan | Self::Rendezvous | Self::Incoming | Self::Exchange => true,
-            Self::Cache | Self::ExchangeTransitive | Self::Static => false,
+            // A notice may outlive its writer by an hour.
+            Self::Cache | Self::ExchangeTransitive | Self::DhtTransitive | Self::Dht | Self::Static => false,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::Error;
-use crate::config::{self, File, Method, Problem, secret};
+use crate::config::{self, Dht, File, Method, Problem, secret};
 
 const WEAK: &str = "the secret was not made by `wgmesh init`: if a person thought it up, others can guess it";
 
@@ -95,6 +95,14 @@ fn idle(file: &File) -> Vec<String> {
             "`discovery.profile`, `target_peers` and `max_peers` are not used: `discovery.enabled_methods` lacks `exchange`",
         ),
         (
+            discovery.dht != Dht::default() && lacks(Method::Dht),
+            "`discovery.dht.bootstrap` is not used: `discovery.enabled_methods` lacks `dht`",
+        ),
+        (
+            discovery.dht.bootstrap.is_empty() && !lacks(Method::Dht),
+            "`discovery.dht.bootstrap` is empty: the DHT is only found by nodes of it that an earlier run has met",
+        ),
+        (
             file.nat.punching && file.nat.stun_servers.len() == 1,
             "`nat.stun_servers` names one server: it takes two to tell the type of a NAT",
         ),
@@ -139,12 +147,18 @@ mod tests {
         let secret = wgmesh_core::secret::MeshSecret::from_random([1; 32]).to_uri();
         let text = "secret_file = \"s\"\n[discovery]\nenabled_methods = [\"lan\"]\nexchange_port = 1\nprofile = \"bridge\"\n\
                     bootstrap_nodes = [\"mesh1\"]\ndns_seeds = [\"mesh2\"]\nstatic_peers = [\"pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=\"]\n\
-                    [nat]\nstun_servers = [\"stun.example.org\"]\n";
+                    [discovery.dht]\nbootstrap = []\n[nat]\nstun_servers = [\"stun.example.org\"]\n";
         let (_directory, path) = configured(&secret, text);
         let warnings = check(&path).unwrap();
-        for key in
-            ["bootstrap_nodes", "dns_seeds", "static_peers", "exchange_port", "profile", "stun_servers"]
-        {
+        for key in [
+            "bootstrap_nodes",
+            "dns_seeds",
+            "static_peers",
+            "exchange_port",
+            "profile",
+            "dht.bootstrap",
+            "stun_servers",
+        ] {
             assert_eq!(warnings.iter().filter(|warning| warning.contains(key)).count(), 1, "{warnings:?}");
         }
     }

@@ -12,6 +12,9 @@ use wgmesh_core::record::may_be_an_endpoint;
 /// The UDP port of STUN (RFC 8489 §18.6).
 pub(super) const STUN_PORT: u16 = 3478;
 
+/// The UDP port that nodes of Mainline DHT usually have.
+const DHT_PORT: u16 = 6881;
+
 /// A node to dial: `host`, `host:port`, and `#KEY` where only the holder of that key will do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -125,6 +128,24 @@ impl TryFrom<String> for StunServer {
     }
 }
 
+/// A node of Mainline DHT by name or address, with its port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DhtHost {
+    /// Its name or address.
+    pub host: String,
+    /// Its UDP port.
+    pub port: u16,
+}
+
+impl TryFrom<String> for DhtHost {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (host, port) = split_port(&text)?;
+        Ok(Self { host, port: port.unwrap_or(DHT_PORT) })
+    }
+}
+
 fn parse_key(text: &str) -> Result<PublicKey, String> {
     text.parse().map_err(|error| format!("{text:?} is no public key: {error}"))
 }
@@ -232,5 +253,7 @@ mod tests {
         assert_eq!((server.host.as_str(), server.port), ("stun.example.org", 3478));
         let server = StunServer::try_from("[2001:db8::7]:19302".to_owned()).unwrap();
         assert_eq!((server.host.as_str(), server.port), ("2001:db8::7", 19302));
+        let node = DhtHost::try_from("dht.example.org".to_owned()).unwrap();
+        assert_eq!((node.host.as_str(), node.port), ("dht.example.org", 6881));
     }
 }

@@ -96,7 +96,7 @@ impl File {
         keys.filter(|(.., differs)| *differs).map(|(key, counts, _)| (key, counts)).collect()
     }
 
-    fn differences_in_tables(&self, found: &Self) -> [(&'static str, Counts, bool); 11] {
+    fn differences_in_tables(&self, found: &Self) -> [(&'static str, Counts, bool); 12] {
         use Counts::{AfterRestart, AtOnce};
         let Self { discovery, nat, limits, .. } = self;
         let Discovery {
@@ -108,6 +108,7 @@ impl File {
             profile,
             target_peers,
             max_peers: session_limit,
+            dht,
         } = &found.discovery;
         let Nat { stun_servers, punching } = &found.nat;
         let Limits { max_peers } = &found.limits;
@@ -120,6 +121,7 @@ impl File {
             ("discovery.profile", AfterRestart, profile != &discovery.profile),
             ("discovery.target_peers", AfterRestart, target_peers != &discovery.target_peers),
             ("discovery.max_peers", AfterRestart, session_limit != &discovery.max_peers),
+            ("discovery.dht.bootstrap", AtOnce, dht.bootstrap != discovery.dht.bootstrap),
             ("nat.stun_servers", AtOnce, *stun_servers != nat.stun_servers),
             ("nat.punching", AfterRestart, *punching != nat.punching),
             ("limits.max_peers", AfterRestart, *max_peers != limits.max_peers),
@@ -134,6 +136,7 @@ impl File {
         next.accept_routes = found.accept_routes;
         next.discovery.bootstrap_nodes = found.discovery.bootstrap_nodes;
         next.discovery.static_peers = found.discovery.static_peers;
+        next.discovery.dht = found.discovery.dht;
         next.nat.stun_servers = found.nat.stun_servers;
         next
     }
@@ -181,14 +184,19 @@ mod tests {
         place.write(&format!(
             "log_level = \"debug\"\nadvertise_routes = [\"10.7.0.0/24\"]\naccept_routes = [\"10.0.0.0/8\"]\n\
              listen_port = 7\n[discovery]\nstatic_peers = [\"{KEY}\"]\nbootstrap_nodes = [\"mesh1\"]\n\
-             [nat]\nstun_servers = []\npunching = false\n"
+             [discovery.dht]\nbootstrap = [\"192.0.2.1\"]\n[nat]\nstun_servers = []\npunching = false\n"
         ));
 
         let (next, reloaded) = running.reload().unwrap();
 
         let at_once = ["log_level", "advertise_routes", "accept_routes"];
-        let listed = ["discovery.bootstrap_nodes", "discovery.static_peers", "nat.stun_servers"];
-        assert_eq!(reloaded.changed, [at_once, listed].concat());
+        let listed = [
+            "discovery.bootstrap_nodes",
+            "discovery.static_peers",
+            "discovery.dht.bootstrap",
+            "nat.stun_servers",
+        ];
+        assert_eq!(reloaded.changed, [&at_once[..], &listed].concat());
         assert_eq!(reloaded.needs_restart, ["listen_port", "nat.punching"]);
         assert_eq!((next.log_level, next.advertise_routes.len()), (LogLevel::Debug, 1));
         assert_eq!((next.listen_port, next.nat.punching), (51820, true));

@@ -17,13 +17,16 @@ fn an_empty_file_is_a_mesh_named_after_the_file() {
     assert_eq!(file.state_path(), Path::new("/var/lib/wgmesh/office.json"));
     assert_eq!(file.peers_path(), Path::new("/var/lib/wgmesh/office-peers.json"));
     assert_eq!(file.socket_path(), Path::new("/run/wgmesh/office.sock"));
-    let methods = [Method::Manual, Method::Lan, Method::Bootstrap, Method::Dns, Method::Exchange];
+    let methods =
+        [Method::Manual, Method::Lan, Method::Bootstrap, Method::Dns, Method::Exchange, Method::Dht];
     assert_eq!(file.discovery.enabled_methods, BTreeSet::from(methods));
     assert_eq!(file.discovery, Discovery::default());
     assert_eq!(file.nat, Nat::default());
     assert!(file.nat.stun_servers.len() >= 2, "it takes two to tell the type of a NAT");
     let settings = file.settings("db1");
-    assert!(settings.lan && settings.punching && settings.exchange);
+    assert!(settings.lan && settings.punching && settings.exchange && settings.dht);
+    assert!(file.discovery.dht.bootstrap.len() >= 3);
+    assert_eq!(file.dht_nodes_path(), Path::new("/var/lib/wgmesh/office-dht-nodes.json"));
     assert_eq!(settings.exchange_port, None);
     assert_eq!(file.settings("db1").max_peers, 1000);
     assert_eq!(file.settings("db1.example.org").hostname.as_str(), "db1.example.org");
@@ -76,6 +79,8 @@ fn every_key_is_read() {
         bootstrap_nodes = ["mesh1.example.org:51900#pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk="]
         static_peers = ["pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=@203.0.113.7:51820"]
         exchange_port = 51901
+        [discovery.dht]
+        bootstrap = ["dht.example.org", "192.0.2.1:7"]
         [nat]
         stun_servers = ["stun.example.org", "192.0.2.1:19302"]
         punching = false
@@ -94,6 +99,8 @@ fn every_key_is_read() {
     assert_eq!(file.discovery.bootstrap_nodes[0].port, Some(51900));
     assert!(file.discovery.bootstrap_nodes[0].key.is_some());
     assert_eq!(file.discovery.static_peers[0].endpoint, Some("203.0.113.7:51820".parse().unwrap()));
+    let ports: Vec<u16> = file.discovery.dht.bootstrap.iter().map(|node| node.port).collect();
+    assert_eq!(ports, [6881, 7]);
     let ports: Vec<u16> = file.nat.stun_servers.iter().map(|server| server.port).collect();
     assert_eq!(ports, [3478, 19302]);
     let settings = file.settings("ignored");
@@ -141,6 +148,7 @@ fn a_value_of_the_wrong_kind_says_what_the_key_takes() {
         ("[discovery]\nbootstrap_nodes = [\"mesh1\", \"a b\"]", "2:29: `discovery.bootstrap_nodes`"),
         ("[discovery]\nstatic_peers = [\"mesh1\"]", "2:17: `discovery.static_peers`"),
         ("[discovery]\nexchange_port = 0", "2:17: `discovery.exchange_port`"),
+        ("[discovery.dht]\nbootstrap = [\"a b\"]", "2:14: `discovery.dht.bootstrap`"),
         ("[nat]\nstun_servers = [\n  \"stun.example.org:x\",\n]", "3:3: `nat.stun_servers`"),
         ("[nat]\npunching = \"yes\"", "2:12: `nat.punching`"),
     ] {
@@ -166,16 +174,16 @@ fn a_subnet_must_be_a_network_of_a_useful_size() {
 
 #[test]
 fn a_method_of_a_later_version_says_so() {
-    let text = complaint("[discovery]\nenabled_methods = [\"lan\", \"dht\"]");
+    let text = complaint("[discovery]\nenabled_methods = [\"lan\", \"github\"]");
     assert!(
         text.contains(
-            "method `dht` is not in this version, which has: manual, lan, bootstrap, dns, exchange"
+            "method `github` is not in this version, which has: manual, lan, bootstrap, dns, exchange, dht"
         ),
         "{text}"
     );
     let text = complaint("[discovery]\nenabled_methods = [\"lam\"]");
     assert!(
-        text.contains("unknown method `lam`, this version has: manual, lan, bootstrap, dns, exchange"),
+        text.contains("unknown method `lam`, this version has: manual, lan, bootstrap, dns, exchange, dht"),
         "{text}"
     );
 }
@@ -187,7 +195,8 @@ fn every_method_is_known_now_or_later() {
         ["manual", "lan", "mdns", "bootstrap", "dns", "dht", "exchange", "gossip", "file", "http", "github"]
     {
         let now = Method::try_from(name.to_owned());
-        assert_eq!(now.is_ok(), ["manual", "lan", "bootstrap", "dns", "exchange"].contains(&name), "{name}");
+        let is_there = ["manual", "lan", "bootstrap", "dns", "exchange", "dht"].contains(&name);
+        assert_eq!(now.is_ok(), is_there, "{name}");
         assert!(now.map_or_else(|text| text.contains("is not in this version"), |_| true), "{name}");
     }
 }

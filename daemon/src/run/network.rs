@@ -1,12 +1,13 @@
 //! All that the daemon hears of other hosts, and all that it tells them: datagrams on links and on WireGuard's port,
-//! streams of the exchange, and the addresses behind names.
+//! streams of the exchange, the DHT, and the addresses behind names.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 use wgmesh_core::config::Settings;
 use wgmesh_core::derive::MeshKeys;
+use wgmesh_core::dht::{DhtEvent, Order};
 use wgmesh_core::exchange::{SessionId, Target};
 use wgmesh_core::kernel::Underlay;
 use wgmesh_core::mesh::{Event, Recipient, Seed, Transmit, Via};
@@ -14,6 +15,7 @@ use wgmesh_core::status::Source;
 
 use super::dns_seeds::DnsSeeds;
 use crate::config::{BootstrapNode, File};
+use crate::dht::Dht;
 use crate::exchange::Exchange;
 use crate::lan::{Lan, Received};
 use crate::names::{Names, Resolved, Service};
@@ -36,6 +38,8 @@ pub(super) struct Network {
     wireguard: Option<Way<WireguardPort>>,
     exchange: Option<Exchange>,
     exchange_port: Option<u16>,
+    /// `None` where nobody is looked for in the DHT.
+    dht: Option<Dht>,
     services: Services,
     looks_outside: bool,
     stun_servers: Names,
@@ -43,12 +47,14 @@ pub(super) struct Network {
     /// What the bootstrap nodes' names have led to.
     seeds: Vec<Seed>,
     dns: DnsSeeds,
+    dht_hosts: Names,
 }
 
 /// Who is asked for help beyond the links.
 struct Services {
     stun: Vec<Service>,
     bootstrap: Vec<BootstrapNode>,
+    dht: Vec<Service>,
 }
 
 impl Network {
@@ -64,13 +70,24 @@ impl Network {
             wireguard: None,
             exchange: None,
             exchange_port: settings.exchange.then(|| settings.exchange_port.unwrap_or(keys.exchange_port())),
-            services: Services { stun: stun_services(config), bootstrap: Vec::new() },
+            services: Services {
+                stun: stun_services(config),
+                bootstrap: Vec::new(),
+                dht: dht_services(config),
+            },
+            dht: None,
             dns: DnsSeeds::new(config, keys.exchange_port()),
             seeds: Vec::new(),
             looks_outside: false,
             stun_servers: Names::resolve(Vec::new()),
             bootstrap: Names::resolve(Vec::new()),
+            dht_hosts: Names::resolve(Vec::new()),
         }
+    }
+
+    /// Has the DHT used, with nodes of it that answered in earlier runs.
+    pub(super) fn remember_dht(&mut self, nodes: Vec<SocketAddrV4>) {
+        self.dht = Some(Dht::new(nodes));
     }
 
     /// Opens the sockets that share WireGuard's port.
@@ -86,6 +103,10 @@ impl Network {
     pub(super) fn look_outside(&mut self) -> Option<Event> {
         self.looks_outside = true;
         self.stun_servers = Names::resolve(self.services.stun.clone());
+        if let Some(dht) = &mut self.dht {
+            dht.open();
+            self.dht_hosts = Names::resolve(self.services.dht.clone());
+        }
         let wanted = self.exchange_port?;
         let exchange = Exchange::start(&self.keys, wanted);
         let port = exchange.port();
@@ -100,6 +121,22 @@ impl Network {
         self.services.stun = stun_services(config);
         if self.looks_outside {
             self.stun_servers = Names::resolve(self.services.stun.clone());
+        }
+    }
+
+    /// Takes the hosts of another configuration that let this one into the DHT.
+    pub(super) fn set_dht_bootstrap(&mut self, config: &File) {
+        self.services.dht = dht_services(config);
+        if let Some(dht) = self.dht.as_mut().filter(|_| self.looks_outside) {
+            dht.set_bootstrap([]);
+            self.dht_hosts = Names::resolve(self.services.dht.clone());
+        }
+    }
+
+    /// Carries out what is ordered of the DHT.
+    pub(super) fn ask_dht(&mut self, order: Order) {
+        if let Some(dht) = &mut self.dht {
+            dht.carry_out(order);
         }
     }
 
@@ -160,6 +197,13 @@ impl Network {
                     Some(self.all_seeds())
                 }
                 () = self.dns.changed() => Some(self.all_seeds()),
+                event = next_of_dht(&mut self.dht) => Some(Event::Dht(event)),
+                hosts = self.dht_hosts.changed() => {
+                    self.dht.as_mut().map(|dht| {
+                        dht.set_bootstrap(hosts.into_iter().map(|(_, address)| address));
+                        Event::Dht(DhtEvent::Opened)
+                    })
+                }
             };
             if let Some(event) = happened {
                 return event;
@@ -223,6 +267,7 @@ impl Network {
         self.stun_servers.again();
         self.bootstrap.again();
         self.dns.again();
+        self.dht_hosts.again();
     }
 
     /// Follows WireGuard to another port.
@@ -254,11 +299,12 @@ impl Network {
         Some(format!("no path through a NAT can be found: {error}"))
     }
 
-    /// Closes everything once the last words are out.
-    pub(super) async fn finish(&mut self) {
+    /// Closes everything once the last words are out. Returns the nodes of the DHT that answer, if it is in use now.
+    pub(super) async fn finish(&mut self) -> Option<Vec<SocketAddrV4>> {
         if let Some(exchange) = self.exchange.take() {
             exchange.finish(LAST_WORDS).await;
         }
+        self.dht.take()?.finish().await
     }
 
     /// Returns why no bootstrap node is dialled though there are some, in words.
@@ -283,6 +329,11 @@ impl Network {
 fn stun_services(config: &File) -> Vec<Service> {
     let servers = config.nat.stun_servers.iter().filter(|_| config.nat.punching);
     servers.map(|server| Service { host: server.host.clone(), port: server.port }).collect()
+}
+
+fn dht_services(config: &File) -> Vec<Service> {
+    let hosts = config.discovery.dht.bootstrap.iter();
+    hosts.map(|node| Service { host: node.host.clone(), port: node.port }).collect()
 }
 
 fn datagram(received: io::Result<Received>) -> Option<Event> {
@@ -327,6 +378,13 @@ async fn receive_wireguard(port: &Option<Way<WireguardPort>>) -> io::Result<wire
 async fn next_session(exchange: &mut Option<Exchange>) -> wgmesh_core::exchange::SessionEvent {
     match exchange {
         Some(exchange) => exchange.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_of_dht(dht: &mut Option<Dht>) -> DhtEvent {
+    match dht {
+        Some(dht) => dht.next().await,
         None => std::future::pending().await,
     }
 }

@@ -43,6 +43,7 @@ impl Remembered {
             peers: state::StateFile::new(config.peers_path()),
             pins: state::StateFile::new(config.pins_path()),
             book: state::StateFile::new(config.peerstore_path()),
+            dht_nodes: state::StateFile::new(config.dht_nodes_path()),
         };
         let node = match files.node.load()? {
             Some(node) => node,
@@ -54,6 +55,9 @@ impl Remembered {
         let settings = config.settings(&hostname.to_string_lossy());
         let wanted = Wanted::new(config, files.pins.load()?.unwrap_or_default());
         let mut network = Network::open(config, &settings, keys);
+        if settings.dht {
+            network.remember_dht(files.dht_nodes.load()?.unwrap_or_default());
+        }
         network.set_bootstrap(wanted.bootstrap_nodes());
         Ok(Self { files, node, cache, book, settings, network, wanted })
     }

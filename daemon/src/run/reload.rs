@@ -42,6 +42,9 @@ impl Daemon {
                 self.feed(Event::StunServers(Vec::new()));
             }
         }
+        if self.config.discovery.dht != before.discovery.dht {
+            self.network.set_dht_bootstrap(&self.config);
+        }
         self.follow_wanted(&before);
         self.feed(Event::Reconfigure {
             advertise_routes: self.config.advertise_routes.clone(),

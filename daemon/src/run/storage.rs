@@ -4,6 +4,7 @@
 //! Records may leave before their sequence is durable: a sequence is never below the time of day, so a start
 //! after a power cut goes on above it all the same.
 
+use std::net::SocketAddrV4;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -29,6 +30,8 @@ pub(super) struct Files {
     pub(super) pins: StateFile<Pins>,
     /// What others are worth.
     pub(super) book: StateFile<Book>,
+    /// Nodes of the DHT to begin with.
+    pub(super) dht_nodes: StateFile<Vec<SocketAddrV4>>,
 }
 
 /// Something to write.
@@ -41,6 +44,8 @@ pub(super) enum Job {
     Pins(Pins),
     /// What others are worth.
     Book(Book),
+    /// Nodes of the DHT to begin with.
+    DhtNodes(Vec<SocketAddrV4>),
 }
 
 /// The writing thread. Dropping it waits until everything is written, or was tried once more.
@@ -56,9 +61,8 @@ impl Storage {
         let (jobs, queue) = mpsc::channel();
         let (report, trouble) = watch::channel(None);
         let builder = std::thread::Builder::new().name("storage".to_owned());
-        let thread = builder.spawn(move || {
-            Writer { files, report, node: None, peers: None, pins: None, book: None }.run(&queue)
-        })?;
+        let waiting = Waiting::default();
+        let thread = builder.spawn(move || Writer { files, report, waiting }.run(&queue))?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread), trouble })
     }
 
@@ -89,18 +93,32 @@ impl Drop for Storage {
 struct Writer {
     files: Files,
     report: watch::Sender<Option<String>>,
+    waiting: Waiting,
+}
+
+/// What is still to be written.
+#[derive(Default)]
+struct Waiting {
     node: Option<Box<NodeState>>,
     peers: Option<Vec<CacheEntry>>,
     pins: Option<Pins>,
     book: Option<Book>,
+    dht_nodes: Option<Vec<SocketAddrV4>>,
+}
+
+impl Waiting {
+    const fn is_empty(&self) -> bool {
+        let Self { node, peers, pins, book, dht_nodes } = self;
+        node.is_none() && peers.is_none() && pins.is_none() && book.is_none() && dht_nodes.is_none()
+    }
 }
 
 impl Writer {
     fn run(mut self, queue: &mpsc::Receiver<Job>) {
         loop {
-            let next = match self.waits() {
-                true => queue.recv_timeout(RETRY),
-                false => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            let next = match self.waiting.is_empty() {
+                false => queue.recv_timeout(RETRY),
+                true => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match next {
                 Ok(job) => {
@@ -119,28 +137,27 @@ impl Writer {
 
     fn take(&mut self, job: Job) {
         match job {
-            Job::Node(node) => self.node = Some(node),
-            Job::Peers(peers) => self.peers = Some(peers),
-            Job::Pins(pins) => self.pins = Some(pins),
-            Job::Book(book) => self.book = Some(book),
+            Job::Node(node) => self.waiting.node = Some(node),
+            Job::Peers(peers) => self.waiting.peers = Some(peers),
+            Job::Pins(pins) => self.waiting.pins = Some(pins),
+            Job::Book(book) => self.waiting.book = Some(book),
+            Job::DhtNodes(nodes) => self.waiting.dht_nodes = Some(nodes),
         }
     }
 
     fn write(&mut self) {
-        let Self { files, report, node, peers, pins, book } = self;
+        let Self { files, report, waiting } = self;
+        let Waiting { node, peers, pins, book, dht_nodes } = waiting;
         let wrote = [
             write(node, |node| files.node.save(node), report),
             write(peers, |peers| files.peers.save(peers), report),
             write(pins, |pins| files.pins.save(pins), report),
             write(book, |book| files.book.save(book), report),
+            write(dht_nodes, |nodes| files.dht_nodes.save(nodes), report),
         ];
-        if wrote.contains(&true) && !self.waits() {
-            self.report.send_replace(None);
+        if wrote.contains(&true) && waiting.is_empty() {
+            report.send_replace(None);
         }
-    }
-
-    const fn waits(&self) -> bool {
-        self.node.is_some() || self.peers.is_some() || self.pins.is_some() || self.book.is_some()
     }
 }
 

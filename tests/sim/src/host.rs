@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 use wgmesh_core::cache::CacheEntry;
 use wgmesh_core::config::Settings;
 use wgmesh_core::derive::MeshKeys;
+use wgmesh_core::dht::{DhtEvent, Order};
 use wgmesh_core::exchange::{SessionEvent, SessionId, Target};
 use wgmesh_core::identity::{NodeState, Sequence};
 use wgmesh_core::kernel::{OwnerMark, Underlay};
@@ -55,6 +56,8 @@ pub struct HostPlan {
     pub max_peers: usize,
     /// How many sessions it holds.
     pub sessions: Places,
+    /// Whether it looks for peers in the DHT.
+    pub dht: bool,
     /// By how many milliseconds its wall clock is ahead of the world's.
     pub skew_millis: i64,
     /// What its daemon spends on each datagram; others wait in the socket meanwhile.
@@ -76,6 +79,7 @@ impl Default for HostPlan {
             bootstrap: Vec::new(),
             max_peers: 1000,
             sessions: Places { target: 4, max: 32 },
+            dht: false,
             skew_millis: 0,
             cost: Duration::from_micros(100),
             pace: Pace::USUAL,
@@ -84,7 +88,7 @@ impl Default for HostPlan {
     }
 }
 
-/// What a daemon wants done with its sessions.
+/// What a daemon wants done with its sessions, or of the DHT.
 #[derive(Clone, Debug)]
 pub enum Request {
     /// A new one.
@@ -93,6 +97,8 @@ pub enum Request {
     Send(SessionId, Vec<u8>),
     /// An end.
     Close(SessionId),
+    /// Something of the DHT.
+    Dht(Order),
 }
 
 /// What a daemon finds when it starts.
@@ -274,6 +280,7 @@ impl Host {
         let seeds =
             bootstrap.into_iter().map(|target| Seed { name: Some(target.address.to_string()), target });
         self.handle(Event::Bootstrap(seeds.collect()), now);
+        self.handle(Event::Dht(DhtEvent::Opened), now);
     }
 
     /// Returns the port that its exchange listens on.
@@ -410,6 +417,11 @@ impl Host {
         self.handle(Event::Session(event), self.now(world));
     }
 
+    /// Tells the daemon of the DHT.
+    pub fn hear_dht(&mut self, event: DhtEvent, world: Monotonic) {
+        self.handle(Event::Dht(event), self.now(world));
+    }
+
     fn settings(&self, number: usize) -> Settings {
         Settings {
             interface: "wg0".parse().expect("a name that Linux takes"),
@@ -422,6 +434,7 @@ impl Host {
             punching: true,
             exchange: self.plan.exchange,
             exchange_port: None,
+            dht: self.plan.dht,
             max_peers: self.plan.max_peers,
             sessions: self.plan.sessions,
         }
@@ -483,6 +496,8 @@ impl Host {
                 Command::Dial(target) => self.requests.push_back(Request::Dial(target)),
                 Command::SendFrame { id, bytes } => self.requests.push_back(Request::Send(id, bytes)),
                 Command::CloseSession(id) => self.requests.push_back(Request::Close(id)),
+                Command::Dht(order) => self.requests.push_back(Request::Dht(order)),
+                Command::SaveDhtNodes(_) => {}
                 Command::Look => process.applier.notice(now.monotonic),
             }
         }

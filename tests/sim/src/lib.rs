@@ -3,13 +3,14 @@
 //!
 //! A [`world::World`] is made from a seed, and the same seed gives the same run to the last byte ([`trace`]). Time
 //! only passes by events. Modelled are L2 segments with their faults and the internet
-//! between them ([`network`]), NATs ([`nat`]), STUN servers ([`stun`]), Linux's WireGuard with its
+//! between them ([`network`]), NATs ([`nat`]), STUN servers ([`stun`]), a DHT ([`dht`]), Linux's WireGuard with its
 //! handshakes and timers ([`kernel`]), the applier ([`applier`]), files, clocks, sockets that overflow ([`host`]), and
 //! people: operators who delete things, outsiders who record and replay.
 //!
 //! Not modelled: cryptography of WireGuard itself, packets of users.
 
 pub mod applier;
+pub mod dht;
 pub mod host;
 pub mod kernel;
 pub mod log;

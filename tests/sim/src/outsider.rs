@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use wgmesh_core::address::AddressNonce;
 use wgmesh_core::derive::{MeshKeys, PairKeys};
+use wgmesh_core::dht::Notice;
 use wgmesh_core::identity::Sequence;
 use wgmesh_core::key::{PublicKey, SecretKey};
 use wgmesh_core::message::{Announce, Disco, DiscoBody, Offer, Paired as _, Stamp, Token};
@@ -14,6 +15,11 @@ use wgmesh_core::time::Now;
 use crate::host::Host;
 use crate::random::Random;
 
+/// Makes the signed record of a node that does not exist and says that it is at these addresses.
+pub fn invented_record(keys: &MeshKeys, candidates: &[SocketAddr], now: Now, random: &mut Random) -> Vec<u8> {
+    sign_invented(keys, candidates, now, random).as_bytes().to_vec()
+}
+
 /// Makes the sealed announce of a node that does not exist and says that it is at these addresses.
 pub fn invented_announce(
     keys: &MeshKeys,
@@ -21,6 +27,23 @@ pub fn invented_announce(
     now: Now,
     random: &mut Random,
 ) -> Vec<u8> {
+    let record = sign_invented(keys, candidates, now, random);
+    let announce = Announce {
+        key: record.record().key,
+        sequence: record.record().sequence,
+        token: Token(random.below(u64::MAX)),
+        record: Some(record.as_bytes().to_vec().into()),
+    };
+    seal(keys, Kind::Announce, &announce.encode(), now, random.generator())
+}
+
+/// Seals a notice for the DHT with whatever stands for records.
+pub fn notice(keys: &MeshKeys, records: &[Vec<u8>], now: Now, random: &mut Random) -> Vec<u8> {
+    let notice = Notice { records: records.iter().map(|record| record.clone().into()).collect() };
+    seal(keys, Kind::Notice, &notice.encode(), now, random.generator())
+}
+
+fn sign_invented(keys: &MeshKeys, candidates: &[SocketAddr], now: Now, random: &mut Random) -> SignedRecord {
     let secret = SecretKey::from_random(random.bytes());
     let record = Record {
         key: secret.public(),
@@ -37,14 +60,7 @@ pub fn invented_announce(
         exchange_port: None,
         introducer: false,
     };
-    let record = SignedRecord::sign(record, &secret, keys.network_id(), random.generator());
-    let announce = Announce {
-        key: secret.public(),
-        sequence: record.record().sequence,
-        token: Token(random.below(u64::MAX)),
-        record: Some(record.as_bytes().to_vec().into()),
-    };
-    seal(keys, Kind::Announce, &announce.encode(), now, random.generator())
+    SignedRecord::sign(record, &secret, keys.network_id(), random.generator())
 }
 
 /// What a member says in another's name, proved as well as it can.

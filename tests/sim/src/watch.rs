@@ -48,7 +48,9 @@ impl Watch {
                 };
                 self.check_hello(host, receiver, &hello, world)
             }
-            Kind::Disco | Kind::Bind => Err("it sent on a link what belongs on WireGuard's port".to_owned()),
+            Kind::Disco | Kind::Bind | Kind::Notice => {
+                Err("it sent on a link what belongs on WireGuard's port".to_owned())
+            }
         }
     }
 
@@ -82,6 +84,7 @@ impl Watch {
                 None => Ok(()),
             },
             Kind::Bind => Ok(()),
+            Kind::Notice => Err("it sent to a node what belongs into the DHT".to_owned()),
         }
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tracing::Dispatch;
 use wgmesh_core::derive::MeshKeys;
+use wgmesh_core::dht::DhtEvent;
 use wgmesh_core::kernel::Underlay;
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::{Recipient, Stop, Transmit, Via};
@@ -17,6 +18,7 @@ use wgmesh_core::secret::MeshSecret;
 use wgmesh_core::status::Status;
 use wgmesh_core::time::Monotonic;
 
+use crate::dht::VirtualDht;
 use crate::host::{Host, HostPlan};
 use crate::kernel::Sabotage;
 use crate::log::Log;
@@ -28,6 +30,7 @@ use crate::trace::Trace;
 use crate::watch::Watch;
 
 mod convergence;
+mod dht;
 mod sessions;
 mod topology;
 mod traffic;
@@ -48,6 +51,7 @@ pub struct World {
     stun_servers: Vec<StunServer>,
     streams: Streams,
     talks: Vec<Talk>,
+    dht: VirtualDht,
     hosts: Vec<Host>,
     random: Random,
     trace: Trace,
@@ -62,6 +66,7 @@ enum Happening {
     Arrival(Box<Arrival>),
     Flow(Box<Flow>),
     Talk(usize),
+    Dht { host: HostId, event: Box<DhtEvent>, run: u64 },
     Wake(HostId),
 }
 
@@ -96,6 +101,7 @@ impl World {
             stun_servers: Vec::new(),
             streams: Streams::default(),
             talks: Vec::new(),
+            dht: VirtualDht::default(),
             hosts: Vec::new(),
             random,
             trace: Trace::default(),
@@ -285,6 +291,7 @@ impl World {
             Happening::Arrival(arrival) => self.on_arrival(&arrival),
             Happening::Flow(flow) => self.on_flow(*flow),
             Happening::Talk(number) => self.on_talk(number),
+            Happening::Dht { host, event, run } => self.on_dht(host, *event, run),
         }
     }
 

@@ -1,13 +1,14 @@
 //! What goes into a node and what comes out of it.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::cache::CacheEntry;
 use crate::contact::Via;
+use crate::dht::{DhtEvent, Order};
 use crate::exchange::{SessionEvent, SessionId, Target};
 use crate::identity::NodeState;
 use crate::kernel::{Desired, Observed, Underlay};
@@ -31,6 +32,8 @@ pub enum Event {
     ExchangePort(Option<u16>),
     /// Something happened to a session of the exchange.
     Session(SessionEvent),
+    /// The DHT, or this host's node of it, tells something.
+    Dht(DhtEvent),
     /// A datagram came in.
     Datagram {
         /// The socket that took it.
@@ -134,6 +137,10 @@ pub enum Command {
     },
     /// Closes a session after what was sent in it before.
     CloseSession(SessionId),
+    /// Asks something of the DHT.
+    Dht(Order),
+    /// Writes the nodes of the DHT to disk that a later run may begin with.
+    SaveDhtNodes(Vec<SocketAddrV4>),
     /// Has the applier read the kernel soon.
     Look,
 }
@@ -185,4 +192,6 @@ pub enum TimeoutReason {
     Greet,
     /// A session is to be opened, asked after or given up.
     Exchange,
+    /// The DHT is to be asked, or a request given up.
+    Dht,
 }

@@ -57,6 +57,7 @@ impl Mesh {
         self.underlay = underlay;
         self.restart_stun(now);
         self.verify_paths(now);
+        self.hurry_dht(now);
         let links: Vec<u32> = self.underlay.iter().map(|link| link.index).collect();
         let contacts = self.contacts.len();
         self.contacts.retain(|_, contact| {
@@ -125,7 +126,7 @@ impl Mesh {
             Ok((Kind::Announce, content)) => self.on_announce(&content, place, now),
             Ok((Kind::Hello, content)) => self.on_hello(&content, place, now),
             Ok((Kind::Disco, content)) => self.on_disco(&content, from, now),
-            Ok((Kind::Bind, _)) => self.drop_input("misplaced", from),
+            Ok((Kind::Bind | Kind::Notice, _)) => self.drop_input("misplaced", from),
             Err(Unopened::Size) => self.drop_input("size", from),
             Err(Unopened::Version) => self.drop_input("version", from),
             Err(Unopened::Tag) => self.drop_input("tag", from),

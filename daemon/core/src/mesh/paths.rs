@@ -180,6 +180,7 @@ impl Mesh {
         }
         if offer {
             self.send_offers(key, now);
+            self.introduce_myself(key, now);
         }
     }
 

@@ -221,7 +221,7 @@ impl Mesh {
         };
         let reaches_out = !self.bootstrap.is_empty() || self.store.iter().any(|(_, peer)| is_beyond(peer));
         if !reaches_out {
-            return Vec::new();
+            return self.dht_leads().collect();
         }
         let Places { target, max } = self.settings.sessions;
         let through_mesh = self.prospects(now);
@@ -233,7 +233,7 @@ impl Mesh {
         let chosen =
             pool::choose(rest.copied().collect(), target.saturating_sub(held), staying.into_values());
         let targets = ring.into_iter().chain(chosen).filter_map(|key| self.target_through_mesh(key));
-        targets.take(max.saturating_sub(self.bootstrap.len())).collect()
+        targets.take(max.saturating_sub(self.bootstrap.len())).chain(self.dht_leads()).collect()
     }
 
     /// Returns the bootstrap nodes, each with the key that it is held to.

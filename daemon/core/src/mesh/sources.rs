@@ -16,6 +16,7 @@ impl Mesh {
             self.manual_status(),
             self.bootstrap_status(now),
             self.exchange_status(now),
+            self.dht_status(now),
         ];
         sources.into_iter().flatten().chain([self.cache_status(now)]).collect()
     }

@@ -31,6 +31,7 @@ impl Node {
             punching: true,
             exchange: false,
             exchange_port: None,
+            dht: false,
             max_peers: 10,
             sessions: Places { target: 4, max: 32 },
         };
@@ -82,6 +83,7 @@ impl Node {
             | Command::SaveBook(_)
             | Command::Apply { .. }
             | Command::Look => None,
+            Command::Dht(_) | Command::SaveDhtNodes(_) => None,
             Command::Dial(_) | Command::SendFrame { .. } | Command::CloseSession(_) => None,
         });
         sent.collect()

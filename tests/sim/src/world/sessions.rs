@@ -87,6 +87,7 @@ impl World {
         while let Some(request) = self.hosts[id.0].poll_request() {
             match request {
                 Request::Dial(target) => self.dial(id, target),
+                Request::Dht(order) => self.ask_dht(id, order),
                 Request::Send(session, bytes) => {
                     if let Some(end) = self.streams.ends.get_mut(&(id, session)) {
                         end.unsent.push_back(bytes);

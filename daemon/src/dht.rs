@@ -1,0 +1,209 @@
+//! This host's node of Mainline DHT: carries out what [`wgmesh_core::dht`] orders.
+//!
+//! The node is started by the first request and ended when the core says that it may rest, since it wakes some 18 times a
+//! second. It only ever asks: nothing is stored here for others. It begins with the hosts that the configuration names and
+//! with nodes that answered before; where there is neither, a request fails at once and says so.
+//!
+//! A request that fails is told as such, and nothing else is held up. Events wait in a channel of [`WAITING_EVENTS`];
+//! when it is full, requests wait.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use mainline::async_dht::AsyncDht;
+use mainline::{Id, MutableItem, SigningKey};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use wgmesh_core::dht::{DhtEvent, ItemKey, Order, Request, RequestId};
+
+/// The hosts that let anybody into Mainline DHT, for those who name none of their own.
+pub const PUBLIC_BOOTSTRAP: [&str; 4] = mainline::DEFAULT_BOOTSTRAP_NODES;
+
+/// How long a node of the DHT may take to answer. Whoever takes longer is no good place to store anything, and every
+/// lookup waits this long for those that are gone.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The most nodes that are remembered.
+const MAX_REMEMBERED: usize = 64;
+
+/// With how many of those a start begins, each start with others: every one of them is asked at once.
+const BEGIN_WITH: usize = 16;
+
+/// How long the end of the daemon waits for the list of nodes.
+const LIST_PATIENCE: Duration = Duration::from_millis(200);
+
+const WAITING_EVENTS: usize = 64;
+
+/// The node, while it runs, and what it may begin with.
+pub struct Dht {
+    bootstrap: Vec<SocketAddrV4>,
+    remembered: Vec<SocketAddrV4>,
+    starts: usize,
+    node: Option<AsyncDht>,
+    tell: mpsc::Sender<DhtEvent>,
+    told: mpsc::Receiver<DhtEvent>,
+    tasks: JoinSet<()>,
+}
+
+impl Dht {
+    /// Makes a node that does not run yet, with those that answered in earlier runs.
+    pub fn new(remembered: Vec<SocketAddrV4>) -> Self {
+        let (tell, told) = mpsc::channel(WAITING_EVENTS);
+        Self { bootstrap: Vec::new(), remembered, starts: 0, node: None, tell, told, tasks: JoinSet::new() }
+    }
+
+    /// Takes the addresses of the hosts to begin with. The DHT itself is IPv4.
+    pub fn set_bootstrap(&mut self, addresses: impl IntoIterator<Item = SocketAddr>) {
+        let v4 = |address| match address {
+            SocketAddr::V4(v4) => Some(v4),
+            SocketAddr::V6(_) => None,
+        };
+        self.bootstrap = addresses.into_iter().filter_map(v4).collect();
+    }
+
+    /// Has the core begin: everything else has, and there may be somebody to ask.
+    pub fn open(&self) {
+        // The channel is empty before the first order.
+        let _ = self.tell.try_send(DhtEvent::Opened);
+    }
+
+    /// Carries out an order. Must be called within a tokio runtime.
+    pub fn carry_out(&mut self, order: Order) {
+        while self.tasks.try_join_next().is_some() {}
+        match order {
+            Order::Ask { id, request } => self.ask(id, request),
+            Order::ListNodes => {
+                let Some(node) = self.node.clone() else { return };
+                let tell = self.tell.clone();
+                self.tasks.spawn(async move {
+                    let _ = tell.send(DhtEvent::Nodes(list(&node).await)).await;
+                });
+            }
+            // What is still being listed keeps the node until it is.
+            Order::Rest => self.node = None,
+        }
+    }
+
+    /// Waits for the next thing that it has to tell. Cancel-safe.
+    pub async fn next(&mut self) -> DhtEvent {
+        let event = self.told.recv().await.expect("this holds a sender itself");
+        if let DhtEvent::Nodes(nodes) = &event
+            && !nodes.is_empty()
+        {
+            self.remembered.clone_from(nodes);
+        }
+        event
+    }
+
+    /// Ends it and returns the nodes that answer, if it runs.
+    pub async fn finish(self) -> Option<Vec<SocketAddrV4>> {
+        let nodes = timeout(LIST_PATIENCE, list(&self.node?)).await.ok()?;
+        (!nodes.is_empty()).then_some(nodes)
+    }
+
+    fn ask(&mut self, id: RequestId, request: Request) {
+        let node = self.running();
+        let tell = self.tell.clone();
+        self.tasks.spawn(async move {
+            let outcome = match node {
+                Ok(node) => carry_out(&node, id, request, &tell).await,
+                Err(error) => Err(error),
+            };
+            // Nobody listens at the end of the daemon.
+            let _ = tell.send(DhtEvent::Done { id, outcome }).await;
+        });
+    }
+
+    fn running(&mut self) -> Result<AsyncDht, String> {
+        if let Some(node) = &self.node {
+            return Ok(node.clone());
+        }
+        let begin_with = self.begin_with();
+        if begin_with.is_empty() {
+            return Err("no bootstrap host of the DHT has a known address, and no node of it is remembered"
+                .to_owned());
+        }
+        let node = mainline::Dht::builder()
+            .bootstrap(&begin_with)
+            .bind_address(Ipv4Addr::UNSPECIFIED)
+            .port(0)
+            .request_timeout(ANSWER_PATIENCE)
+            .build();
+        let node = node.map_err(|error| format!("cannot open a socket for the DHT: {error}"))?.as_async();
+        tracing::debug!(nodes = begin_with.len(), "started a node of the DHT");
+        self.starts += 1;
+        self.node = Some(node.clone());
+        Ok(node)
+    }
+
+    fn begin_with(&self) -> Vec<SocketAddrV4> {
+        let skipped = (self.starts * BEGIN_WITH) % self.remembered.len().max(1);
+        let remembered = self.remembered.iter().cycle().skip(skipped);
+        let count = BEGIN_WITH.min(self.remembered.len());
+        self.bootstrap.iter().chain(remembered.take(count)).copied().collect()
+    }
+}
+
+/// Carries out one request, tells what it finds on the way, and returns how it went.
+async fn carry_out(
+    node: &AsyncDht,
+    id: RequestId,
+    request: Request,
+    tell: &mpsc::Sender<DhtEvent>,
+) -> Result<(), String> {
+    match request {
+        Request::FindPeers { swarm } => {
+            let mut found = node.get_peers(Id::from(swarm.0));
+            while let Some(addresses) = found.next().await {
+                let _ = tell.send(DhtEvent::Peers { id, addresses }).await;
+            }
+            Ok(())
+        }
+        Request::Announce { swarm, port } => {
+            let announced = node.announce_peer(Id::from(swarm.0), Some(port)).await;
+            announced.map(drop).map_err(|error| error.to_string())
+        }
+        Request::Get { key } => get(node, id, &key, tell).await,
+        Request::Put { key, sequence, replaces, value } => {
+            let signer = SigningKey::from_bytes(&key.seed);
+            let item = MutableItem::new(signer, &value, sequence, Some(&key.salt));
+            let stored = node.put_mutable(item, replaces).await.map_err(|error| error.to_string())?;
+            tracing::debug!(nodes = stored.stored_at, "stored a notice in the DHT");
+            Ok(())
+        }
+    }
+}
+
+async fn get(
+    node: &AsyncDht,
+    id: RequestId,
+    key: &ItemKey,
+    tell: &mpsc::Sender<DhtEvent>,
+) -> Result<(), String> {
+    let public = SigningKey::from_bytes(&key.seed).verifying_key().to_bytes();
+    let mut found = node.get_mutable_detailed(&public, Some(&key.salt), None);
+    let mut newest = None;
+    while let Some(item) = found.items.next().await {
+        // Most nodes have the same.
+        if newest < Some(item.seq()) {
+            newest = Some(item.seq());
+            let event = DhtEvent::Item { id, sequence: item.seq(), value: item.value().to_vec() };
+            let _ = tell.send(event).await;
+        }
+    }
+    match found.outcome.recv().await.responded() {
+        0 => Err("no node of the DHT answers".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+/// Returns the nodes in the routing table.
+async fn list(node: &AsyncDht) -> Vec<SocketAddrV4> {
+    let nodes = node.to_bootstrap().await;
+    nodes.iter().filter_map(|node| node.parse().ok()).take(MAX_REMEMBERED).collect()
+}
+
+#[cfg(test)]
+mod tests;

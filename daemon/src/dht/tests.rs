@@ -1,0 +1,93 @@
+use mainline::Testnet;
+use wgmesh_core::dht::Swarm;
+
+use super::*;
+
+const KEY: ItemKey = ItemKey { seed: [7; 32], salt: [1; 8] };
+
+/// A DHT of a few nodes on the loopback, with nobody else in it.
+async fn testnet() -> Testnet {
+    tokio::task::spawn_blocking(|| Testnet::builder(6).build().unwrap()).await.unwrap()
+}
+
+fn dht(testnet: &Testnet) -> Dht {
+    let mut dht = Dht::new(Vec::new());
+    dht.set_bootstrap(testnet.bootstrap.iter().map(|node| node.parse().unwrap()));
+    dht
+}
+
+/// Carries out a request and returns all that is told of it.
+async fn ask(dht: &mut Dht, number: u64, request: Request) -> Vec<DhtEvent> {
+    dht.carry_out(Order::Ask { id: RequestId(number), request });
+    let mut events = Vec::new();
+    while !matches!(events.last(), Some(DhtEvent::Done { .. })) {
+        events.push(timeout(Duration::from_secs(30), dht.next()).await.unwrap());
+    }
+    events
+}
+
+fn done(number: u64) -> DhtEvent {
+    DhtEvent::Done { id: RequestId(number), outcome: Ok(()) }
+}
+
+/// W-X25, W-X28, X-10: what one host stores and announces, another finds, by nodes that are remembered alone.
+#[tokio::test]
+async fn what_one_stores_and_announces_another_finds() {
+    let testnet = testnet().await;
+    let mut one = dht(&testnet);
+    let put =
+        |sequence, value: &[u8]| Request::Put { key: KEY, sequence, replaces: None, value: value.to_vec() };
+    assert_eq!(ask(&mut one, 1, put(5, b"first")).await, [done(1)]);
+    assert_eq!(ask(&mut one, 2, put(6, b"second")).await, [done(2)]);
+    let old = ask(&mut one, 3, put(4, b"old")).await;
+    assert!(matches!(&old[..], [DhtEvent::Done { outcome: Err(_), .. }]), "{old:?}");
+    let swarm = Swarm([9; 20]);
+    assert_eq!(ask(&mut one, 4, Request::Announce { swarm, port: 51_900 }).await, [done(4)]);
+    one.carry_out(Order::ListNodes);
+    one.carry_out(Order::Rest);
+    assert!(one.node.is_none());
+    let DhtEvent::Nodes(nodes) = one.next().await else { panic!("it lists nodes") };
+    assert!(!nodes.is_empty());
+
+    let mut other = Dht::new(nodes);
+    let events = ask(&mut other, 1, Request::Get { key: KEY }).await;
+    let value = DhtEvent::Item { id: RequestId(1), sequence: 6, value: b"second".to_vec() };
+    assert_eq!(events, [value, done(1)]);
+    let events = ask(&mut other, 2, Request::FindPeers { swarm }).await;
+    let expected = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 51_900);
+    let names_it = |event: &DhtEvent| matches!(event, DhtEvent::Peers { addresses, .. } if addresses.contains(&expected));
+    assert!(events.iter().any(names_it), "{events:?}");
+    assert!(other.finish().await.is_some_and(|nodes| !nodes.is_empty()));
+}
+
+/// DESIGN 4: without anybody to ask, a request fails at once; with nobody who answers, soon.
+#[tokio::test]
+async fn failures_are_told() {
+    let mut nowhere = Dht::new(Vec::new());
+    let events = ask(&mut nowhere, 1, Request::Get { key: KEY }).await;
+    let error = |events: &[DhtEvent]| match events {
+        [DhtEvent::Done { outcome: Err(error), .. }] => error.clone(),
+        _ => panic!("{events:?}"),
+    };
+    assert!(error(&events).starts_with("no bootstrap host of the DHT has a known address"));
+    assert!(nowhere.node.is_none());
+
+    let silent = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut dead = Dht::new(Vec::new());
+    dead.set_bootstrap([silent.local_addr().unwrap()]);
+    let events = ask(&mut dead, 1, Request::Get { key: KEY }).await;
+    assert_eq!(error(&events), "no node of the DHT answers");
+}
+
+#[test]
+fn each_start_begins_with_other_remembered_nodes() {
+    let node = |number| SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, number), 1);
+    let mut dht = Dht::new((0..40).map(node).collect());
+    dht.set_bootstrap([node(99).into(), "[2001:db8::1]:1".parse().unwrap()]);
+    let first = dht.begin_with();
+    assert_eq!((first.len(), first[0], first[1]), (BEGIN_WITH + 1, node(99), node(0)));
+    dht.starts += 1;
+    assert_eq!(dht.begin_with()[1], node(16));
+    dht.remembered.truncate(3);
+    assert_eq!(dht.begin_with().len(), 4);
+}
