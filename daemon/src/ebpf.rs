@@ -1,4 +1,4 @@
-//! The eBPF programs: what peers send and receive, and when handshakes cross the underlay.
+//! The eBPF programs: what peers send and receive, when handshakes cross the underlay, and what is relayed for others.
 //!
 //! Everything here is optional. Whoever gets an [`EbpfError`] goes on by polling netlink and says so in `status`.
 //! All calls are short and synchronous; only [`Handshakes`] waits.
@@ -7,11 +7,13 @@
 //! - The counters' maps and their programs' links on the mesh interface are pinned on bpffs (on kernels before 6.6
 //!   the filters simply stay on the interface), so counting goes on while the daemon is being replaced or has died.
 //!   [`EbpfTraffic::load`] adopts all that; dropping [`EbpfTraffic`] leaves it; [`EbpfTraffic::withdraw`] removes it.
+//! - So are the flows that are relayed and the links of the program that does it.
 //! - Nobody listens to handshakes without a daemon, so the programs on the underlay go with it.
 
 mod attach;
 mod handshakes;
 mod object;
+mod relay;
 mod syscall;
 mod tables;
 
@@ -23,15 +25,21 @@ use aya::maps::{Array, MapData, MapError, RingBuf};
 use aya::programs::tc::SchedClassifierLink;
 use aya::programs::{SchedClassifier, TcAttachType};
 use ipnet::IpNet;
-use wgmesh_core::kernel::{InterfaceName, PeerTraffic};
+use tokio::time::Instant;
+use wgmesh_core::kernel::{InterfaceName, PeerTraffic, Underlay};
 use wgmesh_core::key::PublicKey;
+use wgmesh_core::relay::Forwarding;
 
 pub use attach::AttachError;
 pub use handshakes::Handshakes;
+pub use relay::Relayed;
 
-use attach::Hook;
+use attach::{Hook, Role};
 use object::Loaded;
+use relay::Relay;
 use tables::Tables;
+
+use crate::kernel::KernelError;
 
 /// Where pins are kept, a folder for each mesh.
 pub const PIN_ROOT: &str = "/sys/fs/bpf/wgmesh";
@@ -118,6 +126,9 @@ pub enum EbpfError {
         #[source]
         source: AttachError,
     },
+    /// The kernel did not say which way relayed packets go.
+    #[error(transparent)]
+    Way(#[from] KernelError),
     /// The number of processors is unknown.
     #[error("cannot count the processors: {0}")]
     Processors(#[source] io::Error),
@@ -144,11 +155,12 @@ pub struct EbpfTraffic {
     sent: SchedClassifier,
     handshake_received: SchedClassifier,
     handshake_sent: SchedClassifier,
-    underlay: BTreeMap<String, Underlay>,
+    underlay: BTreeMap<String, Watched>,
+    relay: Relay,
 }
 
 /// A link below the mesh that is watched; dropping it ends that.
-struct Underlay {
+struct Watched {
     index: u32,
     _received: SchedClassifierLink,
     _sent: SchedClassifierLink,
@@ -168,7 +180,8 @@ impl EbpfTraffic {
         let mut loaded = Loaded::load(&pins)?;
         Ok(Self {
             interface: settings.interface.clone(),
-            hook: Hook::choose(settings.interface.as_str()),
+            hook: Hook::choose(settings.interface.as_str(), Role::Watch),
+            relay: Relay::new(&mut loaded, settings.interface.as_str(), &pins)?,
             tables: Tables::new(&mut loaded)?,
             listen_port: loaded.take_map("LISTEN_PORT")?,
             ring: Some(loaded.take_map(object::RING)?),
@@ -188,7 +201,7 @@ impl EbpfTraffic {
     /// The interface is not there, or somebody else's filter stands where ours should.
     pub fn attach_mesh(&mut self) -> Result<(), EbpfError> {
         let interface = self.interface.as_str();
-        let (received, sent) = (self.pins.join("link_rx"), self.pins.join("link_tx"));
+        let [received, sent] = self.pins_of_mesh();
         self.hook
             .attach_lasting(&mut self.received, interface, TcAttachType::Ingress, &received)
             .and_then(|()| self.hook.attach_lasting(&mut self.sent, interface, TcAttachType::Egress, &sent))
@@ -209,7 +222,7 @@ impl EbpfTraffic {
         let received = self.hook.attach(&mut self.handshake_received, name, TcAttachType::Ingress);
         let received = received.map_err(failed)?;
         let sent = self.hook.attach(&mut self.handshake_sent, name, TcAttachType::Egress).map_err(failed)?;
-        self.underlay.insert(name.to_owned(), Underlay { index, _received: received, _sent: sent });
+        self.underlay.insert(name.to_owned(), Watched { index, _received: received, _sent: sent });
         Ok(())
     }
 
@@ -253,6 +266,44 @@ impl EbpfTraffic {
         self.tables.owners(&handshakes.take_unanswered()).collect()
     }
 
+    /// Relays for exactly these pairs, as far as the kernel can do it alone. Calling it without a change costs questions
+    /// about routes only.
+    ///
+    /// # Errors
+    /// The kernel refused the map or a link; what could be done is done.
+    pub fn relay_for(&mut self, pairs: &[Forwarding]) -> Result<(), EbpfError> {
+        self.relay.follow_pairs(pairs)
+    }
+
+    /// Relays through these links, and finds every way anew.
+    ///
+    /// # Errors
+    /// As [`Self::relay_for`].
+    pub fn relay_through(&mut self, underlay: &[Underlay]) -> Result<(), EbpfError> {
+        self.relay.follow_underlay(underlay)
+    }
+
+    /// Returns when [`Self::forget_left_flows`] is to be called.
+    pub fn left_flows_until(&self) -> Option<Instant> {
+        self.relay.due()
+    }
+
+    /// Ends relaying what an earlier run left, where that time has come.
+    ///
+    /// # Errors
+    /// As [`Self::relay_for`].
+    pub fn forget_left_flows(&mut self) -> Result<(), EbpfError> {
+        self.relay.forget_left()
+    }
+
+    /// Sums up what is relayed without the daemon's help.
+    ///
+    /// # Errors
+    /// The kernel refused, which it has no reason to.
+    pub fn relayed(&self) -> Result<Relayed, EbpfError> {
+        self.relay.relayed()
+    }
+
     /// Hands out the stream of handshakes, once; `None` after that. To be called inside a tokio runtime.
     ///
     /// # Errors
@@ -275,10 +326,15 @@ impl EbpfTraffic {
     /// A pin that cannot be removed.
     pub fn withdraw(self) -> Result<(), EbpfError> {
         let interface = self.interface.as_str();
-        self.hook.detach_lasting(interface, TcAttachType::Ingress);
-        self.hook.detach_lasting(interface, TcAttachType::Egress);
-        // A tcx link is detached when its pin goes.
+        let [received, sent] = self.pins_of_mesh();
+        self.hook.detach_lasting(interface, TcAttachType::Ingress, &received);
+        self.hook.detach_lasting(interface, TcAttachType::Egress, &sent);
+        self.relay.withdraw();
         std::fs::remove_dir_all(&self.pins)
             .map_err(|source| EbpfError::Pin { what: self.pins.display().to_string(), source })
+    }
+
+    fn pins_of_mesh(&self) -> [PathBuf; 2] {
+        ["link_rx", "link_tx"].map(|name| self.pins.join(name))
     }
 }

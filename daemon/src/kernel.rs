@@ -22,6 +22,7 @@ mod route;
 mod socket;
 mod underlay;
 mod watch;
+mod way;
 mod wireguard;
 mod worker;
 
@@ -35,6 +36,7 @@ use wgmesh_core::kernel::{InterfaceName, Observed, Underlay, Write};
 pub use error::{KernelError, Refused};
 pub use forwarding::{Passage, chains_that_drop_input};
 pub use watch::{Changes, Watcher};
+pub use way::{Router, Way};
 use worker::{Job, Later, LinkIndex, Worker};
 
 /// Jobs that may wait for the thread. When there are more, whoever asks waits for a place: only the applier and

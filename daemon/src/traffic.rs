@@ -5,6 +5,8 @@
 //! before those capabilities were given away does it, again and again until it succeeds, and then ends.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
 use std::sync::mpsc as thread_channel;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use wgmesh_core::kernel::{Desired, HandshakeSeen, PeerTraffic, Underlay};
 use wgmesh_core::key::PublicKey;
+use wgmesh_core::relay::Forwarding;
 use wgmesh_core::status;
 
 use crate::ebpf::{EbpfError, EbpfSettings, EbpfTraffic, Handshakes};
@@ -42,6 +45,8 @@ pub struct Traffic {
     state: State,
     peers: BTreeMap<PublicKey, BTreeSet<IpNet>>,
     underlay: Vec<Underlay>,
+    /// Whom this host relays for.
+    pairs: Arc<Vec<Forwarding>>,
     listen_port: u16,
     link: Option<u32>,
     /// When loading begins; `None` until there is a link.
@@ -78,8 +83,16 @@ impl Traffic {
             Ok(_) => State::Loading { go: Some(go), outcomes, error: None },
             Err(error) => State::Off { error: format!("cannot start a thread: {error}") },
         };
-        let (peers, underlay, load_at_latest) = (BTreeMap::new(), Vec::new(), Instant::now() + LONGEST_WAIT);
-        Self { state, peers, underlay, listen_port: 0, link: None, load_at: None, load_at_latest }
+        Self {
+            state,
+            peers: BTreeMap::new(),
+            underlay: Vec::new(),
+            pairs: Arc::default(),
+            listen_port: 0,
+            link: None,
+            load_at: None,
+            load_at_latest: Instant::now() + LONGEST_WAIT,
+        }
     }
 
     /// Waits for news; forever where there will be none. Cancel-safe.
@@ -106,17 +119,16 @@ impl Traffic {
                     }
                     None => self.state = State::Off { error: "its loader died".to_owned() },
                 },
-                State::Active { handshakes: Some(handshakes), error, .. } => {
-                    match handshakes.next_batch().await {
+                State::Active { ebpf, handshakes, error } => tokio::select! {
+                    batch = next_batch(handshakes) => match batch {
                         Ok(batch) => return Change::Handshakes(batch),
-                        Err(failure) => *error = Some(failure.to_string()),
+                        Err(failure) => (*error, *handshakes) = (Some(failure.to_string()), None),
+                    },
+                    () = wait_until(ebpf.left_flows_until()) => {
+                        self.with_active(EbpfTraffic::forget_left_flows);
                     }
-                    let State::Active { handshakes, .. } = &mut self.state else {
-                        unreachable!("it was active")
-                    };
-                    *handshakes = None;
-                }
-                State::Active { handshakes: None, .. } | State::Off { .. } => std::future::pending().await,
+                },
+                State::Off { .. } => std::future::pending().await,
             }
         }
     }
@@ -164,6 +176,12 @@ impl Traffic {
         }
     }
 
+    /// Relays for these pairs in the kernel, as far as that can be done there.
+    pub fn follow_relay(&mut self, pairs: Arc<Vec<Forwarding>>) {
+        self.pairs = Arc::clone(&pairs);
+        self.with_active(|ebpf| ebpf.relay_for(&pairs));
+    }
+
     /// Adds to a status what eBPF knows.
     pub fn describe(&self, status: &mut status::Status) {
         let (hook, error) = match &self.state {
@@ -171,13 +189,22 @@ impl Traffic {
             State::Active { ebpf, error, .. } => (Some(ebpf.hook().to_owned()), error.clone()),
             State::Off { error } => (None, Some(error.clone())),
         };
-        status.ebpf = status::Ebpf { active: hook.is_some(), attachment: hook, error };
+        status.ebpf =
+            status::Ebpf { active: hook.is_some(), attachment: hook, error, ..status::Ebpf::default() };
         let State::Active { ebpf, .. } = &self.state else { return };
         match ebpf.traffic() {
             Ok(traffic) => {
                 for peer in &mut status.peers {
                     peer.ebpf = traffic.get(&peer.public_key).map(counters);
                 }
+            }
+            Err(error) => status.ebpf.error = Some(error.to_string()),
+        }
+        match ebpf.relayed() {
+            Ok(relayed) => {
+                status.ebpf.relayed_flows = relayed.flows;
+                status.ebpf.relayed_packets = relayed.packets;
+                status.ebpf.relayed_bytes = relayed.bytes;
             }
             Err(error) => status.ebpf.error = Some(error.to_string()),
         }
@@ -203,6 +230,7 @@ impl Traffic {
             .set_listen_port(self.listen_port)
             .and_then(|()| ebpf.sync_peers(&self.peers))
             .and_then(|()| attach_underlay(&mut ebpf, &self.underlay))
+            .and_then(|()| ebpf.relay_for(&self.pairs))
             .and_then(|()| ebpf.handshakes());
         let (handshakes, error) = match caught_up {
             Ok(handshakes) => (handshakes.map(Box::new), None),
@@ -232,9 +260,18 @@ fn attach_underlay(ebpf: &mut EbpfTraffic, underlay: &[Underlay]) -> Result<(), 
         .map(ToOwned::to_owned)
         .collect();
     gone.iter().for_each(|name| ebpf.detach_underlay(name));
-    // One link that cannot be watched must not leave the others unwatched.
+    // One link that cannot be watched must not leave the others unwatched, nor what is relayed behind.
     let failures = underlay.iter().filter_map(|link| ebpf.attach_underlay(&link.name, link.index).err());
-    failures.last().map_or(Ok(()), Err)
+    let failed = failures.last();
+    ebpf.relay_through(underlay).and(failed.map_or(Ok(()), Err))
+}
+
+/// Waits for handshakes; forever where nobody tells of them. Cancel-safe.
+async fn next_batch(handshakes: &mut Option<Box<Handshakes>>) -> io::Result<Vec<HandshakeSeen>> {
+    match handshakes {
+        Some(handshakes) => handshakes.next_batch().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn counters(traffic: &PeerTraffic) -> status::Traffic {

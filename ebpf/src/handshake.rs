@@ -70,9 +70,10 @@ fn ipv4(context: &TcContext, received: bool) -> Option<([u8; 16], u32)> {
     if header[9] != UDP || fragment != 0 {
         return None;
     }
-    let [.., s0, s1, s2, s3, d0, d1, d2, d3] = header;
-    let address = if received { [s0, s1, s2, s3] } else { [d0, d1, d2, d3] };
-    Some((packet::mapped(address), packet::ipv4_header_length(header[0])))
+    let mut address = [0; 16];
+    [address[10], address[11]] = [0xff; 2];
+    address[12..].copy_from_slice(if received { &header[12..16] } else { &header[16..] });
+    Some((address, packet::ipv4_header_length(header[0])))
 }
 
 /// The same for IPv6. WireGuard sends no extension headers.

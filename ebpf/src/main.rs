@@ -1,18 +1,22 @@
-//! wgmesh's tc programs: they look at packets, count, note, and always pass the packet on.
+//! wgmesh's tc programs: they look at packets, count, note and relay.
 //!
 //! - `wgmesh_rx` and `wgmesh_tx` sit on the mesh interface and count what each peer sent and was sent. The inner
 //!   source (received) or destination (sent) address leads to the peer, as WireGuard's own cryptokey routing does. They
 //!   also tell of packets that nothing comes back for.
 //! - `wgmesh_hs_rx` and `wgmesh_hs_tx` sit on the links below and report WireGuard's handshake messages. These are
 //!   recognised by their wire format alone, so anybody can forge one: an event is a reason to look, never a fact.
+//! - `wgmesh_relay` sits there too while this host relays for others, and sends the packets of the flows that the
+//!   daemon named on to their other ends.
 //!
-//! Invariants: no packet is changed, redirected or dropped, whatever goes wrong ([`PASS_ON`] lets programs of
-//! others run after ours); no kernel-internal struct is read; nothing newer than Linux 5.10 is used.
+//! Invariants: but for the packets of those flows none is changed, redirected or dropped, whatever goes wrong
+//! ([`PASS_ON`] lets programs of others run after ours); no kernel-internal struct is read; nothing newer than
+//! Linux 5.10 is used.
 #![no_std]
 #![no_main]
 
 mod handshake;
 mod packet;
+mod relay;
 mod silence;
 mod traffic;
 
@@ -53,6 +57,15 @@ pub fn wgmesh_hs_rx(context: TcContext) -> i32 {
 pub fn wgmesh_hs_tx(context: TcContext) -> i32 {
     match handshake::note(&context, SENT) {
         Some(()) | None => PASS_ON,
+    }
+}
+
+/// Sends on what this host relays.
+#[classifier]
+pub fn wgmesh_relay(context: TcContext) -> i32 {
+    match relay::forward(&context) {
+        Some(action) => action,
+        None => PASS_ON,
     }
 }
 

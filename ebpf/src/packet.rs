@@ -26,22 +26,41 @@ pub(crate) const IPV6_HEADER: u32 = 40;
 /// Bytes of a UDP header.
 pub(crate) const UDP_HEADER: u32 = 8;
 
+/// An IPv6 address, or an IPv4 one mapped into IPv6 (RFC 4291 §2.5.5.2), in words as on the wire. As a key of a map it
+/// is the same as 16 bytes, at a quarter of the instructions.
+pub(crate) type Address = [u32; 4];
+
+/// What stands before a mapped IPv4 address.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+
+/// Reads `N` words at `offset` from the network header on; `None` where the packet is shorter.
+#[inline(always)]
+pub(crate) fn read_words<const N: usize>(context: &TcContext, offset: u32) -> Option<[u32; N]> {
+    load(context, offset)
+}
+
 /// Reads `N` bytes at `offset` from the network header on; `None` where the packet is shorter.
 #[inline(always)]
 pub(crate) fn read<const N: usize>(context: &TcContext, offset: u32) -> Option<[u8; N]> {
-    let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+    load(context, offset)
+}
+
+/// Reads an array of bytes or words.
+#[inline(always)]
+fn load<T: Copy>(context: &TcContext, offset: u32) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
     // SAFETY: the buffer has the length that is passed, and the helper fills it whole or fails.
     let result = unsafe {
         bpf_skb_load_bytes_relative(
             context.skb.skb.cast(),
             offset,
-            bytes.as_mut_ptr().cast(),
-            N as u32,
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
             BPF_HDR_START_NET,
         )
     };
-    // SAFETY: the helper succeeded, so it wrote all `N` bytes.
-    (result == 0).then(|| unsafe { bytes.assume_init() })
+    // SAFETY: the helper succeeded, so it wrote all of an array of integers.
+    (result == 0).then(|| unsafe { value.assume_init() })
 }
 
 /// Returns the length of the IPv4 header that starts with this byte.
@@ -50,8 +69,15 @@ pub(crate) fn ipv4_header_length(first: u8) -> u32 {
     u32::from(first & 0x0f) * 4
 }
 
-/// Returns the IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2).
+/// Returns the IPv4-mapped IPv6 address.
 #[inline(always)]
-pub(crate) fn mapped([a, b, c, d]: [u8; 4]) -> [u8; 16] {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+pub(crate) fn mapped(address: u32) -> Address {
+    [0, 0, MAPPED, address]
+}
+
+/// Returns an address byte by byte.
+#[inline(always)]
+pub(crate) fn bytes(address: Address) -> [u8; 16] {
+    let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] = address.map(u32::to_ne_bytes);
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }

@@ -10,6 +10,7 @@ use aya_ebpf::maps::LruHashMap;
 use wgmesh_ebpf_common::{Counters, HandshakeEvent, RECEIVED, SENT, Silence, UNANSWERED};
 
 use crate::handshake::HANDSHAKES;
+use crate::packet::{self, Address};
 
 /// For how long nothing must have come in, in nanoseconds; also how often an event is told.
 const PATIENCE: u64 = 1_000_000_000;
@@ -25,11 +26,11 @@ const MAX_SILENCES: u32 = 1024;
 
 /// What went to and came from an address, as all processors saw it.
 #[map]
-static SILENCES: LruHashMap<[u8; 16], Silence> = LruHashMap::with_max_entries(MAX_SILENCES, 0);
+static SILENCES: LruHashMap<Address, Silence> = LruHashMap::with_max_entries(MAX_SILENCES, 0);
 
 /// Takes note of a packet of the account under which it was counted.
 #[inline(always)]
-pub(crate) fn note(account: &[u8; 16], counters: &mut Counters, direction: u8, now: u64) -> Option<()> {
+pub(crate) fn note(account: &Address, counters: &mut Counters, direction: u8, now: u64) -> Option<()> {
     if direction == RECEIVED {
         if now.saturating_sub(counters.noted) < PACE {
             return None;
@@ -46,7 +47,7 @@ pub(crate) fn note(account: &[u8; 16], counters: &mut Counters, direction: u8, n
 }
 
 #[inline(always)]
-fn heard(account: &[u8; 16], now: u64) -> Option<()> {
+fn heard(account: &Address, now: u64) -> Option<()> {
     match SILENCES.get_ptr_mut(account) {
         // SAFETY: the map's own memory; what another processor writes at the same time is as good.
         Some(silence) => unsafe { (*silence).heard = now },
@@ -59,7 +60,7 @@ fn heard(account: &[u8; 16], now: u64) -> Option<()> {
 }
 
 #[inline(always)]
-fn sent(account: &[u8; 16], now: u64) -> Option<()> {
+fn sent(account: &Address, now: u64) -> Option<()> {
     let Some(silence) = SILENCES.get_ptr_mut(account) else {
         let first = Silence { begun: now, last: now, ..Silence::default() };
         return SILENCES.insert(account, &first, 0).ok();
@@ -78,7 +79,7 @@ fn sent(account: &[u8; 16], now: u64) -> Option<()> {
         return None;
     }
     silence.told = now;
-    let event =
-        HandshakeEvent { address: *account, interface: 0, port: 0, message: UNANSWERED, direction: SENT };
+    let address = packet::bytes(*account);
+    let event = HandshakeEvent { address, interface: 0, port: 0, message: UNANSWERED, direction: SENT };
     HANDSHAKES.output::<HandshakeEvent>(&event, 0).ok()
 }

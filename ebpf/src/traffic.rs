@@ -8,27 +8,27 @@ use aya_ebpf::maps::{HashMap, LpmTrie, PerCpuHashMap};
 use aya_ebpf::programs::TcContext;
 use wgmesh_ebpf_common::{Counters, MAX_PREFIXES, PeerKey, RECEIVED};
 
-use crate::packet::{self, IPV4, IPV4_HEADER, IPV6, IPV6_HEADER, TCP, UDP, UDP_HEADER};
+use crate::packet::{self, Address, IPV4, IPV4_HEADER, IPV6, IPV6_HEADER, TCP, UDP, UDP_HEADER};
 use crate::silence;
 
 /// The counters of each single address that the daemon gave to a peer; IPv4 addresses are mapped into IPv6. One
 /// lookup finds them for nearly every packet, at a cost that does not grow with the mesh. Not preallocated: a mesh of
 /// ten pays for ten.
 #[map]
-static TRAFFIC: PerCpuHashMap<[u8; 16], Counters> =
+static TRAFFIC: PerCpuHashMap<Address, Counters> =
     PerCpuHashMap::with_max_entries(MAX_PREFIXES, BPF_F_NO_PREALLOC);
 
 /// Whose address it is. Only the daemon reads this, to know after a restart what it finds in [`TRAFFIC`].
 #[map]
-static OWNERS: HashMap<[u8; 16], PeerKey> = HashMap::with_max_entries(MAX_PREFIXES, BPF_F_NO_PREALLOC);
+static OWNERS: HashMap<Address, PeerKey> = HashMap::with_max_entries(MAX_PREFIXES, BPF_F_NO_PREALLOC);
 
 /// Under which address the packets of an IPv4 network behind a peer are counted.
 #[map]
-static NETWORKS_V4: LpmTrie<[u8; 4], [u8; 16]> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
+static NETWORKS_V4: LpmTrie<u32, Address> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
 
 /// The same for IPv6.
 #[map]
-static NETWORKS_V6: LpmTrie<[u8; 16], [u8; 16]> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
+static NETWORKS_V6: LpmTrie<Address, Address> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
 
 /// Where the addresses stand in the two headers.
 const IPV4_SOURCE: u32 = 12;
@@ -42,11 +42,13 @@ pub(crate) fn count(context: &TcContext, direction: u8) -> Option<()> {
     let received = direction == RECEIVED;
     let (account, counters) = match context.skb.protocol() {
         IPV4 => {
-            let address = packet::read(context, if received { IPV4_SOURCE } else { IPV4_DESTINATION })?;
+            let offset = if received { IPV4_SOURCE } else { IPV4_DESTINATION };
+            let [address] = packet::read_words(context, offset)?;
             account(packet::mapped(address), || NETWORKS_V4.get(Key::new(32, address)))?
         }
         IPV6 => {
-            let address = packet::read(context, if received { IPV6_SOURCE } else { IPV6_DESTINATION })?;
+            let offset = if received { IPV6_SOURCE } else { IPV6_DESTINATION };
+            let address: Address = packet::read_words(context, offset)?;
             account(address, || NETWORKS_V6.get(Key::new(128, address)))?
         }
         _ => return None,
@@ -66,9 +68,9 @@ pub(crate) fn count(context: &TcContext, direction: u8) -> Option<()> {
 /// Returns under which address a packet of this one is counted, and the counters.
 #[inline(always)]
 fn account<'a>(
-    address: [u8; 16],
-    network: impl FnOnce() -> Option<&'a [u8; 16]>,
-) -> Option<([u8; 16], *mut Counters)> {
+    address: Address,
+    network: impl FnOnce() -> Option<&'a Address>,
+) -> Option<(Address, *mut Counters)> {
     match TRAFFIC.get_ptr_mut(address) {
         Some(counters) => Some((address, counters)),
         None => {

@@ -229,6 +229,15 @@ pub struct Ebpf {
     /// Why they are not attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// How many flows are relayed for others in the kernel, two for each pair.
+    #[serde(default)]
+    pub relayed_flows: usize,
+    /// The packets of those flows that were sent on.
+    #[serde(default)]
+    pub relayed_packets: u64,
+    /// Their bytes, with IP headers.
+    #[serde(default)]
+    pub relayed_bytes: u64,
 }
 
 /// What the kernel was made to hold.

@@ -106,8 +106,13 @@ fn kernel(status: &Status) -> String {
 fn ebpf(status: &Status) -> String {
     let ebpf = &status.ebpf;
     match (ebpf.active, &ebpf.attachment, &ebpf.error) {
-        (true, Some(attachment), _) => format!("counting ({attachment})"),
-        (true, None, _) => "counting".to_owned(),
+        (true, attachment, _) => {
+            let attachment = attachment.as_ref().map(|attachment| format!(" ({attachment})"));
+            let relaying = (ebpf.relayed_flows > 0).then(|| {
+                format!(", relaying {} flows ({} packets)", ebpf.relayed_flows, ebpf.relayed_packets)
+            });
+            format!("counting{}{}", attachment.unwrap_or_default(), relaying.unwrap_or_default())
+        }
         (false, _, Some(error)) => format!("off: {error}"),
         (false, _, None) => "off".to_owned(),
     }

@@ -52,6 +52,15 @@ impl AttachError {
     }
 }
 
+/// What a program is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// To count and to note.
+    Watch,
+    /// To relay.
+    Relay,
+}
+
 /// How programs are hooked on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hook {
@@ -62,11 +71,12 @@ pub(super) enum Hook {
 }
 
 impl Hook {
-    /// Chooses the hook for the programs of the mesh on `interface`.
-    pub(super) fn choose(interface: &str) -> Self {
+    /// Chooses the hook for the programs of the mesh on `interface`. Programs that share a link and a direction are of
+    /// different `roles`.
+    pub(super) fn choose(interface: &str, role: Role) -> Self {
         match KernelVersion::current() {
             Ok(version) if version >= KernelVersion::new(6, 6, 0) => Self::Tcx,
-            _ => Self::Clsact(handle_of(interface)),
+            _ => Self::Clsact(handle_of(interface, role)),
         }
     }
 
@@ -110,10 +120,11 @@ impl Hook {
         Ok(())
     }
 
-    /// Takes away what [`attach_lasting`](Self::attach_lasting) left, but for pins; nothing there is fine.
-    pub(super) fn detach_lasting(self, interface: &str, direction: TcAttachType) {
+    /// Takes away what [`attach_lasting`](Self::attach_lasting) left; nothing there is fine.
+    pub(super) fn detach_lasting(self, interface: &str, direction: TcAttachType, pin: &Path) {
         match self {
-            Self::Tcx => {}
+            // The link detaches when its pin goes.
+            Self::Tcx => drop(remove_pin(pin)),
             Self::Clsact(handle) => {
                 // A link detaches when it is dropped. An interface that is gone took its filters along.
                 SchedClassifierLink::attached(interface, direction, PRIORITY, handle.into(), None)
@@ -166,12 +177,15 @@ fn add_clsact(interface: &str) -> Result<(), AttachError> {
     }
 }
 
-/// Makes the filters' handle from the mesh interface's name (FNV-1a), never zero, which means "choose one".
-fn handle_of(interface: &str) -> u32 {
+/// Makes the filters' handle from the mesh interface's name (FNV-1a) and the role, never zero, which means "choose one".
+fn handle_of(interface: &str, role: Role) -> u32 {
     let hash = interface
         .bytes()
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    hash.max(1)
+    match role {
+        Role::Watch => hash.max(1),
+        Role::Relay => (!hash).max(1),
+    }
 }
 
 /// Removes a pin if it is there.
@@ -184,11 +198,14 @@ fn remove_pin(pin: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::handle_of;
+    use super::{Role, handle_of};
 
     #[test]
     fn meshes_on_one_host_have_filters_of_their_own() {
-        assert_ne!(handle_of("wgmesh0"), handle_of("wgmesh1"));
-        assert_ne!(handle_of(""), 0);
+        for role in [Role::Watch, Role::Relay] {
+            assert_ne!(handle_of("wgmesh0", role), handle_of("wgmesh1", role));
+            assert_ne!(handle_of("", role), 0);
+        }
+        assert_ne!(handle_of("wgmesh0", Role::Watch), handle_of("wgmesh0", Role::Relay));
     }
 }

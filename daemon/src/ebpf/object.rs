@@ -22,7 +22,8 @@ use super::{EbpfError, syscall};
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WGMESH_EBPF_OBJECT_PATH"));
 
 /// The maps that are pinned, under these names.
-pub(super) const PINNED: [&str; 5] = ["LISTEN_PORT", "NETWORKS_V4", "NETWORKS_V6", "OWNERS", "TRAFFIC"];
+pub(super) const PINNED: [&str; 6] =
+    ["LISTEN_PORT", "NETWORKS_V4", "NETWORKS_V6", "OWNERS", "RELAYED", "TRAFFIC"];
 
 /// The two maps that are not: what they hold is worth nothing to a later run.
 pub(super) const RING: &str = "HANDSHAKES";
@@ -182,7 +183,7 @@ mod tests {
         let mut expected = [&[RING, SILENCES], &PINNED[..]].concat();
         expected.sort_unstable();
         assert_eq!(maps, expected);
-        assert_eq!(programs, ["wgmesh_hs_rx", "wgmesh_hs_tx", "wgmesh_rx", "wgmesh_tx"]);
+        assert_eq!(programs, ["wgmesh_hs_rx", "wgmesh_hs_tx", "wgmesh_relay", "wgmesh_rx", "wgmesh_tx"]);
     }
 
     #[test]

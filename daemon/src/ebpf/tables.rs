@@ -192,7 +192,7 @@ impl Wanted {
 }
 
 /// The form in which the programs look an address up.
-fn mapped(address: IpAddr) -> Ipv6Addr {
+pub(super) fn mapped(address: IpAddr) -> Ipv6Addr {
     match address {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
@@ -208,7 +208,7 @@ fn v6_key(net: Ipv6Net) -> Key<[u8; 16]> {
 }
 
 /// Inserts, and tells whether there was a place (`E2BIG` from hash maps, `ENOSPC` from tries).
-fn fitted(mut insert: impl FnMut() -> Result<(), MapError>) -> Result<bool, MapError> {
+pub(super) fn fitted(mut insert: impl FnMut() -> Result<(), MapError>) -> Result<bool, MapError> {
     for _ in 0..ATTEMPTS {
         match insert() {
             Err(error) => match errno(&error) {
@@ -223,7 +223,7 @@ fn fitted(mut insert: impl FnMut() -> Result<(), MapError>) -> Result<bool, MapE
 }
 
 /// Takes "was not there" for success.
-fn present(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn present(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(error) if errno(&error) == Some(Errno::ENOENT) => Ok(()),
         other => other,

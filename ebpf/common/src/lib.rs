@@ -17,6 +17,13 @@ pub const RING_BYTES: u32 = 64 * 1024;
 /// nothing has come back.
 pub const UNANSWERED: u8 = 0;
 
+/// How many flows are relayed in the kernel: two for each pair. Packets of more are left to the daemon.
+pub const MAX_RELAYED: u32 = 4_096;
+
+/// How the first two bytes of a sealed probe between two peers look: the envelope's version and kind
+/// (`wgmesh_core::seal`). A relay carries those beside WireGuard's own messages, and nothing else.
+pub const PROBE: [u8; 2] = [1, 3];
+
 /// WireGuard's message types that the programs look for (whitepaper §5.4).
 pub const INITIATION: u8 = 1;
 /// The answer to [`INITIATION`].
@@ -72,6 +79,41 @@ pub struct Silence {
     pub told: u64,
 }
 
+/// Which packets are relayed as one flow, in words as they stand in the packet: a program copies a word in one
+/// instruction where it takes four for its bytes. Addresses are IPv6 ones, IPv4 mapped (RFC 4291 §2.5.5.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(C)]
+pub struct RelayKey {
+    /// Who sent the packet.
+    pub source: [u32; 4],
+    /// To which of our addresses.
+    pub destination: [u32; 4],
+    /// The sender's port and ours.
+    pub ports: u32,
+}
+
+/// Where the packets of a flow go, and how many went there; addresses and ports as in [`RelayKey`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RelayHop {
+    /// IP packets that were sent on.
+    pub packets: u64,
+    /// Their bytes, IP headers included.
+    pub bytes: u64,
+    /// The address of ours from which they go, of the same IP version as the flow's own.
+    pub source: [u32; 4],
+    /// Where they go.
+    pub destination: [u32; 4],
+    /// The port of ours and the receiver's.
+    pub ports: u32,
+    /// The interface that leads there.
+    pub interface: u32,
+    /// The longest IP packet that goes there in one piece.
+    pub longest: u32,
+    /// Always zero: it keeps the struct without padding.
+    pub reserved: u32,
+}
+
 /// A WireGuard handshake message that crossed the underlay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -107,15 +149,21 @@ const _: () = {
     assert!(size_of::<Flow>() == 24 && align_of::<Flow>() == 8);
     assert!(size_of::<Counters>() == 64 && align_of::<Counters>() == 8);
     assert!(size_of::<Silence>() == 32 && align_of::<Silence>() == 8);
+    assert!(size_of::<RelayKey>() == 36 && align_of::<RelayKey>() == 4);
+    assert!(size_of::<RelayHop>() == 64 && align_of::<RelayHop>() == 8);
     assert!(size_of::<HandshakeEvent>() == 24 && align_of::<HandshakeEvent>() == 4);
 };
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Counters, PeerKey};
+    use super::{Counters, PeerKey, RelayHop, RelayKey};
 
     // SAFETY: `repr(transparent)` over bytes; every bit pattern is valid.
     unsafe impl aya::Pod for PeerKey {}
     // SAFETY: `repr(C)`, integers only, no padding (asserted above); every bit pattern is valid.
     unsafe impl aya::Pod for Counters {}
+    // SAFETY: `repr(C)`, integers only, no padding (asserted above); every bit pattern is valid.
+    unsafe impl aya::Pod for RelayKey {}
+    // SAFETY: `repr(C)`, integers only, no padding (asserted above); every bit pattern is valid.
+    unsafe impl aya::Pod for RelayHop {}
 }

@@ -1,5 +1,6 @@
 //! The eBPF programs beside the kernel's own counters and `wg`'s own handshake times.
 
+mod relay;
 mod silence;
 
 use std::collections::{BTreeMap, BTreeSet};

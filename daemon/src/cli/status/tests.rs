@@ -65,7 +65,7 @@ pub(crate) fn example() -> Status {
         }],
         sessions: Vec::new(),
         shut_out: Vec::new(),
-        ebpf: Ebpf { active: true, attachment: Some("tcx".into()), error: None },
+        ebpf: Ebpf { active: true, attachment: Some("tcx".into()), ..Ebpf::default() },
         kernel: Kernel {
             release: "6.12.9".into(),
             converged: true,
@@ -139,6 +139,15 @@ fn what_is_not_known_of_the_nat_is_left_out() {
 }
 
 #[test]
+fn what_the_kernel_relays_for_others_is_told_where_it_does() {
+    let mut status = example();
+    assert!(!render(&status, Style::default()).contains("relaying"));
+    (status.ebpf.relayed_flows, status.ebpf.relayed_packets) = (4, 1234);
+    let text = render(&status, Style::default());
+    assert!(text.contains("\n  eBPF      counting (tcx), relaying 4 flows (1234 packets)\n"), "{text}");
+}
+
+#[test]
 fn only_a_terminal_sees_colours_and_every_colour_ends() {
     assert!(!render(&example(), Style::default()).contains('\x1b'));
     let text = render(&example(), Style { wide: false, colour: true });
@@ -150,7 +159,7 @@ fn only_a_terminal_sees_colours_and_every_colour_ends() {
 fn trouble_is_told_in_words() {
     let mut status = example();
     status.peers.clear();
-    status.ebpf = Ebpf { active: false, attachment: None, error: Some("no permission".into()) };
+    status.ebpf = Ebpf { error: Some("no permission".into()), ..Ebpf::default() };
     status.kernel = Kernel { error: Some("port 51820 is taken".into()), converged: false, ..status.kernel };
     status.sources[0] =
         Source { state: SourceState::Failing, error: Some("no link".into()), ..status.sources[0].clone() };
