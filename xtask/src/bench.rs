@@ -73,6 +73,28 @@ enum Measure {
         #[arg(long, default_value_t = 1)]
         at_once: usize,
     },
+    /// The cost of setting many peers beside the bare messages, of eBPF for each packet, and throughput with and without
+    /// eBPF.
+    Kernel {
+        /// How many peers are set; one measurement for each number.
+        #[arg(long, value_delimiter = ',', default_value = "1000,5000")]
+        peers: Vec<u16>,
+        /// How often each is measured.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// For how many seconds each stream goes.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// The throughput of a tunnel: direct, and through a relay in eBPF.
+    Relay {
+        /// How often each way is measured.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// For how many seconds each stream goes.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
 }
 
 /// Measures and prints. A goal that is missed is shown and is no failure.
@@ -92,6 +114,14 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
             format!("--cuts={cuts}"),
             format!("--flap={flap}"),
         ],
+        Measure::Kernel { peers, runs, seconds } => {
+            let peers = peers.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
+            let words = ["kernel".to_owned(), format!("--peers={peers}")];
+            [words, [format!("--runs={runs}"), format!("--seconds={seconds}")]].concat()
+        }
+        Measure::Relay { runs, seconds } => {
+            vec!["relay".to_owned(), format!("--runs={runs}"), format!("--seconds={seconds}")]
+        }
         Measure::Fleet { nodes, runs, quiet, logs } => {
             let nodes = nodes.iter().map(u8::to_string).collect::<Vec<_>>().join(",");
             let mut words = vec!["fleet".to_owned(), format!("--nodes={nodes}")];

@@ -8,9 +8,12 @@ mod failover;
 mod fleet;
 mod join;
 mod journey;
+mod kernel;
 mod path;
 mod quiet;
+mod relay;
 mod sample;
+mod stream;
 
 use std::fs;
 use std::time::Duration;
@@ -68,6 +71,27 @@ enum Bench {
         #[arg(long, default_value_t = 1)]
         at_once: usize,
     },
+    /// What setting many peers costs beside the bare messages, and what eBPF costs for each packet.
+    Kernel {
+        /// How many peers are set; one measurement for each number.
+        #[arg(long, value_delimiter = ',', default_value = "1000,5000")]
+        peers: Vec<u16>,
+        /// How often each is measured.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// For how many seconds each stream goes.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
+    /// What a tunnel carries directly, and through a relay in eBPF.
+    Relay {
+        /// How often each way is measured.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// For how many seconds each stream goes.
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+    },
 }
 
 fn main() {
@@ -76,6 +100,8 @@ fn main() {
         Bench::Join { runs } => join::measure(runs),
         Bench::Path { runs, at_once } => path::measure(runs, at_once),
         Bench::Failover { over, cuts, flap } => failover::measure(over, cuts, Duration::from_secs(flap)),
+        Bench::Kernel { peers, runs, seconds } => kernel::measure(&peers, runs, seconds),
+        Bench::Relay { runs, seconds } => relay::measure(runs, Duration::from_secs(seconds)),
         Bench::Fleet { nodes, runs, quiet, logs } => {
             for &count in &nodes {
                 fleet::measure(count, runs, logs);
