@@ -20,6 +20,7 @@ pub mod names;
 pub mod notify;
 pub mod pins;
 pub mod privileges;
+pub mod relay;
 pub mod run;
 pub mod state;
 pub mod traffic;

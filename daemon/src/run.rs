@@ -342,6 +342,10 @@ impl Daemon {
             Command::SaveCache(peers) => self.storage.write(Job::Peers(peers)),
             Command::SaveBook(book) => self.storage.write(Job::Book(book)),
             Command::Send(transmit) => self.network.send(transmit),
+            Command::Relay(table) => {
+                self.network.relay(&table);
+                self.storage.write(Job::Relay(table));
+            }
             Command::Dial(target) => self.network.dial(target),
             Command::SendFrame { id, bytes } => self.network.send_frame(id, bytes),
             Command::CloseSession(id) => self.network.close_session(id),

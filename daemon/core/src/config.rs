@@ -37,10 +37,39 @@ pub struct Settings {
     pub exchange_port: Option<u16>,
     /// Whether peers are looked for in Mainline DHT (`discovery.enabled_methods` has `dht`).
     pub dht: bool,
+    /// How it has to do with relays.
+    pub relay: RelaySettings,
     /// The most peers to hold; more are refused (seed 003, W-D19).
     pub max_peers: usize,
     /// How many sessions to hold (M-21).
     pub sessions: Places,
+}
+
+/// How a node has to do with relays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelaySettings {
+    /// How peers are reached that have no path of their own.
+    pub mode: RelayMode,
+    /// Whether it is a relay for others; `None` if it is where nothing is between it and the internet.
+    pub serve: Option<bool>,
+    /// The most pairs of nodes that it is a relay for.
+    pub max_pairs: usize,
+}
+
+impl RelaySettings {
+    /// Whether it looks for relays.
+    pub const fn is_wanted(&self) -> bool {
+        matches!(self.mode, RelayMode::Sealed)
+    }
+}
+
+/// How peers are reached that have no path of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelayMode {
+    /// Through nodes that pass on what they cannot read.
+    Sealed,
+    /// Not at all.
+    Off,
 }
 
 /// A host's name as others display it: 1 to 63 of `A-Z a-z 0-9 . _ -`, a letter or digit first. Short enough

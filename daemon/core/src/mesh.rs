@@ -50,14 +50,16 @@ mod nat;
 mod paths;
 mod planning;
 mod record;
+mod relays;
 mod rendezvous;
+mod serving;
 mod sessions;
 mod sources;
 mod status;
 
 pub use crate::contact::Via;
 pub use events::{
-    Command, Event, KernelReport, KernelTrouble, Recipient, Seed, Stop, TimeoutReason, Transmit,
+    BindReceived, Command, Event, KernelReport, KernelTrouble, Recipient, Seed, Stop, TimeoutReason, Transmit,
 };
 pub use lan::ANNOUNCE_INTERVAL;
 pub use record::{RECORD_LIFETIME, RECORD_REFRESH};
@@ -84,6 +86,7 @@ pub struct Mesh {
     underlay: Vec<Underlay>,
     reach: Reaching,
     dht: Option<dht::DhtSource>,
+    relays: relays::Relays,
     exchange: Option<Exchange>,
     exchange_port: Option<u16>,
     bootstrap: Vec<Seed>,
@@ -173,6 +176,7 @@ impl Mesh {
             nat: Nat::Unknown,
             exchange_port,
             introducer: false,
+            relay: settings.relay.serve.unwrap_or_default(),
         };
         let exchange = settings.exchange.then(|| Exchange::new(settings.sessions, random(&mut rng)));
         let dht = settings.dht.then(|| dht::DhtSource::new(state.wg_pubkey, random(&mut rng), now));
@@ -183,6 +187,7 @@ impl Mesh {
             leads: TokenBucket::new(lan::LEAD_BURST, lan::LEAD_INTERVAL, now.monotonic),
             strangers: AddressBuckets::new(lan::STRANGER_BURST, lan::STRANGER_INTERVAL),
             store: PeerStore::new(settings.max_peers),
+            relays: relays::Relays::new(&settings.relay),
             settings,
             keys,
             subnets,
@@ -258,6 +263,8 @@ impl Mesh {
         self.drive_stun(now);
         self.drive_paths(now);
         self.drive_dht(now);
+        self.drive_relays(now);
+        self.drive_server(now);
         self.replan(now);
         self.send_hellos(now);
     }
@@ -275,6 +282,8 @@ impl Mesh {
             Event::Datagram { via, from, bytes } => {
                 self.on_datagram(Place { via, address: from }, &bytes, now)
             }
+            Event::Bind(received) => self.on_bind(&received, now),
+            Event::RelayPortTaken(port) => self.on_relay_port_taken(port, now),
             Event::Kernel(report) => self.on_kernel(report, now),
             Event::AddPeer(key, endpoint) => self.add_named(key, endpoint, now),
             Event::ReleasePeer(key) => self.release_named(key),
@@ -311,6 +320,8 @@ impl Mesh {
             (self.replan_at, TimeoutReason::Replan),
             (self.next_look(), TimeoutReason::Session),
             (self.reach.stun.poll_timeout(), TimeoutReason::Stun),
+            (self.next_relay_step(), TimeoutReason::Relay),
+            (self.relays.server.poll_timeout(), TimeoutReason::RelayPairs),
             (self.next_greeting(), TimeoutReason::Greet),
             (self.dht.as_ref().and_then(dht::DhtSource::poll_timeout), TimeoutReason::Dht),
             (self.exchange.as_ref().and_then(Exchange::poll_timeout), TimeoutReason::Exchange),
@@ -381,6 +392,7 @@ impl Mesh {
             Stop::Handover => {}
             Stop::Withdraw => {
                 self.say_goodbye(now);
+                self.stop_serving();
                 self.generation += 1;
                 self.commands.push_back(Command::Apply { generation: self.generation, desired: None });
             }

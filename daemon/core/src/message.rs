@@ -8,7 +8,10 @@
 //! this run is fresh, whatever the clocks say; only a fresh one moves an endpoint.
 //!
 //! A [`Disco`] carries the same proof. Its pings and pongs try paths between two WireGuard ports; its carries take an
-//! [`Offer`], proved by the pair of its own two ends, to a node that the sender cannot reach yet.
+//! [`Offer`], proved by the pair of its own two ends, to a node that the sender cannot reach yet; and it asks a relay for
+//! ports.
+//!
+//! A [`Bind`] goes from WireGuard's port to a relay's and tells it where one end of a pair is.
 
 use std::net::SocketAddr;
 
@@ -21,6 +24,7 @@ use crate::derive::PairKeys;
 use crate::identity::Sequence;
 use crate::key::PublicKey;
 use crate::record::SignedRecord;
+use crate::relay::{Reached, Refusal};
 use crate::wire::decode_all;
 
 const PROOF_BYTES: usize = 16;
@@ -170,6 +174,47 @@ pub enum DiscoBody {
         #[n(1)]
         offer: ByteVec,
     },
+    /// Be a relay between the sender and another node.
+    #[n(4)]
+    Allocate {
+        /// Who that is.
+        #[n(0)]
+        peer: PublicKey,
+    },
+    /// There is a relay between you and another node.
+    #[n(5)]
+    Allocated {
+        /// Who that is.
+        #[n(0)]
+        peer: PublicKey,
+        /// The port for you at the address where you reach the sender.
+        #[n(1)]
+        port: u16,
+    },
+    /// There is none.
+    #[n(6)]
+    Refused {
+        /// For whom it was asked.
+        #[n(0)]
+        peer: PublicKey,
+        /// Why.
+        #[n(1)]
+        refusal: Refusal,
+    },
+}
+
+/// To a relay's port: what belongs to this pair comes from where this came from.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Bind {
+    /// Whose it is.
+    #[n(0)]
+    pub key: PublicKey,
+    /// Never used twice by this sender.
+    #[n(1)]
+    pub stamp: Stamp,
+    /// The port that it is sent to, so that nobody can turn it against another.
+    #[n(2)]
+    pub port: u16,
 }
 
 /// One side of a rendezvous: where to look for it, from now on.
@@ -191,6 +236,12 @@ pub struct Offer {
     /// Whether it answers an offer, and so wants none back.
     #[n(4)]
     pub answer: bool,
+    /// The relays that it reaches itself, at most [`crate::relay::MAX_OFFERED`].
+    #[n(5)]
+    pub relays: Vec<Reached>,
+    /// Whether it wants a relay now.
+    #[n(6)]
+    pub wants_relay: bool,
 }
 
 /// A message that proves its sender to the one node that it is for.
@@ -221,6 +272,14 @@ impl Paired for Hello {
 
 impl Paired for Disco {
     const CONTEXT: &'static [u8] = b"wgmesh disco v1";
+
+    fn sender(&self) -> PublicKey {
+        self.key
+    }
+}
+
+impl Paired for Bind {
+    const CONTEXT: &'static [u8] = b"wgmesh bind v1";
 
     fn sender(&self) -> PublicKey {
         self.key

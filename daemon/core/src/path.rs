@@ -10,6 +10,7 @@
 //!   ping was missed, and counts as lost after some two seconds without an answer. A path at rest costs nothing.
 //! - **A working path is only left for a better one**: of a better [`Kind`] and not slower by 10 ms, of a worse one and
 //!   quicker by that, or of the same kind and quicker by a fifth or 10 ms, seen [`CHECKS`] times. A lost one is left for the first that answers.
+//! - **A relay is only a stopgap**: attempts go on beside it, and any direct path that answers [`CHECKS`] times replaces it.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -24,8 +25,9 @@ mod mtu;
 mod watch;
 mod window;
 
+pub(crate) use candidate::is_quicker;
 pub use candidate::{Answered, Candidate, Kind, LastAnswer, Origin, PINGS_PER_CANDIDATE, Ping};
-use candidate::{FARTHER, SCHEDULE_MS, Schedule, Sent, is_quicker};
+use candidate::{FARTHER, SCHEDULE_MS, Schedule, Sent};
 use mtu::PathMtu;
 pub use mtu::probe_bytes;
 use watch::Current;
@@ -40,6 +42,9 @@ const PINGS_TO_COMPARE: usize = 6;
 
 /// How long an attempt lasts.
 pub const ATTEMPT: Duration = Duration::from_secs(4);
+
+/// For this long a direct path is looked for before a relay is.
+pub const RELAY_GRACE: Duration = Duration::from_secs(1);
 
 /// The rest after the first attempt that failed; doubled after each next one.
 pub const FIRST_REST: Duration = Duration::from_secs(3);
@@ -75,7 +80,6 @@ enum Effort {
 pub struct Paths {
     candidates: BTreeMap<SocketAddr, Candidate>,
     current: Option<Current>,
-    challenger: Option<(SocketAddr, u32)>,
     effort: Effort,
     failures: u32,
     used_until: Option<Monotonic>,
@@ -83,6 +87,8 @@ pub struct Paths {
     was_lost: bool,
     /// Whether everything is to be pinged once the path is used: there may be a better one.
     look_when_used: bool,
+    /// An address that answers pings and leads nowhere.
+    shunned: Option<SocketAddr>,
     introduced: bool,
     /// Whether the last attempt found nobody to introduce the two.
     without_introducer: bool,
@@ -97,13 +103,13 @@ impl Default for Paths {
         Self {
             candidates: BTreeMap::new(),
             current: None,
-            challenger: None,
             effort: Effort::None,
             failures: 0,
             used_until: None,
             offer_due: false,
             was_lost: false,
             look_when_used: false,
+            shunned: None,
             introduced: false,
             without_introducer: false,
             hopeless: false,
@@ -125,12 +131,18 @@ impl Paths {
             named: now,
             answered: None,
             rtt: None,
+            better: 0,
             pings: Vec::new(),
             schedule: attempting.then_some(Schedule { begun: now, step: 0 }),
         });
         candidate.origin = candidate.origin.max(origin);
-        candidate.kind = kind;
+        if candidate.kind != Kind::Relay {
+            candidate.kind = kind;
+        }
         candidate.named = now;
+        if origin == Origin::Relay && self.shunned == Some(address) {
+            self.shunned = None;
+        }
         while self.candidates.len() > MAX_CANDIDATES {
             let kept = self.current.map(|current| current.address);
             let others = self.candidates.iter().filter(|(address, _)| Some(**address) != kept);
@@ -248,12 +260,15 @@ impl Paths {
     /// then the two are compared again.
     pub fn follow_kernel(&mut self, address: SocketAddr, kind: Kind, now: Monotonic) {
         let chosen = self.current.map(|current| current.address);
-        if chosen == Some(address) {
+        if chosen == Some(address) || self.shunned == Some(address) {
             return;
         }
         self.add(address, Origin::Kernel, kind, now);
         let next_ping = self.current.and_then(|current| current.next_ping);
         self.current = Some(Current::new(address, next_ping));
+        if self.is_relayed() {
+            self.begin_at(now + FIRST_REST);
+        }
         if let Some(chosen) = chosen {
             self.compare(chosen, now);
         }
@@ -307,9 +322,41 @@ impl Paths {
         self.current.is_some_and(|current| !current.lost)
     }
 
+    /// Whether there is a path that leads to the peer itself, and it was not lost.
+    pub fn works_directly(&self) -> bool {
+        self.works() && !self.is_relayed()
+    }
+
+    /// Whether the path in use leads through a relay.
+    pub fn is_relayed(&self) -> bool {
+        let current = self.current.and_then(|current| self.candidates.get(&current.address));
+        current.is_some_and(|candidate| candidate.kind == Kind::Relay)
+    }
+
+    /// Returns since when, or from when on, the peer is worth a relay: at once where a path was lost, an attempt has
+    /// failed or none can succeed, otherwise [`RELAY_GRACE`] after an attempt has begun. `None` while there is a path or
+    /// nobody looks for one.
+    pub fn wants_relay_at(&self) -> Option<Monotonic> {
+        let is_sure = self.current.is_some() || self.hopeless || self.failures > 0;
+        match self.effort {
+            _ if self.works() => None,
+            Effort::Attempt { until } if is_sure => Some(until - ATTEMPT),
+            Effort::Attempt { until } => Some(until - (ATTEMPT - RELAY_GRACE)),
+            Effort::Rest { .. } if is_sure => Some(Monotonic::default()),
+            Effort::None | Effort::Rest { .. } => None,
+        }
+    }
+
     /// Returns what is known of an address.
     pub fn candidate(&self, address: SocketAddr) -> Option<&Candidate> {
         self.candidates.get(&address)
+    }
+
+    /// Forgets an address, unless it is the path in use.
+    pub fn remove(&mut self, address: SocketAddr) {
+        if self.current() != Some(address) {
+            self.candidates.remove(&address);
+        }
     }
 
     /// Goes through everything that was named.
@@ -360,7 +407,7 @@ impl Paths {
         for candidate in self.candidates.values_mut() {
             candidate.schedule = None;
         }
-        if self.works() {
+        if self.works_directly() {
             return self.stop();
         }
         let longest = if self.hopeless { HOPELESS_REST } else { LONGEST_REST };
@@ -370,7 +417,7 @@ impl Paths {
     }
 
     fn scheduled_due(&mut self, now: Monotonic) -> Option<SocketAddr> {
-        let works = self.works();
+        let works = self.works_directly();
         let due =
             |candidate: &Candidate| candidate.schedule.and_then(Schedule::due).is_some_and(|at| at <= now);
         let (&address, candidate) = self.candidates.iter_mut().find(|(_, candidate)| due(candidate))?;
@@ -384,6 +431,9 @@ impl Paths {
 
     /// Decides which path to use after `from` has answered. Returns whether it is another, or works again.
     fn choose(&mut self, from: SocketAddr, mtu: Option<u16>, now: Monotonic) -> bool {
+        if self.shunned == Some(from) {
+            return false;
+        }
         let Some(current) = self.current.filter(|current| !current.lost) else {
             self.use_path(from, now);
             return true;
@@ -392,16 +442,10 @@ impl Paths {
             self.follow_answer_of_current(mtu, now);
             return false;
         }
-        if !self.is_better(from, current.address) {
-            self.challenger = self.challenger.filter(|&(challenger, _)| challenger != from);
-            return false;
-        }
-        let seen = match self.challenger {
-            Some((challenger, seen)) if challenger == from => seen + 1,
-            Some(_) | None => 1,
-        };
-        self.challenger = Some((from, seen));
-        if seen < CHECKS {
+        let is_better = self.is_better(from, current.address);
+        let Some(challenger) = self.candidates.get_mut(&from) else { return false };
+        challenger.better = if is_better { challenger.better + 1 } else { 0 };
+        if challenger.better < CHECKS {
             return false;
         }
         self.use_path(from, now);
@@ -412,8 +456,10 @@ impl Paths {
         let is_used = self.is_used(now);
         let next_ping = is_used.then_some(now + WATCH_INTERVAL);
         self.current = Some(Current::new(address, next_ping));
-        self.challenger = None;
-        self.failures = 0;
+        self.candidates.values_mut().for_each(|candidate| candidate.better = 0);
+        if !self.is_relayed() {
+            self.failures = 0;
+        }
         self.mtu.ensure(address, now);
     }
 
@@ -424,6 +470,9 @@ impl Paths {
             return true;
         };
         let Some(rtt) = challenger.rtt else { return false };
+        if (challenger.kind == Kind::Relay) != (current.kind == Kind::Relay) {
+            return current.kind == Kind::Relay;
+        }
         let Some(rtt_now) = current.rtt else { return challenger.kind <= current.kind };
         match challenger.kind.cmp(&current.kind) {
             Ordering::Less => rtt < rtt_now + FARTHER,

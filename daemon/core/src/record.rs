@@ -81,6 +81,9 @@ pub struct Record {
     /// Whether anyone can reach it without more ado, so that it makes a good introducer.
     #[n(12)]
     pub introducer: bool,
+    /// Whether it passes on packets for others.
+    #[n(13)]
+    pub relay: bool,
 }
 
 impl Record {
@@ -257,6 +260,7 @@ pub(crate) mod tests {
             nat: Nat::Cone,
             exchange_port: Some(51900),
             introducer: false,
+            relay: false,
         }
     }
 

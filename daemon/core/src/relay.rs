@@ -4,17 +4,67 @@
 //! the other to the second node, and the other way round; to the kernels of both the relay is one more endpoint. Where an
 //! end is, a relay only learns from a sealed, proved `Bind` that the node sends from WireGuard's port.
 //!
-//! [`Forwarding`] is what the shell must carry out; nothing here forwards anything.
+//! [`Server`] is the relay's side and [`Seeker`] that of a node that wants one. [`Forwarding`] is what the shell must carry
+//! out; nothing here forwards anything.
 //!
 //! Invariants:
 //! - Nothing is passed on before both ends are bound, and nothing from an address that is not bound.
 //! - The table given to the shell is whole: what is not in it is not forwarded.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
+use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 use crate::key::PublicKey;
+
+mod seeker;
+mod server;
+
+pub use seeker::{Seeker, Step};
+pub use server::{Bound, Limits, Server};
+
+/// The most relays that one offer names.
+pub const MAX_OFFERED: usize = 4;
+
+/// Why a relay does not serve a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Refusal {
+    /// It serves nobody.
+    #[n(0)]
+    NotServing,
+    /// It does not reach the other node itself.
+    #[n(1)]
+    Unreached,
+    /// It serves as many pairs as it may.
+    #[n(2)]
+    Full,
+}
+
+/// A relay that a node reaches, and how far away it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Reached {
+    /// Which one.
+    #[n(0)]
+    pub relay: PublicKey,
+    /// The round trip to it in microseconds.
+    #[n(1)]
+    pub rtt_us: u32,
+}
+
+impl Reached {
+    /// Takes note of a relay at this distance.
+    pub fn new(relay: PublicKey, rtt: Duration) -> Self {
+        Self { relay, rtt_us: u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX) }
+    }
+
+    /// Returns the round trip.
+    pub const fn rtt(self) -> Duration {
+        Duration::from_micros(self.rtt_us as u64)
+    }
+}
 
 /// Where one of a pair is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -36,6 +36,9 @@ pub struct Status {
     pub ebpf: Ebpf,
     /// What the kernel was made to hold.
     pub kernel: Kernel,
+    /// What this node passes on for others.
+    #[serde(default)]
+    pub relay: Relay,
     /// Messages that were dropped since the start, by reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub drops: BTreeMap<String, u64>,
@@ -238,6 +241,33 @@ pub struct Ebpf {
     /// Their bytes, with IP headers.
     #[serde(default)]
     pub relayed_bytes: u64,
+}
+
+/// What a node passes on for others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relay {
+    /// Whether it tells others that it is a relay.
+    pub serving: bool,
+    /// The pairs of nodes that have ports here.
+    pub pairs: usize,
+    /// The most of them.
+    pub max_pairs: usize,
+    /// What was passed on.
+    #[serde(flatten)]
+    pub traffic: RelayTraffic,
+}
+
+/// What a relay has passed on since its daemon's start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayTraffic {
+    /// Packets passed on.
+    pub packets: u64,
+    /// Their bytes, without IP and UDP.
+    pub bytes: u64,
+    /// Packets that came from no bound end.
+    pub refused: u64,
+    /// Packets that could not be sent on at once.
+    pub lost: u64,
 }
 
 /// What the kernel was made to hold.

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use wgmesh_core::key::SecretKey;
 use wgmesh_core::nat::NatType;
-use wgmesh_core::status::{Ebpf, Kernel, Node};
+use wgmesh_core::status::{Ebpf, Kernel, Node, Relay};
 use wgmesh_core::stun::{Filtering, ServerReport};
 use wgmesh_core::time::Monotonic;
 
@@ -31,6 +31,7 @@ fn example() -> Status {
         shut_out: Vec::new(),
         ebpf: Ebpf::default(),
         kernel: Kernel::default(),
+        relay: Relay::default(),
         drops: [("seal".to_owned(), 3)].into(),
         problems: Vec::new(),
     }

@@ -5,7 +5,7 @@ pub(super) mod units;
 use std::io::{self, IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use wgmesh_core::status::{Path, Peer, PeerState, SourceState, Status, Traffic};
+use wgmesh_core::status::{Path, Peer, PeerState, Relay, SourceState, Status, Traffic};
 
 use self::units::{ago, bytes, span};
 use super::{Error, peer};
@@ -84,6 +84,7 @@ fn head(status: &Status, style: Style) -> Vec<String> {
     lines.push(format!("  kernel    {}", kernel(status)));
     lines.push(format!("  eBPF      {}", ebpf(status)));
     lines.push(format!("  sources   {}", sources(status)));
+    lines.extend(relay(&status.relay).map(|relay| format!("  relay     {relay}")));
     if !status.drops.is_empty() {
         let drops: Vec<String> =
             status.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
@@ -116,6 +117,13 @@ fn ebpf(status: &Status) -> String {
         (false, _, Some(error)) => format!("off: {error}"),
         (false, _, None) => "off".to_owned(),
     }
+}
+
+/// Says what this node does for others, if it does or would do anything.
+fn relay(relay: &Relay) -> Option<String> {
+    let Relay { serving, pairs, max_pairs, traffic } = relay;
+    let passed_on = format!("{} passed on in {} packets", bytes(traffic.bytes), traffic.packets);
+    (*serving || *pairs > 0).then(|| format!("for {pairs} of at most {max_pairs} pairs, {passed_on}"))
 }
 
 fn sources(status: &Status) -> String {

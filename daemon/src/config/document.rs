@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 use wgmesh_core::record::MAX_ROUTES;
 
 /// Every key, and what it takes. A table is listed by its own name too.
-const KEYS: [(&str, &str); 26] = [
+const KEYS: [(&str, &str); 30] = [
     ("interface", "the name of the WireGuard link, such as \"wgmesh0\""),
     ("secret_file", "the path of a file with the secret, such as \"/etc/wgmesh/wgmesh0.secret\""),
     ("listen_port", "a UDP port from 0 to 65535, 0 for any that is free"),
@@ -42,6 +42,10 @@ const KEYS: [(&str, &str); 26] = [
     ("nat", "a table: [nat]"),
     ("nat.stun_servers", "a list of hosts, such as [\"stun.example.org:3478\"]"),
     ("nat.punching", "true or false"),
+    ("relay", "a table: [relay]"),
+    ("relay.mode", "one of \"sealed\", \"off\""),
+    ("relay.serve", "true or false"),
+    ("relay.max_pairs", "a number of pairs from 1 to 65535"),
     ("limits", "a table: [limits]"),
     ("limits.max_peers", "a number of peers from 1 to 65535"),
 ];
@@ -206,6 +210,13 @@ where
 {
     let texts = Vec::<Text<C::Item>>::deserialize(from)?;
     Ok(texts.into_iter().map(|Text(item)| item).collect())
+}
+
+/// Reads a text that stands for something.
+pub(super) fn text<'de, D: Deserializer<'de>, T: TryFrom<String, Error = String>>(
+    from: D,
+) -> Result<T, D::Error> {
+    Text::deserialize(from).map(|Text(item)| item)
 }
 
 /// One text. It is parsed while the reader is at its place.

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::overrides::Overrides;
-use super::{Discovery, Error, File, Limits, Nat};
+use super::{Discovery, Error, File, Limits, Nat, Relay};
 
 /// What a reload has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +76,7 @@ impl File {
             accept_routes,
             discovery: _,
             nat: _,
+            relay: _,
             limits: _,
             path: _,
             is_optional: _,
@@ -96,9 +97,9 @@ impl File {
         keys.filter(|(.., differs)| *differs).map(|(key, counts, _)| (key, counts)).collect()
     }
 
-    fn differences_in_tables(&self, found: &Self) -> [(&'static str, Counts, bool); 12] {
+    fn differences_in_tables(&self, found: &Self) -> [(&'static str, Counts, bool); 15] {
         use Counts::{AfterRestart, AtOnce};
-        let Self { discovery, nat, limits, .. } = self;
+        let Self { discovery, nat, relay, limits, .. } = self;
         let Discovery {
             enabled_methods,
             bootstrap_nodes,
@@ -111,6 +112,7 @@ impl File {
             dht,
         } = &found.discovery;
         let Nat { stun_servers, punching } = &found.nat;
+        let Relay { mode, serve, max_pairs } = &found.relay;
         let Limits { max_peers } = &found.limits;
         [
             ("discovery.enabled_methods", AfterRestart, *enabled_methods != discovery.enabled_methods),
@@ -124,6 +126,9 @@ impl File {
             ("discovery.dht.bootstrap", AtOnce, dht.bootstrap != discovery.dht.bootstrap),
             ("nat.stun_servers", AtOnce, *stun_servers != nat.stun_servers),
             ("nat.punching", AfterRestart, *punching != nat.punching),
+            ("relay.mode", AfterRestart, *mode != relay.mode),
+            ("relay.serve", AfterRestart, *serve != relay.serve),
+            ("relay.max_pairs", AfterRestart, *max_pairs != relay.max_pairs),
             ("limits.max_peers", AfterRestart, *max_peers != limits.max_peers),
         ]
     }

@@ -84,6 +84,10 @@ fn every_key_is_read() {
         [nat]
         stun_servers = ["stun.example.org", "192.0.2.1:19302"]
         punching = false
+        [relay]
+        mode = "off"
+        serve = true
+        max_pairs = 7
         [limits]
         max_peers = 50
         "#,
@@ -108,6 +112,7 @@ fn every_key_is_read() {
     assert!(!settings.lan && !settings.punching && !settings.exchange);
     assert_eq!(settings.exchange_port, Some(51901));
     assert_eq!(settings.max_peers, 50);
+    assert_eq!(settings.relay, RelaySettings { mode: RelayMode::Off, serve: Some(true), max_pairs: 7 });
     assert_eq!(settings.advertise_routes.len(), 2);
     assert_eq!(settings.accept_routes, BTreeSet::from(["192.168.0.0/16".parse().unwrap()]));
 }
@@ -122,8 +127,8 @@ fn an_unknown_key_is_placed_and_the_nearest_is_proposed() {
 
 #[test]
 fn a_key_like_no_other_lists_what_there_is() {
-    let text = complaint("[relay]\nmode = \"sealed\"\n");
-    assert!(text.starts_with("1:2: `relay`: unknown key; known here: interface, secret_file,"), "{text}");
+    let text = complaint("[broadcast]\nenabled = true\n");
+    assert!(text.starts_with("1:2: `broadcast`: unknown key; known here: interface, secret_file,"), "{text}");
     let text = complaint("[nat]\nupnp = true\n");
     assert_eq!(text, "2:1: `nat.upnp`: unknown key; known here: nat.stun_servers, nat.punching");
 }
@@ -151,6 +156,9 @@ fn a_value_of_the_wrong_kind_says_what_the_key_takes() {
         ("[discovery.dht]\nbootstrap = [\"a b\"]", "2:14: `discovery.dht.bootstrap`"),
         ("[nat]\nstun_servers = [\n  \"stun.example.org:x\",\n]", "3:3: `nat.stun_servers`"),
         ("[nat]\npunching = \"yes\"", "2:12: `nat.punching`"),
+        ("[relay]\nmode = \"open\"", "2:8: `relay.mode`"),
+        ("[relay]\nserve = 1", "2:9: `relay.serve`"),
+        ("[relay]\nmax_pairs = 0", "2:13: `relay.max_pairs`"),
     ] {
         let complaint = complaint(text);
         assert!(complaint.starts_with(place), "{text}: {complaint}");

@@ -111,6 +111,7 @@ impl Daemon {
         }
         let mut status = self.mesh.status(clock::now());
         self.outside.traffic.describe(&mut status);
+        status.relay.traffic = self.network.relay_traffic();
         status.kernel.release = nix::sys::utsname::uname()
             .map(|name| name.release().to_string_lossy().into_owned())
             .unwrap_or_default();

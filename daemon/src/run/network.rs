@@ -11,7 +11,8 @@ use wgmesh_core::dht::{DhtEvent, Order};
 use wgmesh_core::exchange::{SessionId, Target};
 use wgmesh_core::kernel::Underlay;
 use wgmesh_core::mesh::{Event, Recipient, Seed, Transmit, Via};
-use wgmesh_core::status::Source;
+use wgmesh_core::relay::Forwarding;
+use wgmesh_core::status::{RelayTraffic, Source};
 
 use super::dns_seeds::DnsSeeds;
 use crate::config::{BootstrapNode, File};
@@ -19,6 +20,7 @@ use crate::dht::Dht;
 use crate::exchange::Exchange;
 use crate::lan::{Lan, Received};
 use crate::names::{Names, Resolved, Service};
+use crate::relay::Relay;
 use crate::wireguard_port::{self, WireguardPort};
 
 /// Datagrams of one kind that are taken in at once; more wait for the next turn, so that a flood holds up nothing else.
@@ -36,6 +38,7 @@ pub(super) struct Network {
     lan: Way<Lan>,
     /// `None` where paths through NATs are not looked for.
     wireguard: Option<Way<WireguardPort>>,
+    relay: Relay,
     exchange: Option<Exchange>,
     exchange_port: Option<u16>,
     /// `None` where nobody is looked for in the DHT.
@@ -68,6 +71,7 @@ impl Network {
             keys: keys.clone(),
             lan,
             wireguard: None,
+            relay: Relay::new(),
             exchange: None,
             exchange_port: settings.exchange.then(|| settings.exchange_port.unwrap_or(keys.exchange_port())),
             services: Services {
@@ -188,6 +192,7 @@ impl Network {
             let happened = tokio::select! {
                 received = receive(&self.lan) => datagram(received),
                 received = receive_wireguard(&self.wireguard) => disco(received),
+                event = self.relay.next() => Some(event),
                 event = next_session(&mut self.exchange) => Some(Event::Session(event)),
                 servers = self.stun_servers.changed() => {
                     Some(Event::StunServers(servers.into_iter().map(|(_, address)| address).collect()))
@@ -236,6 +241,16 @@ impl Network {
             }
             (Via::WireGuard, Recipient::GroupV4 | Recipient::GroupV6) => {}
         }
+    }
+
+    /// Passes on between these pairs and no others.
+    pub(super) fn relay(&mut self, table: &[Forwarding]) {
+        self.relay.follow(table);
+    }
+
+    /// Returns what was passed on for others.
+    pub(super) fn relay_traffic(&self) -> RelayTraffic {
+        self.relay.traffic()
     }
 
     /// Opens a stream of the exchange.

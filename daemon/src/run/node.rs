@@ -6,6 +6,7 @@ use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::identity::NodeState;
 use wgmesh_core::kernel::Underlay;
 use wgmesh_core::mesh::Mesh;
+use wgmesh_core::relay::Forwarding;
 use wgmesh_core::standing::Book;
 
 use super::network::Network;
@@ -30,6 +31,7 @@ pub(super) struct Remembered {
     node: NodeState,
     cache: Vec<CacheEntry>,
     book: Book,
+    relayed: Vec<Forwarding>,
     settings: Settings,
     network: Network,
     wanted: Wanted,
@@ -44,6 +46,7 @@ impl Remembered {
             pins: state::StateFile::new(config.pins_path()),
             book: state::StateFile::new(config.peerstore_path()),
             dht_nodes: state::StateFile::new(config.dht_nodes_path()),
+            relay: state::StateFile::new(config.relay_path()),
         };
         let node = match files.node.load()? {
             Some(node) => node,
@@ -51,6 +54,7 @@ impl Remembered {
         };
         let cache = files.peers.load()?.unwrap_or_default();
         let book = files.book.load()?.unwrap_or_default();
+        let relayed = files.relay.load()?.unwrap_or_default();
         let hostname = nix::unistd::gethostname().unwrap_or_default();
         let settings = config.settings(&hostname.to_string_lossy());
         let wanted = Wanted::new(config, files.pins.load()?.unwrap_or_default());
@@ -59,7 +63,7 @@ impl Remembered {
             network.remember_dht(files.dht_nodes.load()?.unwrap_or_default());
         }
         network.set_bootstrap(wanted.bootstrap_nodes());
-        Ok(Self { files, node, cache, book, settings, network, wanted })
+        Ok(Self { files, node, cache, book, relayed, settings, network, wanted })
     }
 }
 
@@ -70,11 +74,12 @@ impl Node {
         remembered: Remembered,
         underlay: Vec<Underlay>,
     ) -> Result<Self, Error> {
-        let Remembered { files, node, cache, book, settings, mut network, wanted } = remembered;
+        let Remembered { files, node, cache, book, relayed, settings, mut network, wanted } = remembered;
         let (now, punching) = (clock::now(), settings.punching);
         let mut mesh = Mesh::new(settings, keys, node, underlay, random()?, now);
         mesh.take_book(book, now);
         let restored = mesh.restore(&cache, now);
+        mesh.restore_relay(&relayed, now);
         tracing::info!(key = %mesh.public_key(), restored, "starting");
         let storage = Storage::start(files).map_err(system("start a thread"))?;
         if punching {

@@ -5,6 +5,7 @@
 //! after a power cut goes on above it all the same.
 
 use std::net::SocketAddrV4;
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use wgmesh_core::cache::CacheEntry;
 use wgmesh_core::identity::NodeState;
+use wgmesh_core::relay::Forwarding;
 use wgmesh_core::standing::Book;
 
 use crate::pins::Pins;
@@ -32,6 +34,8 @@ pub(super) struct Files {
     pub(super) book: StateFile<Book>,
     /// Nodes of the DHT to begin with.
     pub(super) dht_nodes: StateFile<Vec<SocketAddrV4>>,
+    /// The pairs that it is a relay for.
+    pub(super) relay: StateFile<Vec<Forwarding>>,
 }
 
 /// Something to write.
@@ -46,6 +50,8 @@ pub(super) enum Job {
     Book(Book),
     /// Nodes of the DHT to begin with.
     DhtNodes(Vec<SocketAddrV4>),
+    /// The pairs that it is a relay for.
+    Relay(Arc<Vec<Forwarding>>),
 }
 
 /// The writing thread. Dropping it waits until everything is written, or was tried once more.
@@ -104,12 +110,14 @@ struct Waiting {
     pins: Option<Pins>,
     book: Option<Book>,
     dht_nodes: Option<Vec<SocketAddrV4>>,
+    relay: Option<Arc<Vec<Forwarding>>>,
 }
 
 impl Waiting {
     const fn is_empty(&self) -> bool {
-        let Self { node, peers, pins, book, dht_nodes } = self;
-        node.is_none() && peers.is_none() && pins.is_none() && book.is_none() && dht_nodes.is_none()
+        let Self { node, peers, pins, book, dht_nodes, relay } = self;
+        let are_ours = node.is_none() && peers.is_none() && pins.is_none();
+        are_ours && book.is_none() && dht_nodes.is_none() && relay.is_none()
     }
 }
 
@@ -142,18 +150,20 @@ impl Writer {
             Job::Pins(pins) => self.waiting.pins = Some(pins),
             Job::Book(book) => self.waiting.book = Some(book),
             Job::DhtNodes(nodes) => self.waiting.dht_nodes = Some(nodes),
+            Job::Relay(relay) => self.waiting.relay = Some(relay),
         }
     }
 
     fn write(&mut self) {
         let Self { files, report, waiting } = self;
-        let Waiting { node, peers, pins, book, dht_nodes } = waiting;
+        let Waiting { node, peers, pins, book, dht_nodes, relay } = waiting;
         let wrote = [
             write(node, |node| files.node.save(node), report),
             write(peers, |peers| files.peers.save(peers), report),
             write(pins, |pins| files.pins.save(pins), report),
             write(book, |book| files.book.save(book), report),
             write(dht_nodes, |nodes| files.dht_nodes.save(nodes), report),
+            write(relay, |relay| files.relay.save(relay), report),
         ];
         if wrote.contains(&true) && waiting.is_empty() {
             report.send_replace(None);

@@ -1,4 +1,5 @@
-//! Two hosts behind NATs and one public introducer: the smallest mesh in which paths must be found.
+//! Two hosts behind NATs and one public introducer: the smallest mesh in which paths must be found. The introducer is no
+//! relay unless it is asked to be one, so that a path is a direct one or none.
 //!
 //! The two know the secret, where the introducer's exchange listens, and the STUN servers. Whether the path that they
 //! found is a direct one is asked of the kernel, not of the daemon: the peer that has the other's address in the mesh
@@ -41,6 +42,8 @@ pub struct View {
     pub path: String,
     /// Why, as `status` tells it.
     pub why: String,
+    /// The key of the relay that `status` tells, empty where there is none.
+    pub relay: String,
     /// Where the kernel sends.
     pub endpoint: Option<SocketAddr>,
     /// When WireGuard last shook hands, in seconds since 1970; 0 if never.
@@ -71,15 +74,44 @@ impl Pair {
 
     /// Starts a pair whose two daemons have more in their settings, keys of the top level.
     pub fn start_with(internet: &Internet, number: u8, kinds: [NatKind; 2], settings: Settings) -> Self {
+        let introducer = Settings::new(&settings.secret).over_internet(&[]).with("[relay]\nserve = false");
+        Self::start_around(internet, number, kinds, settings, &introducer)
+    }
+
+    /// Starts a pair whose introducer is also a relay.
+    pub fn start_relayed(internet: &Internet, number: u8, kinds: [NatKind; 2]) -> Self {
+        let settings = Settings::new(&secret(number));
+        let introducer = settings.clone().over_internet(&[]);
+        Self::start_around(internet, number, kinds, settings, &introducer)
+    }
+
+    fn start_around(
+        internet: &Internet,
+        number: u8,
+        kinds: [NatKind; 2],
+        settings: Settings,
+        introducer: &Settings,
+    ) -> Self {
         let address = Self::introducer_address(number);
         let introducer_host = internet.server(&format!("p{number}-introducer"), &[address]);
         let names = ["left", "right"].map(|side| format!("p{number}-{side}"));
         let sites = [0, 1].map(|index| internet.site(&names[index], kinds[index]));
-        let introducer = introducer_host.daemon(&Settings::new(&settings.secret).over_internet(&[]));
+        let introducer = introducer_host.daemon(introducer);
         introducer.wait_ready();
         let settings = settings.over_internet(&[address]);
         let daemons = [0, 1].map(|index| sites[index].host.daemon(&settings));
         Self { kinds, daemons, introducer, sites, introducer_host }
+    }
+
+    /// Starts one more public node, which is a relay; those of one internet have different numbers. It finds the others at
+    /// the pair's introducer.
+    pub fn relay(&self, internet: &Internet, introducer: Ipv4Addr, number: u8) -> (Host, Daemon) {
+        let host = internet.server(&format!("relay-{number}"), &[Ipv4Addr::new(192, 0, 2, 240 + number)]);
+        let secret = std::fs::read_to_string(self.introducer_host.folder().join("secret"));
+        let secret = secret.expect("the introducer has its secret in a file");
+        let daemon = host.daemon(&Settings::new(secret.trim()).over_internet(&[introducer]));
+        daemon.wait_ready();
+        (host, daemon)
     }
 
     /// Returns where the introducer of the pair with that number is.
@@ -127,6 +159,7 @@ impl Pair {
         let mut view = View {
             state: text(peer.map(|peer| &peer["state"])),
             path: text(peer.map(|peer| &peer["path"]["kind"])),
+            relay: text(peer.map(|peer| &peer["path"]["relay"])),
             why: text(peer.map(|peer| &peer["why"])),
             ..View::default()
         };

@@ -6,6 +6,7 @@ mod changes;
 mod hostile;
 mod member;
 mod neighbours;
+mod relays;
 
 use std::io::Write;
 use std::net::Ipv4Addr;

@@ -9,25 +9,32 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use wgmesh_core::cache::CacheEntry;
-use wgmesh_core::config::Settings;
+use wgmesh_core::config::{RelayMode, RelaySettings, Settings};
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::dht::{DhtEvent, Order};
 use wgmesh_core::exchange::{SessionEvent, SessionId, Target};
 use wgmesh_core::identity::{NodeState, Sequence};
 use wgmesh_core::kernel::{OwnerMark, Underlay};
 use wgmesh_core::key::PublicKey;
-use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Recipient, Seed, Stop, Transmit, Via};
+use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Seed, Stop, Transmit, Via};
 use wgmesh_core::nat::Nat;
 use wgmesh_core::pool::Places;
 use wgmesh_core::record::{Record, SignedRecord, may_be_an_endpoint};
+use wgmesh_core::relay::Forwarding;
 use wgmesh_core::standing::Book;
 use wgmesh_core::time::{Monotonic, Now, WallClock};
 
 use crate::applier::{Applier, Pace};
 use crate::kernel::{Kernel, Sabotage};
-use crate::network::{HEADER_BYTES, HostId};
+use crate::network::HostId;
 use crate::random::Random;
 use crate::world::LAN_PORT;
+
+mod relaying;
+mod totals;
+
+pub use relaying::Relaying;
+pub use totals::Totals;
 
 /// What a socket's default buffer (`net.core.rmem_default`, 212,992 bytes) holds of datagrams like ours, each of
 /// which is accounted with some 1,300 bytes.
@@ -52,6 +59,12 @@ pub struct HostPlan {
     pub exchange: bool,
     /// With whom, by configuration.
     pub bootstrap: Vec<HostId>,
+    /// Whether it is a relay for others; `None` leaves it to the node.
+    pub serve: Option<bool>,
+    /// The most pairs that it is a relay for.
+    pub max_pairs: usize,
+    /// What it does with the packets of others.
+    pub relaying: Relaying,
     /// The most peers that it holds.
     pub max_peers: usize,
     /// How many sessions it holds.
@@ -77,6 +90,9 @@ impl Default for HostPlan {
             lan: true,
             exchange: true,
             bootstrap: Vec::new(),
+            serve: Some(false),
+            max_pairs: 1024,
+            relaying: Relaying::Honest,
             max_peers: 1000,
             sessions: Places { target: 4, max: 32 },
             dht: false,
@@ -125,36 +141,6 @@ pub struct Disk {
     pub book: Book,
 }
 
-/// What a host has sent and done since its world began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// The daemon's datagrams to groups.
-    pub announces: u64,
-    /// The daemon's datagrams to single nodes.
-    pub hellos: u64,
-    /// The daemon's datagrams from WireGuard's port.
-    pub probes: u64,
-    /// The bytes of all three, with IP and UDP headers.
-    pub bytes: u64,
-    /// The bytes of its sessions, with the headers of IP, TCP and TLS.
-    pub session_bytes: u64,
-    /// Datagrams that came while the daemon's socket was full.
-    pub overflows: u64,
-}
-
-impl Totals {
-    /// Counts a datagram that the daemon sends.
-    pub const fn count(&mut self, transmit: &Transmit) {
-        let counter = match (transmit.via, transmit.to) {
-            (Via::WireGuard, _) => &mut self.probes,
-            (Via::Link(_), Recipient::GroupV4 | Recipient::GroupV6) => &mut self.announces,
-            (Via::Link(_), Recipient::Node(_)) => &mut self.hellos,
-        };
-        *counter += 1;
-        self.bytes += HEADER_BYTES + transmit.bytes.len() as u64;
-    }
-}
-
 struct Process {
     mesh: Mesh,
     applier: Applier,
@@ -177,6 +163,8 @@ pub struct Host {
     process: Option<Process>,
     sends: VecDeque<Transmit>,
     requests: VecDeque<Request>,
+    /// What its daemon passes on for others, while it runs.
+    forwardings: Arc<Vec<Forwarding>>,
     sabotaged_at: Option<Monotonic>,
     /// How often the daemon wanted to be called again at the same moment.
     calls_at_once: u32,
@@ -202,6 +190,7 @@ impl Host {
             process: None,
             sends: VecDeque::new(),
             requests: VecDeque::new(),
+            forwardings: Arc::default(),
             sabotaged_at: None,
             calls_at_once: 0,
             called_at: Monotonic::default(),
@@ -313,6 +302,7 @@ impl Host {
             nat: Nat::Unknown,
             exchange_port: self.exchange_port(),
             introducer: false,
+            relay: false,
         };
         SignedRecord::sign(record, &state.wg_private_key, self.keys.network_id(), random.generator())
     }
@@ -322,6 +312,7 @@ impl Host {
         self.process = None;
         self.sends.clear();
         self.requests.clear();
+        self.forwardings = Arc::default();
     }
 
     /// Ends the daemon as asked.
@@ -332,6 +323,7 @@ impl Host {
             process.applier.withdraw(&mut self.kernel, now);
         }
         self.process = None;
+        self.forwardings = Arc::default();
     }
 
     /// Ends everything and comes up again with an empty kernel.
@@ -435,6 +427,11 @@ impl Host {
             exchange: self.plan.exchange,
             exchange_port: None,
             dht: self.plan.dht,
+            relay: RelaySettings {
+                mode: RelayMode::Sealed,
+                serve: self.plan.serve,
+                max_pairs: self.plan.max_pairs,
+            },
             max_peers: self.plan.max_peers,
             sessions: self.plan.sessions,
         }
@@ -493,6 +490,7 @@ impl Host {
                     process.applier.set_goal(generation, desired);
                 }
                 Command::Send(transmit) => self.sends.push_back(transmit),
+                Command::Relay(table) => self.forwardings = table,
                 Command::Dial(target) => self.requests.push_back(Request::Dial(target)),
                 Command::SendFrame { id, bytes } => self.requests.push_back(Request::Send(id, bytes)),
                 Command::CloseSession(id) => self.requests.push_back(Request::Close(id)),

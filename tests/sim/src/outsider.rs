@@ -59,6 +59,7 @@ fn sign_invented(keys: &MeshKeys, candidates: &[SocketAddr], now: Now, random: &
         nat: wgmesh_core::nat::Nat::Unknown,
         exchange_port: None,
         introducer: false,
+        relay: false,
     };
     SignedRecord::sign(record, &secret, keys.network_id(), random.generator())
 }
@@ -92,6 +93,8 @@ impl Forgery<'_> {
             token: Token(1),
             candidates: candidates.to_vec(),
             answer: false,
+            relays: Vec::new(),
+            wants_relay: false,
         };
         offer.encode_proved(self.to, &self.pair())
     }

@@ -31,6 +31,7 @@ use crate::watch::Watch;
 
 mod convergence;
 mod dht;
+mod relays;
 mod sessions;
 mod topology;
 mod traffic;
@@ -312,6 +313,9 @@ impl World {
 
     fn on_delivery(&mut self, id: HostId, interface: u32, datagram: &Datagram) -> Result<(), Violation> {
         self.trace.number(id.0 as u64);
+        if self.host(id).has_relay_port(datagram.to.port()) {
+            return self.on_relay_port(id, datagram);
+        }
         match &datagram.payload {
             Payload::Daemon(bytes) => {
                 self.trace.bytes(bytes);

@@ -30,7 +30,15 @@ impl Mesh {
         origin: Origin,
         now: Monotonic,
     ) -> bool {
-        let kind = self.kind_of(address.ip());
+        let kind = match origin {
+            Origin::Relay => Kind::Relay,
+            Origin::Cache
+            | Origin::Record
+            | Origin::Offer
+            | Origin::Ping
+            | Origin::Kernel
+            | Origin::Static => self.kind_of(address.ip()),
+        };
         self.is_candidate(address) && self.reach.paths.entry(key).or_default().add(address, origin, kind, now)
     }
 

@@ -1,7 +1,7 @@
 //! What goes into a node and what comes out of it.
 
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -13,6 +13,7 @@ use crate::exchange::{SessionEvent, SessionId, Target};
 use crate::identity::NodeState;
 use crate::kernel::{Desired, Observed, Underlay};
 use crate::key::PublicKey;
+use crate::relay::Forwarding;
 use crate::standing::Book;
 
 /// What happens to a node.
@@ -43,6 +44,10 @@ pub enum Event {
         /// What was sent.
         bytes: Vec<u8>,
     },
+    /// A datagram for the relay itself came to one of its ports.
+    Bind(BindReceived),
+    /// Another program has one of the relay's ports.
+    RelayPortTaken(u16),
     /// The applier has looked at the kernel, and perhaps changed it.
     Kernel(KernelReport),
     /// The operator names a peer, and perhaps where its WireGuard answers.
@@ -77,6 +82,19 @@ pub struct Seed {
     pub name: Option<String>,
     /// Where it is.
     pub target: Target,
+}
+
+/// A datagram for a relay, not for one of its pairs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BindReceived {
+    /// The relay's port that it came to.
+    pub port: u16,
+    /// The relay's address that it came to.
+    pub local: IpAddr,
+    /// Who sent it.
+    pub from: SocketAddr,
+    /// What was sent.
+    pub bytes: Vec<u8>,
 }
 
 /// What the applier found.
@@ -141,6 +159,8 @@ pub enum Command {
     Dht(Order),
     /// Writes the nodes of the DHT to disk that a later run may begin with.
     SaveDhtNodes(Vec<SocketAddrV4>),
+    /// Passes on packets between these pairs and no others.
+    Relay(Arc<Vec<Forwarding>>),
     /// Has the applier read the kernel soon.
     Look,
 }
@@ -186,6 +206,10 @@ pub enum TimeoutReason {
     Replan,
     /// A path is to be tried or judged.
     Path,
+    /// A relay is to be asked, told or given up.
+    Relay,
+    /// A pair's ports are to be taken back.
+    RelayPairs,
     /// A STUN server is to be asked, or given up.
     Stun,
     /// A peer that the operator named wants a greeting.

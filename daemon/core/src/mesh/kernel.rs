@@ -20,7 +20,7 @@ pub(super) const SESSION_LIFETIME: Duration = Duration::from_secs(180);
 const MAX_PORT_MOVES: u16 = 100;
 
 /// The range that a port is drawn from where any will do: IANA's dynamic ports (RFC 6335 §6).
-const DYNAMIC_PORTS: std::ops::RangeInclusive<u16> = 49152..=65435;
+pub(super) const DYNAMIC_PORTS: std::ops::RangeInclusive<u16> = 49152..=65435;
 
 /// Draws a port that leaves room for [`MAX_PORT_MOVES`].
 pub(super) fn random_port(rng: &mut ChaCha8Rng) -> u16 {
@@ -79,6 +79,7 @@ impl Mesh {
         self.reach.paths.remove(&key);
         self.reach.carries.remove(&key);
         self.reach.seen_at.remove(&key);
+        self.relays.forget(key);
     }
 
     fn on_observed(&mut self, observed: Arc<Observed>, fresh: bool, now: Now) {

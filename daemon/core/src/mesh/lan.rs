@@ -257,6 +257,7 @@ impl Mesh {
             Ok(()) => {
                 self.dirty |= reach(contact) != before;
                 let endpoint = Some(place.endpoint(record.record().listen_port));
+                let endpoint = endpoint.filter(|endpoint| self.relay_at(key, *endpoint).is_none());
                 self.claim(Claim { record, source, endpoint, fresh: true }, place, now);
             }
             Err(Ignored::Replayed) => self.drop_input("replayed", from),

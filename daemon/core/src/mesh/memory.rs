@@ -68,6 +68,7 @@ impl Mesh {
             let silence = now.monotonic.since(peer.last_seen);
             let kernel =
                 observed.and_then(|observed| observed.peers.get(&key)).and_then(|peer| peer.endpoint);
+            let kernel = kernel.filter(|endpoint| self.relay_at(key, *endpoint).is_none());
             let remembered = peer.best_candidate(now.monotonic);
             CacheEntry {
                 record: peer.record().into(),

@@ -60,7 +60,8 @@ impl Mesh {
         if !self.is_candidate(seen) || self.reach.seen_at.insert(key, seen) == Some(seen) {
             return;
         }
-        if self.whereabouts().candidates != self.record.record().candidates {
+        let (whereabouts, told) = (self.whereabouts(), self.record.record());
+        if whereabouts.candidates != told.candidates || whereabouts.relay != told.relay {
             tracing::info!(peer = %key, %seen, "a peer sees this node at another address");
             // Soon, but whatever peers say does not have us sign without end.
             self.refresh_at = self.refresh_at.min(now.monotonic.max(self.signed_at + SEEN_INTERVAL));
@@ -105,6 +106,7 @@ impl Mesh {
             nat: nat.coarse(),
             exchange_port: self.exchange_port,
             introducer: nat == NatType::Open,
+            relay: self.serves(),
         }
     }
 }

@@ -82,7 +82,7 @@ impl Mesh {
         }
         self.add_recorded_candidates(key, now.monotonic);
         let endpoint = self.live_endpoint(key, now);
-        let kind = endpoint.map(|endpoint| self.kind_of(endpoint.ip()));
+        let kind = endpoint.map(|endpoint| self.kind_at(key, endpoint));
         let paths = self.reach.paths.entry(key).or_default();
         if let (Some(endpoint), Some(kind)) = (endpoint, kind) {
             paths.follow_kernel(endpoint, kind, now.monotonic);
@@ -128,7 +128,7 @@ impl Mesh {
             let has_traffic = earlier.is_some() && sent > QUIET_BYTES;
             let age = peer.last_handshake.map(|at| now.wall.since(at));
             let (Some(age), Some(endpoint)) = (age, peer.endpoint) else { continue };
-            let kind = self.kind_of(endpoint.ip());
+            let kind = self.kind_at(key, endpoint);
             let paths = self.reach.paths.entry(key).or_default();
             if age <= SESSION_LIFETIME && (is_settled || paths.current().is_none()) {
                 paths.follow_kernel(endpoint, kind, now.monotonic);
@@ -139,6 +139,7 @@ impl Mesh {
             if age > SESSION_OVERDUE {
                 paths.verify(now.monotonic);
             }
+            self.follow_relayed(key, has_traffic, peer.rx_bytes, now);
         }
     }
 
@@ -161,7 +162,7 @@ impl Mesh {
         let hopeless = self.is_hopeless(key);
         let Some(paths) = self.reach.paths.get_mut(&key) else { return };
         paths.expect_nothing(hopeless);
-        if works && (paths.current().is_none() || (paths.works() && paths.is_resting())) {
+        if works && (paths.current().is_none() || (paths.works_directly() && paths.is_resting())) {
             paths.stop();
         }
         paths.handle_timeout(now.monotonic);
@@ -174,6 +175,7 @@ impl Mesh {
         self.follow_mtu(key);
         if lost {
             self.reach.stun.refresh(now.monotonic);
+            self.on_path_lost(key, now);
         }
         for ping in pings {
             self.send_ping(key, ping, now);
@@ -182,6 +184,7 @@ impl Mesh {
             self.send_offers(key, now);
             self.introduce_myself(key, now);
         }
+        self.drive_relay(key, now);
     }
 
     /// Whether nothing can be expected to pass between this node's NAT and a peer's (REQUIREMENTS section 11).
@@ -216,12 +219,16 @@ impl Mesh {
             }
             DiscoBody::Ping { id, padding: _ } => self.on_ping(key, id, from, now),
             DiscoBody::Pong { id, seen } => {
-                if self.on_pong(key, id, disco.token, from, now) {
+                // What came by a relay tells where the relay is.
+                if self.on_pong(key, id, disco.token, from, now) && self.relay_at(key, from).is_none() {
                     self.on_seen(key, seen, now);
                 }
             }
             DiscoBody::Carry { to, offer } => self.carry(key, to, offer.to_vec(), from, now),
             DiscoBody::Carried { from: origin, offer } => self.on_offer(key, origin, &offer, from, now),
+            DiscoBody::Allocate { peer } => self.on_allocate(key, peer, from, now),
+            DiscoBody::Allocated { peer, port } => self.on_allocated(key, peer, port, from, now),
+            DiscoBody::Refused { peer, refusal } => self.on_refused(key, peer, refusal, now),
         }
     }
 
@@ -230,7 +237,7 @@ impl Mesh {
         if !self.is_candidate(from) || !self.settings.punching {
             return;
         }
-        let kind = self.kind_of(from.ip());
+        let kind = self.kind_at(key, from);
         self.reach.paths.entry(key).or_default().handle_ping(from, kind, now.monotonic);
     }
 
@@ -247,11 +254,14 @@ impl Mesh {
             let claim = Claim {
                 record: peer.record().clone(),
                 source: Source::Incoming,
-                endpoint: Some(from),
+                endpoint: Some(from).filter(|from| self.relay_at(key, *from).is_none()),
                 fresh: true,
             };
             let place = Place { via: Via::WireGuard, address: from };
             self.claim(claim, place, now);
+        }
+        if let Some(seeker) = self.relays.seekers.get_mut(&key) {
+            seeker.handle_answer(from, now.monotonic);
         }
         if answered.switched {
             self.use_path(key, from, token, now);
@@ -291,7 +301,11 @@ impl Mesh {
     /// Has the tunnel take a path that was proved.
     fn use_path(&mut self, key: PublicKey, address: SocketAddr, token: Token, now: Now) {
         let place = Place { via: Via::WireGuard, address };
-        tracing::info!(peer = %key, endpoint = %address, "found a path");
+        let (path, relay) = (self.kind_at(key, address).name(), self.relay_at(key, address));
+        match relay {
+            Some(relay) => tracing::info!(peer = %key, endpoint = %address, path, %relay, "found a path"),
+            None => tracing::info!(peer = %key, endpoint = %address, path, "found a path"),
+        }
         let lower = self.state.wg_pubkey < key;
         let installed = self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key));
         let contact = self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, now.monotonic));
@@ -315,6 +329,7 @@ impl Mesh {
         if !proved && !self.reach.targets.take(to.ip(), now.monotonic) {
             return self.drop_input("ping limit", to);
         }
+        self.bind_before_ping(key, to, now);
         let padding = self.ping_padding(key, id, mtu);
         self.send_disco(key, to, DiscoBody::Ping { id, padding: vec![0; padding].into() }, now);
     }

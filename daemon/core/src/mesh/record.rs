@@ -56,6 +56,7 @@ pub(super) struct Whereabouts {
     pub(super) nat: Nat,
     pub(super) exchange_port: Option<u16>,
     pub(super) introducer: bool,
+    pub(super) relay: bool,
 }
 
 pub(super) fn sign_record(
@@ -67,7 +68,7 @@ pub(super) fn sign_record(
     now: Now,
     rng: &mut ChaCha8Rng,
 ) -> SignedRecord {
-    let Whereabouts { listen_port, candidates, nat, exchange_port, introducer } = whereabouts;
+    let Whereabouts { listen_port, candidates, nat, exchange_port, introducer, relay } = whereabouts;
     state.sequence = state.sequence.advance(now.wall);
     let record = Record {
         key: state.wg_pubkey,
@@ -83,6 +84,7 @@ pub(super) fn sign_record(
         nat,
         exchange_port,
         introducer,
+        relay,
     };
     SignedRecord::sign(record, &state.wg_private_key, keys.network_id(), rng)
 }

@@ -15,6 +15,7 @@ use crate::key::PublicKey;
 use crate::message::{DiscoBody, Offer, Paired as _, Unproved};
 use crate::path::{Origin, Paths};
 use crate::record::MAX_CANDIDATES;
+use crate::relay::MAX_OFFERED;
 use crate::store::{Claim, Source};
 use crate::time::Now;
 
@@ -47,6 +48,9 @@ impl Mesh {
         if !self.reach.paths.entry(origin).or_default().is_new(offer.stamp, now.monotonic) {
             return self.drop_input("replayed", from);
         }
+        if offer.relays.len() > MAX_OFFERED {
+            return self.drop_input("malformed", from);
+        }
         for address in offer.candidates {
             self.add_candidate(origin, address, Origin::Offer, now.monotonic);
         }
@@ -64,13 +68,15 @@ impl Mesh {
         if !offer.answer {
             self.send_offer(origin, introducer, true, now);
         }
+        self.hear_relays(origin, &offer.relays, offer.wants_relay, now);
         self.drive(origin, now);
     }
 
     /// Notes where a tunnel came up that introducers have helped into being (W-X24).
     pub(super) fn note_rendezvous(&mut self, key: PublicKey, endpoint: SocketAddr, now: Now) {
-        let introduced =
-            self.reach.paths.get(&key).is_some_and(Paths::was_introduced) && !self.is_met_on_link(key);
+        let introduced = self.reach.paths.get(&key).is_some_and(Paths::was_introduced)
+            && !self.is_met_on_link(key)
+            && self.relay_at(key, endpoint).is_none();
         if let (true, Some(peer)) = (introduced, self.store.get(key)) {
             let record = peer.record().clone();
             let claim = Claim { record, source: Source::Rendezvous, endpoint: Some(endpoint), fresh: true };
@@ -86,6 +92,7 @@ impl Mesh {
         for introducer in introducers {
             self.send_offer(key, introducer, false, now);
         }
+        self.note_asked(key, now);
     }
 
     /// Begins anew with the peers to whom nobody could introduce this node when it tried: somebody has come up.
@@ -100,7 +107,8 @@ impl Mesh {
 
     /// Begins with the unreached peers that fit, and tells them so even in the middle of an attempt.
     fn begin_with_offers(&mut self, fits: impl Fn(&Paths) -> bool, now: Now) {
-        let waiting = |(key, paths): &(&PublicKey, &Paths)| fits(paths) && !self.is_reached(**key, now);
+        let lacks = |key: PublicKey, paths: &Paths| paths.is_relayed() || !self.is_reached(key, now);
+        let waiting = |(key, paths): &(&PublicKey, &Paths)| fits(paths) && lacks(**key, paths);
         let keys: Vec<_> = self.reach.paths.iter().filter(waiting).map(|(&key, _)| key).collect();
         for key in keys {
             if let Some(paths) = self.reach.paths.get_mut(&key) {
@@ -121,6 +129,8 @@ impl Mesh {
             token: self.token,
             candidates,
             answer,
+            relays: self.offered_relays(key, now),
+            wants_relay: self.wants_relay(key, now),
         };
         let offer = offer.encode_proved(key, &pair);
         if let Some(endpoint) = self.live_endpoint(introducer, now) {
@@ -150,6 +160,12 @@ impl Mesh {
         keys.into_iter().take(INTRODUCERS).map(|(_, _, key)| key).collect()
     }
 
+    /// Whether a peer may have this node send something to others now.
+    pub(super) fn take_carry(&mut self, key: PublicKey, now: Now) -> bool {
+        let full = || TokenBucket::new(CARRY_BURST, CARRY_INTERVAL, now.monotonic);
+        self.reach.carries.entry(key).or_insert_with(full).take(now.monotonic)
+    }
+
     /// Carries an offer from one peer to another, if it may and can.
     pub(super) fn carry(
         &mut self,
@@ -159,8 +175,7 @@ impl Mesh {
         from: SocketAddr,
         now: Now,
     ) {
-        let full = || TokenBucket::new(CARRY_BURST, CARRY_INTERVAL, now.monotonic);
-        if !self.reach.carries.entry(origin).or_insert_with(full).take(now.monotonic) {
+        if !self.take_carry(origin, now) {
             return self.drop_input("carry limit", from);
         }
         if let Some(endpoint) = self.live_endpoint(to, now) {

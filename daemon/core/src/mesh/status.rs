@@ -12,7 +12,7 @@ use crate::key::PublicKey;
 use crate::nat::{Nat, NatType};
 use crate::path::{Kind, Paths};
 use crate::plan;
-use crate::status::{Ebpf, Kernel, Node, Path, Peer, PeerState, Status};
+use crate::status::{Ebpf, Kernel, Node, Path, Peer, PeerState, Relay, Status};
 use crate::store;
 use crate::time::Now;
 
@@ -45,6 +45,12 @@ impl Mesh {
                 error: self.trouble.as_ref().map(describe),
                 ..Kernel::default()
             },
+            relay: Relay {
+                serving: self.record.record().relay,
+                pairs: self.relays.server.len(),
+                max_pairs: self.relays.server.limit(),
+                ..Relay::default()
+            },
             drops: self.drops.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect(),
             problems: self.problems(),
         }
@@ -71,7 +77,10 @@ impl Mesh {
         let record = peer.record().record();
         let observed = self.observed.as_ref().and_then(|observed| observed.peers.get(&key));
         let age = self.session_age(key, now);
+        let relay =
+            observed.and_then(|observed| observed.endpoint).and_then(|endpoint| self.relay_at(key, endpoint));
         let state = match age {
+            Some(age) if age <= SESSION_LIFETIME && relay.is_some() => PeerState::Relayed,
             Some(age) if age <= SESSION_LIFETIME => PeerState::Direct,
             Some(_) => PeerState::Offline,
             None => PeerState::Connecting,
@@ -87,7 +96,7 @@ impl Mesh {
             state,
             path: observed
                 .and_then(|observed| observed.endpoint)
-                .map(|endpoint| self.path(key, endpoint, peer)),
+                .map(|endpoint| Path { relay, ..self.path(key, endpoint, peer) }),
             last_handshake_s: age.map(|age| age.as_secs()),
             rx_bytes: observed.map_or(0, |observed| observed.rx_bytes),
             tx_bytes: observed.map_or(0, |observed| observed.tx_bytes),
@@ -108,7 +117,7 @@ impl Mesh {
         let kind = match tried {
             _ if on_link => Kind::Lan,
             Some(candidate) => candidate.kind,
-            None => self.kind_of(endpoint.ip()),
+            None => self.kind_at(key, endpoint),
         };
         let mtu = self.reach.paths.get(&key).and_then(Paths::mtu).map(u32::from);
         let rtt = tried.and_then(|candidate| candidate.rtt);
@@ -139,7 +148,8 @@ impl Mesh {
             return Some("a lower key has its mesh address; it will take another".to_owned());
         }
         match (state, observed) {
-            (PeerState::Direct | PeerState::Relayed, _) => None,
+            (PeerState::Direct, _) => None,
+            (PeerState::Relayed, _) => self.why_no_path(key),
             (PeerState::Connecting | PeerState::Offline, _) if self.why_no_path(key).is_some() => {
                 self.why_no_path(key)
             }

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::*;
-use crate::config::Hostname;
+use crate::config::{Hostname, RelayMode, RelaySettings};
 use crate::pool::Places;
 use crate::secret::MeshSecret;
 use crate::status::SourceState;
@@ -32,6 +32,7 @@ impl Node {
             exchange: false,
             exchange_port: None,
             dht: false,
+            relay: RelaySettings { mode: RelayMode::Sealed, serve: None, max_pairs: 16 },
             max_peers: 10,
             sessions: Places { target: 4, max: 32 },
         };
@@ -84,6 +85,7 @@ impl Node {
             | Command::Apply { .. }
             | Command::Look => None,
             Command::Dht(_) | Command::SaveDhtNodes(_) => None,
+            Command::Relay(_) => None,
             Command::Dial(_) | Command::SendFrame { .. } | Command::CloseSession(_) => None,
         });
         sent.collect()

@@ -32,6 +32,8 @@ pub enum Origin {
     Offer,
     /// A ping of the peer that came from there.
     Ping,
+    /// A relay that both sides have agreed on.
+    Relay,
     /// Our kernel, which sends there.
     Kernel,
     /// The operator.
@@ -46,6 +48,7 @@ impl Origin {
             Self::Record => "record",
             Self::Offer => "offer",
             Self::Ping => "ping",
+            Self::Relay => "relay",
             Self::Kernel => "kernel",
             Self::Static => "operator",
         }
@@ -61,6 +64,8 @@ pub enum Kind {
     Ipv6,
     /// Any other IPv4 address.
     Ipv4,
+    /// A port of a third node that passes packets on. Left for any other that answers, and never preferred to one.
+    Relay,
 }
 
 impl Kind {
@@ -70,6 +75,7 @@ impl Kind {
             Self::Lan => "lan",
             Self::Ipv6 => "direct-ipv6",
             Self::Ipv4 => "direct",
+            Self::Relay => "relay",
         }
     }
 }
@@ -87,6 +93,8 @@ pub struct Candidate {
     pub answered: Option<Monotonic>,
     /// The round trip, smoothed.
     pub rtt: Option<Duration>,
+    /// How often in a row its answers have shown it to be better than the path in use.
+    pub(super) better: u32,
     /// Pings on their way.
     pub(super) pings: Vec<Sent>,
     pub(super) schedule: Option<Schedule>,
@@ -145,6 +153,11 @@ pub struct Answered {
 }
 
 impl Candidate {
+    /// Returns how many pings to it are without an answer.
+    pub const fn unanswered(&self) -> usize {
+        self.pings.len()
+    }
+
     pub(super) fn patience(&self) -> Duration {
         let three = self.rtt.map_or(SHORTEST_PATIENCE, |rtt| rtt * 3);
         three.clamp(SHORTEST_PATIENCE, LONGEST_PATIENCE)
@@ -152,7 +165,7 @@ impl Candidate {
 }
 
 /// Whether a path is quicker than another by a fifth or by 10 ms; below a millisecond the difference is noise.
-pub(super) fn is_quicker(one: Duration, other: Duration) -> bool {
+pub(crate) fn is_quicker(one: Duration, other: Duration) -> bool {
     let gain = other.saturating_sub(one);
     gain >= FARTHER || (gain >= Duration::from_millis(1) && gain * 5 >= other)
 }

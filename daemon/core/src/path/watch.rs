@@ -133,6 +133,15 @@ impl Paths {
         }
     }
 
+    /// Counts the path in use as lost although it answers pings, and takes it no more until it is named anew as a relay.
+    pub fn shun_current(&mut self, now: Monotonic) {
+        if let Some(current) = &mut self.current {
+            self.shunned = Some(current.address);
+            (current.next_ping, current.lost) = (None, true);
+            self.attempt(now);
+        }
+    }
+
     /// Whether traffic was seen lately.
     pub fn is_used(&self, now: Monotonic) -> bool {
         self.used_until.is_some_and(|until| now < until)

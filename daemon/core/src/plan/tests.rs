@@ -29,6 +29,7 @@ fn record(byte: u8, routes: &[&str]) -> Record {
         nat: crate::nat::Nat::Unknown,
         exchange_port: None,
         introducer: false,
+        relay: false,
     }
 }
 

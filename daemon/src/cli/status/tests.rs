@@ -1,5 +1,5 @@
 use wgmesh_core::key::SecretKey;
-use wgmesh_core::status::{Ebpf, Kernel, Node, Source};
+use wgmesh_core::status::{Ebpf, Kernel, Node, Relay, RelayTraffic, Source};
 
 use super::*;
 
@@ -73,6 +73,7 @@ pub(crate) fn example() -> Status {
             writes: 7,
             ..Kernel::default()
         },
+        relay: Relay::default(),
         drops: [("seal".to_owned(), 3)].into(),
         problems: Vec::new(),
     }
@@ -126,6 +127,18 @@ fn what_is_wrong_with_a_peer_is_told_below_the_table() {
     assert!(text.ends_with("\n... and 2 more: see `wgmesh status --wide`\n"), "{text}");
     let text = render(&status, Style { wide: true, colour: false });
     assert_eq!(text.matches("db2: it has not answered").count(), 12, "{text}");
+}
+
+/// What a relay does for others is told where it does or would do anything.
+#[test]
+fn what_is_passed_on_for_others_is_told() {
+    let mut status = example();
+    assert!(!render(&status, Style::default()).contains("relay"));
+    let traffic = RelayTraffic { packets: 10, bytes: 2048, ..RelayTraffic::default() };
+    status.relay = Relay { serving: true, pairs: 2, max_pairs: 1024, traffic };
+    let text = render(&status, Style::default());
+    let expected = "\n  relay     for 2 of at most 1024 pairs, 2.0 KiB passed on in 10 packets\n";
+    assert!(text.contains(expected), "{text}");
 }
 
 #[test]

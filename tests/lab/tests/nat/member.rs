@@ -317,7 +317,15 @@ impl Member {
     fn carried(&mut self, claimed: PublicKey, to: PublicKey, candidates: &[SocketAddr]) -> Vec<u8> {
         let pair = self.keys.pair(&self.secret, self.secret.public(), to);
         let (stamp, candidates) = (self.stamp(), candidates.to_vec());
-        let offer = Offer { key: claimed, stamp, token: Token(1), candidates, answer: true };
+        let offer = Offer {
+            key: claimed,
+            stamp,
+            token: Token(1),
+            candidates,
+            answer: true,
+            relays: Vec::new(),
+            wants_relay: false,
+        };
         let offer = offer.encode_proved(to, &pair).into();
         self.disco(self.secret.public(), to, DiscoBody::Carried { from: claimed, offer })
     }
@@ -349,6 +357,7 @@ fn record_of(
         nat: Nat::Unknown,
         exchange_port: None,
         introducer: false,
+        relay: false,
     };
     SignedRecord::sign(record, secret, keys.network_id(), rng)
 }

@@ -12,8 +12,8 @@ use crate::host::Host;
 use crate::network::HostId;
 
 impl World {
-    /// Whether every node that runs can send to every other one of its mesh that it shares a segment with, or whose NATs
-    /// let the two have a direct path.
+    /// Whether every node that runs can send to every other one of its mesh that it shares a segment with, whose NATs
+    /// let the two have a direct path, or with whom it has a relay in common.
     ///
     /// Cheap to ask after every event: it remembers the pair that was missing last and looks there first.
     pub fn is_meshed(&mut self) -> bool {
@@ -107,7 +107,7 @@ impl World {
             && from.plan.secret == to.plan.secret
             && from.mesh().is_some()
             && to.mesh().is_some()
-            && self.network.are_connected(one, other);
+            && (self.network.are_connected(one, other) || self.share_relay(one, other));
         if !is_expected {
             return None;
         }
@@ -147,8 +147,15 @@ impl World {
             return listens == Some(endpoint.port());
         }
         let Some(port) = self.host(one).kernel.open_port() else { return false };
-        let trial = self.network.trial(one, port, endpoint, self.now);
-        trial.is_some_and(|trial| trial.host == other && listens == Some(trial.datagram.to.port()))
+        let Some(trial) = self.network.trial(one, port, endpoint, self.now) else { return false };
+        let (host, from, to) = (trial.host, trial.datagram.from, trial.datagram.to);
+        match self.host(host).relayed(to.port(), from) {
+            Some((port, next)) => {
+                let onward = self.network.trial(host, port, next, self.now);
+                onward.is_some_and(|last| last.host == other && listens == Some(last.datagram.to.port()))
+            }
+            None => host == other && listens == Some(to.port()),
+        }
     }
 }
 

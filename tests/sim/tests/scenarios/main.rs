@@ -11,5 +11,6 @@ mod meeting;
 mod nats;
 mod path_attacks;
 mod random;
+mod relays;
 mod restart;
 mod sessions;

@@ -17,6 +17,8 @@ pub(crate) struct Meeting {
     pub(crate) introducer: HostId,
     pub(crate) nodes: [HostId; 2],
     pub(crate) sites: [SegmentId; 2],
+    /// Public nodes besides the introducer.
+    relays: Vec<HostId>,
 }
 
 impl Meeting {
@@ -30,6 +32,25 @@ impl Meeting {
     /// Builds it around two sites.
     pub(crate) fn at(world: World, sites: [SegmentId; 2]) -> Self {
         Self::build(world, sites, true, &[])
+    }
+
+    /// Builds it with so many public nodes that are relays; the first is the introducer.
+    pub(crate) fn with_relays(seed: u64, kinds: [Kind; 2], relays: usize) -> Self {
+        let mut world = World::new(seed);
+        let sites = kinds.map(|kind| world.add_site(kind));
+        Self::relayed_at(world, sites, relays)
+    }
+
+    /// Builds it around two sites, with so many public nodes that are relays; the first is the introducer.
+    pub(crate) fn relayed_at(world: World, sites: [SegmentId; 2], relays: usize) -> Self {
+        let mut meeting = Self::build(world, sites, true, &[]);
+        meeting.world.change(meeting.introducer, |host| host.plan.serve = None);
+        for _ in 1..relays {
+            let public = meeting.world.add_site(Kind::None);
+            let plan = HostPlan { serve: None, bootstrap: vec![meeting.introducer], ..HostPlan::default() };
+            meeting.relays.push(meeting.world.add_host(plan, &[public]));
+        }
+        meeting
     }
 
     /// Builds it with hosts that have no bootstrap node, but met in an earlier run.
@@ -59,12 +80,13 @@ impl Meeting {
         let plan = HostPlan { bootstrap, ..HostPlan::default() };
         let first = world.add_host(plan.clone(), &[&[sites[0]], more].concat());
         let nodes = [first, world.add_host(plan, &[sites[1]])];
-        Self { world, introducer, nodes, sites }
+        Self { world, introducer, nodes, sites, relays: Vec::new() }
     }
 
     /// Starts the introducer, then both others at once.
     pub(crate) fn start(&mut self) -> Result<(), Violation> {
         self.world.start(self.introducer)?;
+        self.relays.iter().try_for_each(|relay| self.world.start(*relay))?;
         self.world.run_for(secs(5))?;
         self.nodes.into_iter().try_for_each(|node| self.world.start(node))
     }

@@ -1,0 +1,176 @@
+//! Pairs that no packet can join directly, and the relays between them.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, SystemTime};
+
+use wgmesh_lab::NatKind::{None, PortRestricted, Symmetric};
+use wgmesh_lab::{Daemon, Host, Internet, NatKind, Pair, StunServers, eventually};
+
+use super::{PATIENCE, Watch, show};
+
+/// DESIGN 14: so long may a pair be parted when its path is lost.
+const GOAL: Duration = Duration::from_secs(3);
+
+/// By then it must be joined again, on whatever machine.
+const LIMIT: Duration = Duration::from_secs(18);
+
+/// What the pings carry: it must be seen nowhere on the way.
+const PLAINTEXT: &[u8] = b"wgmeshplain";
+
+/// A pair and its relays; the introducer is one of them.
+struct World {
+    pair: Pair,
+    others: Vec<(Host, Daemon)>,
+    _stun: StunServers,
+    _internet: Internet,
+}
+
+impl World {
+    /// Starts a pair with so many relays, and waits until it is joined by one.
+    fn meet(name: &str, kinds: [NatKind; 2], relays: u8, before: impl FnOnce(&Pair)) -> Self {
+        let internet = Internet::new(name);
+        let stun = StunServers::start(&internet);
+        let pair = Pair::start_relayed(&internet, 1, kinds);
+        before(&pair);
+        let others =
+            (1..relays).map(|number| pair.relay(&internet, Pair::introducer_address(1), number)).collect();
+        let world = Self { pair, others, _stun: stun, _internet: internet };
+        let outcome = world.pair.meet(PATIENCE);
+        assert!(outcome.from_start.is_some(), "{outcome:?}");
+        show(&format!("{name}: first ping {:?} after the start", outcome.from_start));
+        eventually(PATIENCE, || world.is_relayed());
+        world
+    }
+
+    fn is_relayed(&self) -> bool {
+        self.pair.views().iter().all(|view| view.state == "relayed" && view.path == "relay")
+    }
+
+    /// Returns the daemon that is the relay now, and its host.
+    fn relay(&mut self) -> (&Host, &mut Daemon) {
+        let key = self.pair.views()[0].relay.clone();
+        let Pair { introducer, introducer_host, .. } = &mut self.pair;
+        let others = self.others.iter_mut().map(|(host, daemon)| (&*host, daemon));
+        let mut all = others.chain([(&*introducer_host, introducer)]);
+        let found = all.find(|(_, daemon)| daemon.status_json()["node"]["public_key"] == *key);
+        found.expect("the relay is one of them")
+    }
+}
+
+/// Issue "stay up", 1: the relay passes on what it cannot read, and its own WireGuard has no part in it.
+#[test]
+fn two_symmetric_nats_are_joined_by_a_relay_that_can_read_nothing() {
+    let world = World::meet("sealed", [Symmetric, Symmetric], 1, |_| {});
+    reads_nothing(&world);
+}
+
+/// Issue "stay up", 1: as a firewall between two sites may have it.
+#[test]
+fn hosts_between_which_udp_is_blocked_are_joined_by_a_relay() {
+    let world = World::meet("blocked", [None, None], 1, block);
+    reads_nothing(&world);
+}
+
+/// Pings both ways, and looks at everything that the relay gets to see of it.
+fn reads_nothing(world: &World) {
+    let Pair { sites, introducer_host: relay, introducer, .. } = &world.pair;
+    let inner = [0, 1].map(|index| world.pair.mesh_ipv4(index));
+    let before = transferred(relay);
+    let passed = introducer.status_json()["relay"]["packets"].as_u64().unwrap();
+    let outside = relay.capture("eth0", "udp");
+    let inside = relay.capture("wgmesh0", "ip");
+    for (from, to) in [(0, 1), (1, 0)] {
+        let pattern: String = PLAINTEXT.iter().map(|byte| format!("{byte:02x}")).collect();
+        let to = inner[to].to_string();
+        let words = ["ping", "-n", "-q", "-i", "0.02", "-c", "100", "-s", "1000", "-p", &pattern, &to];
+        let printed = sites[from].host.run(words);
+        assert!(printed.contains("100 received"), "{printed}");
+    }
+    let (outside, inside) = (outside.finish(), inside.finish());
+    assert!(outside.len() > 4 * 100 * 1000, "all of it passes the relay, twice: {} bytes", outside.len());
+    assert!(!contains(&outside, PLAINTEXT), "nothing of it can be read");
+    let addresses = [inner[0].octets(), inner[1].octets()].concat();
+    let reversed = [inner[1].octets(), inner[0].octets()].concat();
+    for found in [&addresses, &reversed] {
+        assert!(!contains(&outside, found) && !contains(&inside, found), "nor from whom to whom");
+    }
+    let grown = transferred(relay) - before;
+    assert!(grown < 60_000, "the relay's own WireGuard has carried {grown} bytes meanwhile");
+    let status = introducer.status_json();
+    assert!(status["relay"]["packets"].as_u64().unwrap() >= passed + 400, "{}", status["relay"]);
+    assert_eq!(status["relay"]["pairs"], 1);
+}
+
+/// Issue "stay up", 3: another relay takes over.
+#[test]
+fn a_pair_whose_relay_is_killed_moves_to_another() {
+    let mut world = World::meet("relay-killed", [Symmetric, Symmetric], 2, |_| {});
+    let target = world.pair.mesh_ipv4(1);
+    eventually(PATIENCE, || knows_all(&world));
+    let watch = Watch::start(&world.pair.sites[0].host, target, 25);
+    std::thread::sleep(Duration::from_secs(3));
+    let first = world.pair.views()[0].relay.clone();
+    let before = SystemTime::now();
+    let (_, daemon) = world.relay();
+    daemon.signal(nix::sys::signal::Signal::SIGKILL);
+    daemon.wait_exit();
+    let silence = watch.longest_silence(before);
+    let verdict = if silence < GOAL { "" } else { ", goal of 3 s MISSED" };
+    show(&format!("relay killed: joined by another after {:.2} s{verdict}", silence.as_secs_f64()));
+    assert!(silence < LIMIT, "{:?}", world.pair.views());
+    assert!(world.is_relayed() && world.pair.views()[0].relay != first, "{:?}", world.pair.views());
+}
+
+/// Issue "stay up", 2; W-D12: once nothing is in the way any more the pair is direct, and no ping was lost.
+#[test]
+fn a_direct_path_that_opens_is_taken_without_a_loss() {
+    let world = World::meet("restored", [None, PortRestricted], 1, block);
+    let target = world.pair.mesh_ipv4(1).to_string();
+    let ping = world.pair.sites[0].host.spawn(["ping", "-n", "-q", "-i", "0.1", "-c", "500", &target]);
+    std::thread::sleep(Duration::from_secs(3));
+    unblock(&world.pair);
+    eventually(Duration::from_secs(45), || world.pair.views().iter().all(|view| view.state == "direct"));
+    let printed = String::from_utf8(ping.wait().stdout).unwrap();
+    let summary = printed.lines().find(|line| line.contains("received")).unwrap_or_default();
+    show(&format!("back to the direct path: {summary}"));
+    assert!(summary.contains("500 packets transmitted, 500 received"), "{printed}");
+    assert!(world.pair.views().iter().all(|view| view.is_direct), "{:?}", world.pair.views());
+}
+
+/// Whether both hosts of a pair have a tunnel to everybody.
+fn knows_all(world: &World) -> bool {
+    let everybody = world.others.len() + 2;
+    world.pair.daemons.iter().all(|daemon| {
+        let status = daemon.status_json();
+        let peers = status["peers"].as_array().unwrap();
+        peers.iter().filter(|peer| peer["state"] != "connecting").count() == everybody
+    })
+}
+
+/// Has each of a pair drop all UDP from and to the other's address.
+fn block(pair: &Pair) {
+    for (own, other) in [(0, 1), (1, 0)] {
+        let other: Ipv4Addr = pair.sites[other].public();
+        let rules = format!(
+            "table inet between {{\n chain in {{ type filter hook input priority -200; ip saddr {other} meta l4proto udp drop; }}\n \
+             chain out {{ type filter hook output priority -200; ip daddr {other} meta l4proto udp drop; }}\n}}\n"
+        );
+        pair.sites[own].host.feed(["nft", "-f", "-"], &rules);
+    }
+}
+
+fn unblock(pair: &Pair) {
+    for site in &pair.sites {
+        site.host.run(["nft", "delete", "table", "inet", "between"]);
+    }
+}
+
+/// Returns how many bytes a host's WireGuard has carried for all its peers.
+fn transferred(host: &Host) -> u64 {
+    let lines = host.run(["wg", "show", "wgmesh0", "transfer"]);
+    lines.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).sum()
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    bytes.windows(part.len()).any(|window| window == part)
+}

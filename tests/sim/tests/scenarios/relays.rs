@@ -1,0 +1,251 @@
+//! Pairs that no packet can join directly, and the relays between them.
+
+use std::time::Duration;
+
+use wgmesh_core::status::{Peer, PeerState};
+use wgmesh_sim::host::{HostPlan, Relaying};
+use wgmesh_sim::nat::{Behaviour, Dependence, Firewall, Kind, direct_path_possible};
+use wgmesh_sim::network::HostId;
+use wgmesh_sim::world::{Violation, World};
+
+use crate::fleet::{mins, secs};
+use crate::meeting::Meeting;
+
+/// DESIGN 14: a path that is lost is made up for within three seconds.
+const FAILOVER: Duration = Duration::from_secs(3);
+
+/// W-D11, L-13, X-20: whatever stands before them, any two hosts that share a relay reach each other.
+#[test]
+fn every_pair_of_nats_is_joined_where_there_is_a_relay() -> Result<(), Violation> {
+    for one in Kind::ALL {
+        for other in Kind::ALL {
+            let mut meeting = Meeting::with_relays(1, [one, other], 1);
+            let span = meeting.meet()?;
+            assert!(span < secs(3), "{span:?}: {one:?} with {other:?}");
+            meeting.world.run_for(secs(20))?;
+            let is_possible = direct_path_possible(one.layers(), other.layers());
+            let expected = if is_possible { PeerState::Direct } else { PeerState::Relayed };
+            for (from, of) in [(0, 1), (1, 0)] {
+                let view = meeting.view(meeting.nodes[from], meeting.nodes[of]);
+                assert_eq!(view.state, expected, "{one:?} with {other:?}: {:?}", view.why);
+                let relay = view.path.expect("there is a path").relay;
+                let introducer = meeting.world.host(meeting.introducer).public_key();
+                assert_eq!(relay, (!is_possible).then_some(introducer));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The path is found once: while it is used nothing changes, past three renewals of the session.
+#[test]
+fn a_relayed_pair_that_talks_is_never_interrupted() -> Result<(), Violation> {
+    let mut meeting = Meeting::with_relays(2, [Kind::Symmetric; 2], 2);
+    meeting.meet()?;
+    let [one, other] = meeting.nodes;
+    meeting.world.talk(one, other);
+    meeting.world.run_for(secs(30))?;
+    meeting.world.take_longest_silence();
+    let endpoints = [0, 1].map(|side| meeting.endpoint(side));
+    for _ in 0..10 {
+        meeting.world.run_for(secs(60))?;
+        assert_eq!([0, 1].map(|side| meeting.endpoint(side)), endpoints);
+    }
+    let silence = meeting.world.take_longest_silence();
+    assert!(silence < secs(1), "{silence:?}");
+    Ok(())
+}
+
+/// A pair at rest keeps its ports for hours.
+#[test]
+fn a_relayed_pair_at_rest_stays_joined() -> Result<(), Violation> {
+    let mut meeting = Meeting::with_relays(3, [Kind::Symmetric, Kind::PortRestricted], 1);
+    meeting.meet()?;
+    for _ in 0..20 {
+        meeting.world.run_for(mins(6))?;
+        meeting.world.run_until_meshed(secs(30))?;
+    }
+    let [one, other] = meeting.nodes;
+    meeting.world.talk(one, other);
+    meeting.world.run_for(secs(1))?;
+    meeting.world.take_longest_silence();
+    meeting.world.run_for(secs(30))?;
+    let silence = meeting.world.take_longest_silence();
+    assert!(silence < secs(1), "{silence:?}");
+    Ok(())
+}
+
+/// W-D56, DESIGN 14: a relay that dies gives way to another.
+#[test]
+fn a_pair_whose_relay_dies_moves_to_another_within_three_seconds() -> Result<(), Violation> {
+    for seed in 0..10 {
+        let mut meeting = Meeting::with_relays(seed, [Kind::Symmetric; 2], 3);
+        meeting.meet()?;
+        let [one, other] = meeting.nodes;
+        meeting.world.talk(one, other);
+        meeting.world.run_for(secs(20))?;
+        meeting.world.take_longest_silence();
+        for _ in 0..2 {
+            let relay = relay_of(&meeting, one, other).expect("it is relayed");
+            meeting.world.crash(relay);
+            meeting.world.run_for(secs(20))?;
+            let silence = meeting.world.take_longest_silence();
+            assert!(silence < FAILOVER, "{silence:?} with seed {seed}");
+            assert_ne!(relay_of(&meeting, one, other), Some(relay));
+        }
+    }
+    Ok(())
+}
+
+/// W-D12: the direct path is tried again, proved, and taken without a gap.
+#[test]
+fn a_direct_path_that_opens_is_taken_and_nothing_is_lost() -> Result<(), Violation> {
+    for seed in 0..10 {
+        let mut world = World::new(seed);
+        let sites = [(); 2].map(|()| world.add_site_behind(Behaviour::SYMMETRIC, None));
+        let mut meeting = Meeting::relayed_at(world, sites, 1);
+        meeting.meet()?;
+        let [one, other] = meeting.nodes;
+        meeting.world.talk(one, other);
+        meeting.world.run_for(secs(20))?;
+        assert_eq!(view(&meeting).state, PeerState::Relayed);
+        meeting.world.take_longest_silence();
+        for site in meeting.sites {
+            meeting.world.set_ipv6(site, Some(Firewall::new(Dependence::AddressAndPort, secs(60))))?;
+        }
+        meeting.world.run_for(secs(60))?;
+        assert_eq!(view(&meeting).state, PeerState::Direct, "with seed {seed}");
+        let silence = meeting.world.take_longest_silence();
+        assert!(silence < Duration::from_millis(300), "{silence:?} with seed {seed}");
+    }
+    Ok(())
+}
+
+/// Relays that drop everything, or all but what nodes say to each other, are left for one that does not.
+#[test]
+fn a_relay_that_drops_or_lies_is_left() -> Result<(), Violation> {
+    for (relaying, patience) in [(Relaying::Nothing, secs(10)), (Relaying::Messages, secs(30))] {
+        for seed in 0..5 {
+            let mut meeting = Meeting::with_relays(seed, [Kind::Symmetric; 2], 2);
+            meeting.meet()?;
+            let [one, other] = meeting.nodes;
+            meeting.world.talk(one, other);
+            meeting.world.run_for(secs(20))?;
+            let relay = relay_of(&meeting, one, other).expect("it is relayed");
+            meeting.world.take_longest_silence();
+            meeting.world.change(relay, |host| host.plan.relaying = relaying);
+            meeting.world.run_for(mins(5))?;
+            let silence = meeting.world.take_longest_silence();
+            assert!(silence < patience, "{silence:?} with seed {seed}, {relaying:?}");
+            assert_ne!(relay_of(&meeting, one, other), Some(relay));
+        }
+    }
+    Ok(())
+}
+
+/// A relay that sends everything a hundred times costs nobody the tunnel.
+#[test]
+fn a_relay_that_floods_ends_no_tunnel() -> Result<(), Violation> {
+    let mut meeting = Meeting::with_relays(5, [Kind::Symmetric; 2], 1);
+    meeting.meet()?;
+    let [one, other] = meeting.nodes;
+    meeting.world.change(meeting.introducer, |host| host.plan.relaying = Relaying::Flood);
+    meeting.world.talk(one, other);
+    meeting.world.run_for(secs(60))?;
+    let silence = meeting.world.take_longest_silence();
+    assert!(silence < secs(2), "{silence:?}");
+    Ok(())
+}
+
+/// A relay that has no room says so, and the pairs that it serves keep what they have.
+#[test]
+fn a_full_relay_refuses_and_serves_on() -> Result<(), Violation> {
+    let mut world = World::new(6);
+    world.add_stun_server(true);
+    world.add_stun_server(false);
+    let public = world.add_site(Kind::None);
+    let relay = world.add_host(HostPlan { serve: None, max_pairs: 3, ..HostPlan::default() }, &[public]);
+    world.start(relay)?;
+    world.run_for(secs(3))?;
+    let mut nodes = Vec::new();
+    for _ in 0..5 {
+        let site = world.add_site(Kind::Symmetric);
+        let node = world.add_host(HostPlan { bootstrap: vec![relay], ..HostPlan::default() }, &[site]);
+        world.start(node)?;
+        nodes.push(node);
+    }
+    for _ in 0..10 {
+        world.run_for(secs(30))?;
+        let status = world.status(relay).expect("it runs").relay;
+        assert!(status.serving && status.pairs <= 3, "{status:?}");
+    }
+    let relayed = |world: &World, id| {
+        let peers = world.status(id).expect("it runs").peers;
+        peers.into_iter().filter(|peer| peer.state == PeerState::Relayed).count()
+    };
+    assert_eq!(
+        nodes.iter().map(|&node| relayed(&world, node)).sum::<usize>(),
+        6,
+        "both sides of three pairs"
+    );
+    let drops = world.host(relay).mesh().expect("it runs").drops();
+    assert!(drops.get("relay refused").is_some_and(|&count| count > 0));
+    Ok(())
+}
+
+#[test]
+fn a_node_that_does_not_serve_is_no_relay() -> Result<(), Violation> {
+    let mut meeting = Meeting::new(7, [Kind::Symmetric; 2]);
+    meeting.meet()?;
+    meeting.world.run_for(secs(30))?;
+    assert_eq!(view(&meeting).state, PeerState::Connecting);
+    let status = meeting.world.status(meeting.introducer).expect("it runs").relay;
+    assert!(!status.serving && status.pairs == 0);
+    Ok(())
+}
+
+/// Either end may lose its daemon: the relay goes on, and the new daemon finds where it is.
+#[test]
+fn a_relayed_pair_outlives_the_restart_of_either_daemon() -> Result<(), Violation> {
+    for side in [0, 1] {
+        let mut meeting = Meeting::with_relays(8, [Kind::Symmetric; 2], 1);
+        meeting.meet()?;
+        let [one, other] = meeting.nodes;
+        meeting.world.talk(one, other);
+        meeting.world.run_for(secs(30))?;
+        meeting.world.take_longest_silence();
+        meeting.world.crash(meeting.nodes[side]);
+        meeting.world.run_for(secs(2))?;
+        meeting.world.start(meeting.nodes[side])?;
+        meeting.world.run_for(mins(10))?;
+        let silence = meeting.world.take_longest_silence();
+        assert!(silence < secs(1), "{silence:?}");
+        assert_eq!(view(&meeting).state, PeerState::Relayed);
+        let relayed = view(&meeting).path.and_then(|path| path.relay);
+        assert_eq!(relayed, Some(meeting.world.host(meeting.introducer).public_key()));
+    }
+    Ok(())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace_with_relays() -> Result<(), Violation> {
+    let trace = |seed| {
+        let mut meeting = Meeting::with_relays(seed, [Kind::Symmetric; 2], 3);
+        meeting.start()?;
+        meeting.world.run_for(secs(30))?;
+        Ok(meeting.world.trace())
+    };
+    assert_eq!(trace(1)?, trace(1)?);
+    Ok(())
+}
+
+/// Returns what the first node says of the second.
+fn view(meeting: &Meeting) -> Peer {
+    meeting.view(meeting.nodes[0], meeting.nodes[1])
+}
+
+/// Returns the host that is the relay between two nodes, as the first sees it.
+fn relay_of(meeting: &Meeting, one: HostId, other: HostId) -> Option<HostId> {
+    let relay = meeting.view(one, other).path?.relay?;
+    meeting.world.hosts().find(|(_, host)| host.public_key() == relay).map(|(id, _)| id)
+}
