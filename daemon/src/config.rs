@@ -7,6 +7,7 @@
 mod document;
 mod overrides;
 mod places;
+mod relay;
 mod reload;
 pub mod secret;
 
@@ -17,13 +18,14 @@ use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
-use wgmesh_core::config::{Hostname, RelayMode, RelaySettings, Settings};
+use wgmesh_core::config::{Hostname, Settings};
 use wgmesh_core::kernel::InterfaceName;
 use wgmesh_core::pool::Places;
 
 pub use self::document::Problem;
 use self::places::STUN_PORT;
 pub use self::places::{BootstrapNode, DhtHost, DnsSeed, StaticPeer, StunServer};
+pub use self::relay::{Mode, Relay};
 pub use self::reload::Reloaded;
 
 /// Where configuration files and secrets live.
@@ -191,48 +193,6 @@ pub struct Nat {
 impl Default for Nat {
     fn default() -> Self {
         Self { stun_servers: default_stun_servers(), punching: default_punching() }
-    }
-}
-
-/// How peers without a path of their own are reached, and what is done for others that have none.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Relay {
-    /// How peers are reached that have no path of their own.
-    #[serde(default, deserialize_with = "document::text")]
-    pub mode: Mode,
-    /// Whether this node is a relay for others; by default it is where nothing is between it and the internet.
-    pub serve: Option<bool>,
-    /// The most pairs of nodes that it is a relay for.
-    #[serde(default = "default_max_pairs")]
-    pub max_pairs: NonZeroU16,
-}
-
-impl Default for Relay {
-    fn default() -> Self {
-        Self { mode: Mode::default(), serve: None, max_pairs: default_max_pairs() }
-    }
-}
-
-/// How peers are reached that have no path of their own.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// Through nodes that pass on what they cannot read.
-    #[default]
-    Sealed,
-    /// Not at all.
-    Off,
-}
-
-impl TryFrom<String> for Mode {
-    type Error = String;
-
-    fn try_from(name: String) -> Result<Self, String> {
-        match name.as_str() {
-            "sealed" => Ok(Self::Sealed),
-            "off" => Ok(Self::Off),
-            _ => Err(format!("unknown mode `{name}`")),
-        }
     }
 }
 
@@ -415,14 +375,7 @@ impl File {
             exchange: self.discovery.enabled_methods.contains(&Method::Exchange),
             exchange_port: self.discovery.exchange_port.map(NonZeroU16::get),
             dht: self.discovery.enabled_methods.contains(&Method::Dht),
-            relay: RelaySettings {
-                mode: match self.relay.mode {
-                    Mode::Sealed => RelayMode::Sealed,
-                    Mode::Off => RelayMode::Off,
-                },
-                serve: self.relay.serve,
-                max_pairs: self.relay.max_pairs.get().into(),
-            },
+            relay: self.relay.settings(),
             max_peers: self.limits.max_peers.get().into(),
             sessions: self.discovery.places(),
         }
@@ -494,10 +447,6 @@ fn default_runtime_dir() -> PathBuf {
 
 const fn default_max_peers() -> NonZeroU16 {
     NonZeroU16::new(1000).expect("1000 is not zero")
-}
-
-const fn default_max_pairs() -> NonZeroU16 {
-    NonZeroU16::new(1024).expect("1024 is not zero")
 }
 
 fn default_methods() -> BTreeSet<Method> {

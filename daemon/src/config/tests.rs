@@ -1,3 +1,5 @@
+use wgmesh_core::config::{RelayMode, RelaySettings};
+
 use super::*;
 
 fn parse(text: &str) -> Result<File, Problem> {

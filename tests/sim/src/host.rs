@@ -377,11 +377,6 @@ impl Host {
         self.pass_on_kernel_events(now);
     }
 
-    /// Whether the node asks to be called again at once, again and again: a busy loop.
-    pub const fn spins(&self) -> bool {
-        self.calls_at_once > 10
-    }
-
     /// Returns when [`Host::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Monotonic> {
         let process = self.process.as_ref();

@@ -2,6 +2,7 @@
 
 use wgmesh_core::mesh::{Recipient, Transmit, Via};
 
+use super::Host;
 use crate::network::HEADER_BYTES;
 
 /// What a host has sent and done since its world began.
@@ -33,5 +34,12 @@ impl Totals {
         };
         *counter += 1;
         self.bytes += HEADER_BYTES + transmit.bytes.len() as u64;
+    }
+}
+
+impl Host {
+    /// Whether the node asks to be called again at once, again and again: a busy loop.
+    pub const fn spins(&self) -> bool {
+        self.calls_at_once > 10
     }
 }

@@ -1,0 +1,65 @@
+//! The table `[relay]`.
+
+use std::num::NonZeroU16;
+
+use serde::Deserialize;
+use wgmesh_core::config::{RelayMode, RelaySettings};
+
+use super::document;
+
+/// How peers without a path of their own are reached, and what is done for others that have none.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Relay {
+    /// How peers are reached that have no path of their own.
+    #[serde(default, deserialize_with = "document::text")]
+    pub mode: Mode,
+    /// Whether this node is a relay for others; by default it is where nothing is between it and the internet.
+    pub serve: Option<bool>,
+    /// The most pairs of nodes that it is a relay for.
+    #[serde(default = "default_max_pairs")]
+    pub max_pairs: NonZeroU16,
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self { mode: Mode::default(), serve: None, max_pairs: default_max_pairs() }
+    }
+}
+
+/// How peers are reached that have no path of their own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Through nodes that pass on what they cannot read.
+    #[default]
+    Sealed,
+    /// Not at all.
+    Off,
+}
+
+impl TryFrom<String> for Mode {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        match name.as_str() {
+            "sealed" => Ok(Self::Sealed),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("unknown mode `{name}`")),
+        }
+    }
+}
+
+impl Relay {
+    /// Returns what of it concerns the core: all.
+    pub(super) fn settings(&self) -> RelaySettings {
+        let mode = match self.mode {
+            Mode::Sealed => RelayMode::Sealed,
+            Mode::Off => RelayMode::Off,
+        };
+        RelaySettings { mode, serve: self.serve, max_pairs: self.max_pairs.get().into() }
+    }
+}
+
+const fn default_max_pairs() -> NonZeroU16 {
+    NonZeroU16::new(1024).expect("1024 is not zero")
+}
