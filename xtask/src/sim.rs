@@ -127,6 +127,7 @@ impl Sum {
                 bytes: self.totals.bytes - earlier.totals.bytes,
                 session_bytes: self.totals.session_bytes - earlier.totals.session_bytes,
                 overflows: self.totals.overflows - earlier.totals.overflows,
+                relayed: self.totals.relayed - earlier.totals.relayed,
             },
             writes: self.writes - earlier.writes,
             readings: self.readings - earlier.readings,
