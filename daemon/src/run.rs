@@ -344,6 +344,7 @@ impl Daemon {
             Command::Send(transmit) => self.network.send(transmit),
             Command::Relay(table) => {
                 self.network.relay(&table);
+                self.outside.traffic.follow_relay(Arc::clone(&table));
                 self.storage.write(Job::Relay(table));
             }
             Command::Dial(target) => self.network.dial(target),

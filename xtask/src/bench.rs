@@ -86,7 +86,7 @@ enum Measure {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
-    /// The throughput of a tunnel: direct, and through a relay in eBPF.
+    /// The throughput of a tunnel: direct, through a relay in eBPF, and through one in userspace.
     Relay {
         /// How often each way is measured.
         #[arg(long, default_value_t = 5)]

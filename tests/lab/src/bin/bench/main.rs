@@ -83,7 +83,7 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
-    /// What a tunnel carries directly, and through a relay in eBPF.
+    /// What a tunnel carries directly, through a relay in eBPF, and through one in userspace.
     Relay {
         /// How often each way is measured.
         #[arg(long, default_value_t = 5)]

@@ -1,9 +1,11 @@
-//! What a tunnel carries through a relay in eBPF, beside the same tunnel without one.
+//! What a tunnel carries through a relay, in eBPF and in userspace, beside the same tunnel without one.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use wgmesh::ebpf::{EbpfSettings, EbpfTraffic};
+use wgmesh_core::relay::Forwarding;
 use wgmesh_lab::{Family, INNER, Relayed, eventually};
 
 use super::PATIENCE;
@@ -14,9 +16,10 @@ use super::stream::{print_rates, stream};
 enum Way {
     Direct,
     Ebpf,
+    Userspace,
 }
 
-const WAYS: [Way; 2] = [Way::Direct, Way::Ebpf];
+const WAYS: [Way; 3] = [Way::Direct, Way::Ebpf, Way::Userspace];
 
 /// Streams all ways in turns.
 pub(super) fn measure(runs: usize, length: Duration) {
@@ -38,14 +41,14 @@ pub(super) fn measure(runs: usize, length: Duration) {
             rates
         })
         .collect();
-    print_rates(&["direct", "relayed in eBPF"], &rates);
+    print_rates(&["direct", "relayed in eBPF", "relayed in userspace"], &rates);
 }
 
 impl Way {
     fn endpoints(self, direct: [SocketAddr; 2]) -> [SocketAddr; 2] {
         match self {
             Self::Direct => direct,
-            Self::Ebpf => Family::V4.endpoints(),
+            Self::Ebpf | Self::Userspace => Family::V4.endpoints(),
         }
     }
 }
@@ -54,6 +57,7 @@ impl Way {
 enum Running {
     Nothing,
     Ebpf(Box<EbpfTraffic>),
+    Userspace { end: oneshot::Sender<()>, thread: std::thread::JoinHandle<u64> },
 }
 
 impl Running {
@@ -68,6 +72,12 @@ impl Running {
                 ebpf.relay_for(&pairs).expect("the map holds them");
                 Box::new(ebpf)
             })),
+            Way::Userspace => {
+                let (end, ended) = oneshot::channel();
+                // A thread is in the namespace of the one that starts it.
+                let start = move || std::thread::spawn(move || pass_on(&pairs, ended));
+                Self::Userspace { end, thread: relayed.relay.namespace().run(start) }
+            }
         }
     }
 
@@ -79,7 +89,22 @@ impl Running {
                 ebpf.withdraw().expect("what was loaded can go");
                 packets
             }),
+            Self::Userspace { end, thread } => {
+                end.send(()).expect("it passes on until it is told to end");
+                thread.join().expect("it ends well")
+            }
         };
         assert!(packets > 1000, "all went through the relay: {packets} packets");
     }
+}
+
+/// Passes on as the daemon does without eBPF, and returns how many packets.
+fn pass_on(pairs: &[Forwarding], ended: oneshot::Receiver<()>) -> u64 {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a test machine has room for a runtime").block_on(async {
+        let mut relay = wgmesh::relay::Relay::new();
+        relay.follow(pairs);
+        ended.await.expect("the other thread lives");
+        relay.traffic().packets
+    })
 }
