@@ -286,7 +286,7 @@ pub struct PeerWrite {
     pub endpoint: Option<SocketAddr>,
     /// Persistent keepalive in seconds; zero turns it off.
     pub keepalive: Option<u16>,
-    /// The whole new set of inner addresses, replacing the old one.
+    /// The inner addresses that the peer is to have besides those that it has; whoever has one of them loses it.
     pub allowed_ips: Option<BTreeSet<IpNet>>,
 }
 

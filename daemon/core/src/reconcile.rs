@@ -9,6 +9,8 @@
 //!   refused ([`Refusal`]) before a single write.
 //! - Peers are added, changed and removed one by one; nothing ever replaces the whole list, because that would end
 //!   every session.
+//! - No inner address that a peer keeps is ever taken from it, not even for a moment: packets would be dropped. What it is
+//!   to lose goes to [`NOBODY`], who is then removed; what another peer is to have is moved there.
 //! - An endpoint that the kernel moved by itself is left alone unless the plan sets another ([`Endpoint`]).
 //!
 //! Order: peers that must go leave first, so that a link taken over from another mesh never serves its old peers
@@ -35,6 +37,10 @@ use crate::key::PublicKey;
 /// The metric that the kernel gives an IPv6 route that asks for none (`IP6_RT_PRIO_USER`).
 const IPV6_DEFAULT_METRIC: u32 = 1024;
 
+/// A peer that nobody is, for inner addresses that are to be without a peer. WireGuard can only take a single one from a
+/// peer by giving it to another (before Linux 6.16, `WGALLOWEDIP_F_REMOVE_ME`).
+pub const NOBODY: PublicKey = PublicKey::from_bytes([0x77; 32]);
+
 /// Returns the writes that make `observed` into `desired`, in the order in which they must be done.
 ///
 /// # Errors
@@ -49,6 +55,7 @@ pub fn diff(desired: &Desired, observed: &Observed) -> Result<Vec<Write>, Refusa
         writes.push(Write::RemovePeers(gone));
     }
     writes.extend(device_write(desired, &current));
+    writes.extend(given_up(&wanted, observed).into_iter().flatten());
     let changed: Vec<_> =
         wanted.iter().filter_map(|(key, peer)| peer_write(*key, peer, observed.peers.get(key))).collect();
     if !changed.is_empty() {
@@ -111,6 +118,24 @@ fn wanted_peers<'a>(desired: &'a Desired, device: &Device) -> BTreeMap<PublicKey
         .collect()
 }
 
+/// Takes from peers that stay what no peer is to have.
+fn given_up(wanted: &BTreeMap<PublicKey, WantedPeer<'_>>, observed: &Observed) -> Option<[Write; 2]> {
+    let taken: BTreeSet<_> = wanted.values().flat_map(|peer| &peer.allowed_ips).collect();
+    let kept = observed.peers.iter().filter(|(key, _)| wanted.contains_key(key));
+    let held = kept.flat_map(|(_, peer)| &peer.allowed_ips);
+    let lost: BTreeSet<IpNet> = held.filter(|prefix| !taken.contains(prefix)).copied().collect();
+    let write = PeerWrite {
+        key: NOBODY,
+        create: true,
+        preshared_key: None,
+        endpoint: None,
+        keepalive: None,
+        allowed_ips: Some(lost),
+    };
+    let is_needed = write.allowed_ips.as_ref().is_some_and(|lost| !lost.is_empty());
+    is_needed.then(|| [Write::SetPeers(vec![write]), Write::RemovePeers(vec![NOBODY])])
+}
+
 fn device_write(desired: &Desired, device: &Device) -> Option<Write> {
     let fwmark = desired.fwmark.unwrap_or(0);
     let has_key = device.public_key.is_some_and(|key| key == desired.private_key.public());
@@ -132,7 +157,8 @@ fn peer_write(key: PublicKey, wanted: &WantedPeer<'_>, observed: Option<&Observe
     let stored = current.preshared_key.as_ref().map_or(&[0; 32], |key| key.as_bytes());
     let preshared_key = wanted.plan.preshared_key.clone().filter(|key| key.as_bytes() != stored);
     let keepalive = (keepalive != current.keepalive).then_some(keepalive);
-    let allowed_ips = (wanted.allowed_ips != current.allowed_ips).then(|| wanted.allowed_ips.clone());
+    let missing: BTreeSet<_> = wanted.allowed_ips.difference(&current.allowed_ips).copied().collect();
+    let allowed_ips = (!missing.is_empty()).then_some(missing);
     let differs =
         endpoint.is_some() || preshared_key.is_some() || keepalive.is_some() || allowed_ips.is_some();
     (create || differs).then_some(PeerWrite { key, create, preshared_key, endpoint, keepalive, allowed_ips })

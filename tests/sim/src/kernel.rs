@@ -326,7 +326,7 @@ impl Kernel {
             peer.preshared_key = Some(key.clone());
         }
         if let Some(allowed_ips) = &write.allowed_ips {
-            peer.allowed_ips.clone_from(allowed_ips);
+            peer.allowed_ips.extend(allowed_ips);
         }
         peer.endpoint = write.endpoint.or(peer.endpoint);
         let was_off = peer.keepalive == 0;

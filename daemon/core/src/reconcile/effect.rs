@@ -68,7 +68,7 @@ fn set_peer(observed: &mut Observed, write: &PeerWrite) {
         peer.preshared_key = Some(key.clone());
     }
     if let Some(allowed_ips) = &write.allowed_ips {
-        peer.allowed_ips.clone_from(allowed_ips);
+        peer.allowed_ips.extend(allowed_ips);
     }
     peer.endpoint = write.endpoint.or(peer.endpoint);
     peer.keepalive = write.keepalive.unwrap_or(peer.keepalive);

@@ -314,6 +314,26 @@ fn two_peers_can_swap_their_prefixes() {
     assert_eq!(observed.peers[&key(2)].allowed_ips, first);
 }
 
+/// Issue 4, 5: a change of what belongs to a peer costs no packet of what stays, and leaves nothing behind.
+#[test]
+fn what_a_peer_keeps_it_never_loses_not_even_for_a_moment() {
+    let mut before = desired();
+    before.peers.insert(key(1), peer(&["10.1.0.1/32", "10.7.0.0/24", "10.8.0.0/24"]));
+    let mut wanted = desired();
+    wanted.peers.insert(key(1), peer(&["10.1.0.1/32", "10.8.0.0/24", "10.9.0.0/24"]));
+    let mut observed = converged(&before);
+
+    for write in diff(&wanted, &observed).unwrap() {
+        apply_to(&mut observed, &[write]);
+        let held = &observed.peers[&key(1)].allowed_ips;
+        assert!(held.contains(&net("10.1.0.1/32")) && held.contains(&net("10.8.0.0/24")), "{held:?}");
+    }
+
+    assert_eq!(observed.peers[&key(1)].allowed_ips, wanted.peers[&key(1)].allowed_ips);
+    assert_eq!(observed.peers.keys().copied().collect::<Vec<_>>(), [key(1), key(2)]);
+    assert_eq!(diff(&wanted, &observed), Ok(vec![]));
+}
+
 #[test]
 fn our_own_key_never_becomes_a_peer() {
     let mut wanted = desired();

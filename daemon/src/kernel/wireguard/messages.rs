@@ -69,7 +69,8 @@ fn removal(key: &PublicKey) -> WireguardPeer {
     ])
 }
 
-/// Splits a peer. Only the first part replaces the inner addresses, and only the first may create the peer.
+/// Splits a peer. Only the first part may create the peer. None replaces the inner addresses: in between a peer would have
+/// none, and packets would be dropped.
 fn parts(write: &PeerWrite) -> Vec<WireguardPeer> {
     let prefixes: Vec<_> = write.allowed_ips.iter().flatten().map(prefix).collect();
     let mut rest = prefixes.chunks(PART);
@@ -87,7 +88,6 @@ fn parts(write: &PeerWrite) -> Vec<WireguardPeer> {
 fn first_part(write: &PeerWrite, prefixes: &[WireguardAllowedIp]) -> WireguardPeer {
     let mut flags = WireguardPeerFlags::empty();
     flags.set(WireguardPeerFlags::UpdateOnly, !write.create);
-    flags.set(WireguardPeerFlags::ReplaceAllowedIps, write.allowed_ips.is_some());
     let mut attributes =
         vec![WireguardPeerAttribute::PublicKey(*write.key.as_bytes()), WireguardPeerAttribute::Flags(flags)];
     let preshared = write.preshared_key.as_ref();
@@ -168,22 +168,14 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_with_many_prefixes_is_replaced_once_and_then_added_to() {
+    fn a_peer_with_many_prefixes_is_made_once_and_then_added_to() {
         let messages = messages(&Write::SetPeers(vec![peer(1, 3000)]));
 
         let parts: Vec<_> = messages.iter().flat_map(|message| peers_of(message)).collect();
         assert!(messages.iter().all(|message| message.as_slice().buffer_len() <= MESSAGE + 4));
         assert_eq!(parts.iter().map(|part| prefixes(part)).sum::<usize>(), 3000);
-        assert_eq!(flags(parts[0]), WireguardPeerFlags::ReplaceAllowedIps);
+        assert_eq!(flags(parts[0]), WireguardPeerFlags::empty());
         assert!(parts[1..].iter().all(|part| flags(part) == WireguardPeerFlags::UpdateOnly));
-    }
-
-    #[test]
-    fn a_peer_without_prefixes_loses_those_it_has() {
-        let messages = messages(&Write::SetPeers(vec![peer(1, 0)]));
-
-        let part = &peers_of(&messages[0])[0];
-        assert_eq!((flags(part), prefixes(part)), (WireguardPeerFlags::ReplaceAllowedIps, 0));
     }
 
     #[test]
