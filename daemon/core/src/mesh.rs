@@ -97,25 +97,16 @@ pub struct Mesh {
     /// How many peers an earlier run has left.
     restored: usize,
     named: BTreeMap<PublicKey, manual::Named>,
-    announces_in_full: u32,
+    announcing: Announcing,
     observed: Option<Arc<Observed>>,
     orphans: BTreeMap<PublicKey, ObservedPeer>,
     journeys: explain::Journeys,
     clock: clock::Clock,
     proved: BTreeMap<PublicKey, SocketAddr>,
     attempts: BTreeMap<PublicKey, handshakes::Attempt>,
-    generation: u64,
-    /// The newest generation that the applier has reported on, well or badly.
-    answered: u64,
-    /// The newest generation that the kernel was seen to hold.
-    applied: u64,
-    desired: Option<Arc<Desired>>,
-    trouble: Option<KernelTrouble>,
+    planned: Planned,
     drops: BTreeMap<&'static str, u64>,
     started: Monotonic,
-    last_announce: Option<Monotonic>,
-    last_heard: Option<Monotonic>,
-    announce_at: Option<Monotonic>,
     signed_at: Monotonic,
     refresh_at: Monotonic,
     save_cache_at: Monotonic,
@@ -123,6 +114,28 @@ pub struct Mesh {
     dirty: bool,
     stopped: bool,
     commands: VecDeque<Command>,
+}
+
+/// What the kernel was asked to hold, and what became of it.
+#[derive(Default)]
+struct Planned {
+    generation: u64,
+    /// The newest generation that the applier has reported on, well or badly.
+    answered: u64,
+    /// The newest generation that the kernel was seen to hold.
+    applied: u64,
+    desired: Option<Arc<Desired>>,
+    trouble: Option<KernelTrouble>,
+}
+
+/// When this node makes itself known on its links.
+#[derive(Default)]
+struct Announcing {
+    /// How many announces still carry the whole record.
+    in_full: u32,
+    last_announce: Option<Monotonic>,
+    last_heard: Option<Monotonic>,
+    announce_at: Option<Monotonic>,
 }
 
 /// What a node knows of the ways to its peers through WireGuard's port.
@@ -210,23 +223,16 @@ impl Mesh {
             last_session: None,
             restored: 0,
             named: BTreeMap::new(),
-            announces_in_full: 0,
+            announcing: Announcing::default(),
             observed: None,
             orphans: BTreeMap::new(),
             journeys: explain::Journeys::default(),
             clock: clock::Clock::default(),
             proved: BTreeMap::new(),
             attempts: BTreeMap::new(),
-            generation: 0,
-            answered: 0,
-            applied: 0,
-            desired: None,
-            trouble: None,
+            planned: Planned::default(),
             drops: BTreeMap::new(),
             started: now.monotonic,
-            last_announce: None,
-            last_heard: None,
-            announce_at: None,
             signed_at: now.monotonic,
             refresh_at: now.monotonic + RECORD_REFRESH,
             save_cache_at: now.monotonic + memory::SAVE_INTERVAL,
@@ -313,7 +319,7 @@ impl Mesh {
             return None;
         }
         let fixed = [
-            (self.announce_at, TimeoutReason::Announce),
+            (self.announcing.announce_at, TimeoutReason::Announce),
             (Some(self.refresh_at), TimeoutReason::RefreshRecord),
             (Some(self.save_cache_at), TimeoutReason::SaveCache),
             (self.store.next_removal(), TimeoutReason::RemoveStale),
@@ -352,7 +358,7 @@ impl Mesh {
 
     /// Returns what the kernel was last asked to hold.
     pub const fn desired(&self) -> Option<&Arc<Desired>> {
-        self.desired.as_ref()
+        self.planned.desired.as_ref()
     }
 
     /// Returns the peers.
@@ -393,8 +399,9 @@ impl Mesh {
             Stop::Withdraw => {
                 self.say_goodbye(now);
                 self.stop_serving();
-                self.generation += 1;
-                self.commands.push_back(Command::Apply { generation: self.generation, desired: None });
+                self.planned.generation += 1;
+                self.commands
+                    .push_back(Command::Apply { generation: self.planned.generation, desired: None });
             }
         }
         self.stopped = true;

@@ -57,7 +57,7 @@ impl Mesh {
     /// Whether packets to an address would go through the mesh: a tunnel inside a tunnel, that ends with the outer one.
     fn is_behind_a_peer(&self, address: IpAddr) -> bool {
         let on_link = self.underlay.iter().flat_map(|link| &link.addresses).any(|net| net.contains(&address));
-        let routes = self.desired.iter().flat_map(|desired| &desired.routes);
+        let routes = self.planned.desired.iter().flat_map(|desired| &desired.routes);
         // The host's own default route stands before one of ours.
         let mut through = routes.filter(|route| route.destination.prefix_len() > 0);
         !on_link && through.any(|route| route.destination.contains(&address))

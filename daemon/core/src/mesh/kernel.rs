@@ -58,16 +58,16 @@ impl Mesh {
     }
 
     pub(super) fn on_kernel(&mut self, report: KernelReport, now: Now) {
-        self.answered = self.answered.max(report.generation);
+        self.planned.answered = self.planned.answered.max(report.generation);
         match report.outcome {
             Ok(observed) => {
-                self.trouble = None;
-                self.applied = self.applied.max(report.generation);
+                self.planned.trouble = None;
+                self.planned.applied = self.planned.applied.max(report.generation);
                 let observed = self.clock.correct(observed, now);
                 self.on_observed(observed, report.fresh, now);
             }
             Err(KernelTrouble::PortInUse) => self.move_port(now),
-            Err(trouble @ KernelTrouble::Other(_)) => self.trouble = Some(trouble),
+            Err(trouble @ KernelTrouble::Other(_)) => self.planned.trouble = Some(trouble),
         }
     }
 
@@ -139,10 +139,10 @@ impl Mesh {
 
     /// Remembers which proved endpoints the kernel has taken, so that it may roam from them.
     fn confirm_proved_endpoints(&mut self) {
-        if self.applied < self.generation {
+        if self.planned.applied < self.planned.generation {
             return;
         }
-        let Some(desired) = &self.desired else { return };
+        let Some(desired) = &self.planned.desired else { return };
         for (&key, peer) in &desired.peers {
             if let crate::kernel::Endpoint::Set(endpoint) = peer.endpoint {
                 self.proved.insert(key, endpoint);
@@ -154,7 +154,7 @@ impl Mesh {
     fn move_port(&mut self, now: Now) {
         if self.port_moves >= MAX_PORT_MOVES {
             let text = format!("{MAX_PORT_MOVES} UDP ports up to {} are all in use", self.listen_port);
-            self.trouble = Some(KernelTrouble::Other(text));
+            self.planned.trouble = Some(KernelTrouble::Other(text));
             return;
         }
         let taken = self.listen_port;

@@ -78,20 +78,20 @@ impl Mesh {
     }
 
     pub(super) fn announce_soon(&mut self, now: Now) {
-        self.announces_in_full = ANNOUNCES_IN_FULL;
-        self.announce_at = Some(now.monotonic);
+        self.announcing.in_full = ANNOUNCES_IN_FULL;
+        self.announcing.announce_at = Some(now.monotonic);
     }
 
     pub(super) fn announce_if_due(&mut self, now: Now) {
-        if self.announce_at.is_none_or(|at| now.monotonic < at) {
+        if self.announcing.announce_at.is_none_or(|at| now.monotonic < at) {
             return;
         }
-        let record = (self.announces_in_full > 0).then(|| attach(&self.record)).flatten();
-        self.announces_in_full = self.announces_in_full.saturating_sub(1);
+        let record = (self.announcing.in_full > 0).then(|| attach(&self.record)).flatten();
+        self.announcing.in_full = self.announcing.in_full.saturating_sub(1);
         self.announce(self.record.record().sequence, record, now);
-        self.last_announce = Some(now.monotonic);
-        let wait = if self.announces_in_full > 0 { REPEAT_ANNOUNCE } else { self.announce_interval() };
-        self.announce_at = Some(now.monotonic + wait);
+        self.announcing.last_announce = Some(now.monotonic);
+        let wait = if self.announcing.in_full > 0 { REPEAT_ANNOUNCE } else { self.announce_interval() };
+        self.announcing.announce_at = Some(now.monotonic + wait);
     }
 
     /// Tells every link that this node leaves: a record with a lifetime of zero that nobody else can sign.
@@ -186,7 +186,7 @@ impl Mesh {
         if key == self.state.wg_pubkey {
             return self.drop_input("self", from);
         }
-        self.last_heard = Some(now.monotonic);
+        self.announcing.last_heard = Some(now.monotonic);
         let known = self.store.get(key).map(|peer| peer.record().record().sequence);
         let fresh_record = announce.record.filter(|_| known.is_none_or(|known| known < announce.sequence));
         if let Some(bytes) = fresh_record {
@@ -225,7 +225,7 @@ impl Mesh {
         let Some(hello) = unproved.prove(self.state.wg_pubkey, &pair) else {
             return self.drop_input("forged", from);
         };
-        self.last_heard = Some(now.monotonic);
+        self.announcing.last_heard = Some(now.monotonic);
         self.follow_hello(&hello, place, now);
     }
 

@@ -121,7 +121,7 @@ impl Mesh {
             return;
         }
         // Before that the kernel may not yet send where we said.
-        let is_settled = self.applied == self.generation && !self.dirty;
+        let is_settled = self.planned.applied == self.planned.generation && !self.dirty;
         for (&key, peer) in &observed.peers {
             let earlier = before.and_then(|before| before.peers.get(&key));
             let sent = earlier.map_or(0, |earlier| peer.tx_bytes.saturating_sub(earlier.tx_bytes));

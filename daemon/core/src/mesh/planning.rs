@@ -20,7 +20,10 @@ impl Mesh {
     /// not take up another sooner. So a fleet that starts at once costs a plan per round of the applier, not one per
     /// hello.
     pub(super) fn replan(&mut self, now: Now) {
-        if self.answered < self.generation || self.observed.is_none() || !std::mem::take(&mut self.dirty) {
+        if self.planned.answered < self.planned.generation
+            || self.observed.is_none()
+            || !std::mem::take(&mut self.dirty)
+        {
             return;
         }
         while plan::has_lost_address(&self.plan_inputs(now)) {
@@ -30,13 +33,14 @@ impl Mesh {
             self.renew_record(now);
         }
         let desired = plan::desired(&self.plan_inputs(now));
-        if self.desired.as_deref() == Some(&desired) {
+        if self.planned.desired.as_deref() == Some(&desired) {
             return;
         }
-        self.generation += 1;
+        self.planned.generation += 1;
         let desired = Arc::new(desired);
-        self.desired = Some(Arc::clone(&desired));
-        self.commands.push_back(Command::Apply { generation: self.generation, desired: Some(desired) });
+        self.planned.desired = Some(Arc::clone(&desired));
+        self.commands
+            .push_back(Command::Apply { generation: self.planned.generation, desired: Some(desired) });
     }
 
     /// Takes the operator's word on routes: what is accepted counts from the next plan on, which comes with this event,

@@ -51,7 +51,7 @@ impl Mesh {
         }
         let links: BTreeSet<&str> =
             self.underlay.iter().filter(|link| link.multicast).map(|link| link.name.as_str()).collect();
-        let last = self.last_heard.max(self.last_announce);
+        let last = self.announcing.last_heard.max(self.announcing.last_announce);
         let (state, error) = match (links.is_empty(), last) {
             (true, _) => (SourceState::Failing, Some("no link that is up takes multicast".to_owned())),
             (false, None) => (SourceState::Starting, None),

@@ -41,8 +41,8 @@ impl Mesh {
             shut_out: self.shut_out_status(now),
             ebpf: Ebpf::default(),
             kernel: Kernel {
-                converged: self.applied == self.generation && self.trouble.is_none(),
-                error: self.trouble.as_ref().map(describe),
+                converged: self.planned.applied == self.planned.generation && self.planned.trouble.is_none(),
+                error: self.planned.trouble.as_ref().map(describe),
                 ..Kernel::default()
             },
             relay: Relay {
@@ -85,7 +85,7 @@ impl Mesh {
             Some(_) => PeerState::Offline,
             None => PeerState::Connecting,
         };
-        let allowed = self.desired.as_ref().and_then(|desired| desired.peers.get(&key));
+        let allowed = self.planned.desired.as_ref().and_then(|desired| desired.peers.get(&key));
         let addresses = derive_mesh_addresses(self.keys.network_id(), self.subnets, record.key, record.nonce);
         let is_route = |net: &&IpNet| record.routes.contains(net);
         Peer {
@@ -140,6 +140,7 @@ impl Mesh {
             ));
         }
         let without_addresses = self
+            .planned
             .desired
             .as_ref()
             .and_then(|desired| desired.peers.get(&key))
@@ -183,7 +184,7 @@ impl Mesh {
     }
 
     fn problems(&self) -> Vec<String> {
-        let mut problems: Vec<_> = self.trouble.iter().map(describe).collect();
+        let mut problems: Vec<_> = self.planned.trouble.iter().map(describe).collect();
         if self.port_moves > 0 {
             let (asked, got) = (self.settings.listen_port, self.listen_port);
             problems.push(format!("UDP port {asked} is used by another program; WireGuard listens on {got}"));

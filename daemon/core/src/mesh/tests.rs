@@ -50,13 +50,13 @@ impl Node {
     fn settle(&mut self, at: Now) -> Vec<Event> {
         let mut sent = Vec::new();
         loop {
-            let generation = self.mesh.generation;
-            if self.mesh.answered < generation {
+            let generation = self.mesh.planned.generation;
+            if self.mesh.planned.answered < generation {
                 let outcome = Ok(Arc::default());
                 self.mesh.handle(Event::Kernel(KernelReport { generation, outcome, fresh: true }), at);
             }
             sent.extend(self.sent());
-            if self.mesh.answered == self.mesh.generation {
+            if self.mesh.planned.answered == self.mesh.planned.generation {
                 return sent;
             }
         }
