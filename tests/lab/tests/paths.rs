@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use wgmesh::wireguard_port::WireguardPort;
 use wgmesh_core::nat::NatType;
+use wgmesh_core::seal::MAX_PROBE_BYTES;
 use wgmesh_core::stun::{Filtering, Handled, Report, Stun};
 use wgmesh_core::time::Monotonic;
 use wgmesh_lab::{
@@ -118,7 +119,7 @@ fn datagrams_pass_beside_a_tunnel_and_wireguards_own_never_wake_us() {
             let mut buffer = [0; 2000];
             let (length, from) = outsider.recv_from(&mut buffer).unwrap();
             // Too long for us, then one of WireGuard's kinds, then ours.
-            outsider.send_to(&[7; 1300], from).unwrap();
+            outsider.send_to(&[7; MAX_PROBE_BYTES + 1], from).unwrap();
             outsider.send_to(&[1, 0, 0, 0, 9, 9, 9], from).unwrap();
             outsider.send_to(&buffer[..length], from).unwrap();
             (from, buffer[..length].to_vec())
