@@ -1,6 +1,11 @@
 //! Says what writes leave behind: the kernel's own rules, as far as [`super::diff`] relies on them.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
 use crate::kernel::{Device, Link, Observed, ObservedPeer, PeerWrite, Route, Write};
+use crate::key::PublicKey;
 
 /// Changes `observed` as the kernel changes when `writes` are done in order. An unknown link index stays zero.
 pub fn apply_to(observed: &mut Observed, writes: &[Write]) {
@@ -38,8 +43,12 @@ fn apply_one(observed: &mut Observed, write: &Write) {
             device.listen_port = listen_port.unwrap_or(device.listen_port);
             device.fwmark = fwmark.unwrap_or(device.fwmark);
         }
-        Write::RemovePeers(keys) => observed.peers.retain(|key, _| !keys.contains(key)),
-        Write::SetPeers(peers) => peers.iter().for_each(|peer| set_peer(observed, peer)),
+        Write::RemovePeers(keys) => {
+            for key in keys {
+                observed.peers.remove(key);
+            }
+        }
+        Write::SetPeers(peers) => set_peers(observed, peers),
         Write::AddAddress(address) => drop(observed.addresses.insert(*address)),
         Write::RemoveAddress(address) => drop(observed.addresses.remove(address)),
         Write::AddRoute(route) => add_route(observed, *route),
@@ -53,25 +62,32 @@ fn create_link(observed: &mut Observed, alias: &str, mtu: u32) {
 }
 
 /// A prefix belongs to one peer: giving it to one takes it from the other.
-fn set_peer(observed: &mut Observed, write: &PeerWrite) {
-    let is_own = observed.device.as_ref().is_some_and(|device| device.public_key == Some(write.key));
-    if is_own || (!write.create && !observed.peers.contains_key(&write.key)) {
-        return;
-    }
-    if let Some(moved) = &write.allowed_ips {
-        for (_, other) in observed.peers.iter_mut().filter(|(key, _)| **key != write.key) {
-            other.allowed_ips.retain(|prefix| !moved.contains(prefix));
+fn set_peers(observed: &mut Observed, writes: &[PeerWrite]) {
+    let named: BTreeSet<IpNet> =
+        writes.iter().filter_map(|write| write.allowed_ips.as_ref()).flatten().copied().collect();
+    let held =
+        observed.peers.iter().flat_map(|(&key, peer)| peer.allowed_ips.iter().map(move |&net| (net, key)));
+    let mut holders: BTreeMap<IpNet, PublicKey> = held.filter(|(prefix, _)| named.contains(prefix)).collect();
+    let own = observed.device.as_ref().and_then(|device| device.public_key);
+    for write in writes {
+        let is_known = write.create || observed.peers.contains_key(&write.key);
+        if !is_known || own == Some(write.key) {
+            continue;
         }
+        for &prefix in write.allowed_ips.iter().flatten() {
+            let before = holders.insert(prefix, write.key).and_then(|key| observed.peers.get_mut(&key));
+            if let Some(before) = before {
+                before.allowed_ips.remove(&prefix);
+            }
+        }
+        let peer: &mut ObservedPeer = observed.peers.entry(write.key).or_default();
+        if let Some(key) = &write.preshared_key {
+            peer.preshared_key = Some(key.clone());
+        }
+        peer.allowed_ips.extend(write.allowed_ips.iter().flatten());
+        peer.endpoint = write.endpoint.or(peer.endpoint);
+        peer.keepalive = write.keepalive.unwrap_or(peer.keepalive);
     }
-    let peer: &mut ObservedPeer = observed.peers.entry(write.key).or_default();
-    if let Some(key) = &write.preshared_key {
-        peer.preshared_key = Some(key.clone());
-    }
-    if let Some(allowed_ips) = &write.allowed_ips {
-        peer.allowed_ips.extend(allowed_ips);
-    }
-    peer.endpoint = write.endpoint.or(peer.endpoint);
-    peer.keepalive = write.keepalive.unwrap_or(peer.keepalive);
 }
 
 fn add_route(observed: &mut Observed, route: Route) {
