@@ -34,8 +34,9 @@ use crate::notify::Progress;
 /// The longest time between two readings of the kernel. WireGuard gives no notice of a peer that somebody removed.
 pub const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Everything is read at least once a minute, in case the kernel's notices are not to be trusted.
-const WHOLE_EVERY: u32 = 12;
+/// Everything is read at least once a minute, in case the kernel's notices are not to be trusted: a reading of the device
+/// may stand for two.
+const WHOLE_EVERY: u32 = 6;
 
 /// How long notices are gathered before the kernel is read: a change of a link comes as several, and healing must
 /// begin within 50 ms. It doubles with each turn in a row that found something to write, so that a contest with
@@ -105,8 +106,9 @@ pub trait Net {
     /// Reads everything that the kernel holds of our interface.
     fn observe(&self) -> impl Future<Output = Result<Observed, KernelError>> + Send;
 
-    /// Waits until `when`, then reads the WireGuard device anew, and takes the rest from an earlier reading. Nothing is
-    /// read if the future is dropped before.
+    /// Waits until `when`, then reads the WireGuard device anew, and takes the rest from an earlier reading; where that is
+    /// the same as the earlier one, it may do so once more after [`INTERVAL`] before it returns. Nothing is read if the
+    /// future is dropped before.
     fn refresh_at(
         &self,
         when: Instant,
@@ -132,7 +134,7 @@ impl Net for Kernel {
     }
 
     async fn refresh_at(&self, when: Instant, earlier: Arc<Observed>) -> Result<Observed, KernelError> {
-        Kernel::refresh_at(self, when.into_std(), earlier).await
+        Kernel::refresh_at(self, when.into_std(), INTERVAL, earlier).await
     }
 
     async fn apply(&self, writes: Arc<[Write]>) -> Result<Vec<KernelError>, KernelError> {
@@ -156,7 +158,7 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// Returns the number of turns of the loop. It rises at least every [`INTERVAL`] while the applier lives and
+    /// Returns the number of turns of the loop. It rises at least every other [`INTERVAL`] while the applier lives and
     /// the kernel answers, which is what the watchdog wants to see.
     pub fn turns(&self) -> u64 {
         self.turns.count()

@@ -27,7 +27,7 @@ mod wireguard;
 mod worker;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use wgmesh_core::forwarding::Forwarding;
@@ -79,13 +79,19 @@ impl Kernel {
     }
 
     /// Waits until `when`, then reads the WireGuard device anew, and takes links, addresses and routes from an earlier
-    /// reading: for those the kernel gives notice of every change. The thread waits, not the caller's timer. It waits for
-    /// one such reading at a time: whoever asks for another takes the place of the first.
+    /// reading: for those the kernel gives notice of every change. A reading that finds nothing new is made once more after
+    /// `again`, and only then answered: at rest nobody is woken for each. The thread waits, not the caller's timer. It waits
+    /// for one such reading at a time: whoever asks for another takes the place of the first.
     ///
     /// # Errors
     /// As [`Kernel::observe`].
-    pub async fn refresh_at(&self, when: Instant, earlier: Arc<Observed>) -> Result<Observed, KernelError> {
-        self.ask(|answer| Job::RefreshAt(Later { when, earlier, answer })).await
+    pub async fn refresh_at(
+        &self,
+        when: Instant,
+        again: Duration,
+        earlier: Arc<Observed>,
+    ) -> Result<Observed, KernelError> {
+        self.ask(|answer| Job::RefreshAt(Later { when, again: Some(again), earlier, answer })).await
     }
 
     /// Carries out the writes in order. A write that stands alone and fails is reported in the list, and the others

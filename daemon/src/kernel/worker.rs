@@ -38,6 +38,8 @@ pub(super) enum Job {
 /// A reading whose time has not come.
 pub(super) struct Later {
     pub(super) when: Instant,
+    /// If it finds nothing new it is made once more after this time, and only then answered.
+    pub(super) again: Option<Duration>,
     pub(super) earlier: Arc<Observed>,
     pub(super) answer: oneshot::Sender<Result<Observed, KernelError>>,
 }
@@ -85,14 +87,25 @@ impl Worker {
                     let passage = self.forwarder.follow(&mut self.route, &self.interface, &want);
                     drop(answer.send(Ok(passage)));
                 }
-                Next::Due => {
-                    if let Some(later) = waiting.take().filter(|later| !later.answer.is_closed()) {
-                        drop(later.answer.send(self.refresh(&later.earlier)));
-                    }
-                }
+                Next::Due => waiting = waiting.and_then(|later| self.make_due(later)),
                 Next::End => return,
             }
         }
+    }
+
+    /// Makes a reading whose time has come, and answers it or returns when it is to be made once more.
+    fn make_due(&mut self, later: Later) -> Option<Later> {
+        if later.answer.is_closed() {
+            return None;
+        }
+        let reading = self.refresh(&later.earlier);
+        if let Some(again) = later.again
+            && reading.as_ref().is_ok_and(|reading| *reading == *later.earlier)
+        {
+            return Some(Later { when: later.when + again, again: None, ..later });
+        }
+        drop(later.answer.send(reading));
+        None
     }
 
     fn observe(&mut self) -> Result<Observed, KernelError> {
