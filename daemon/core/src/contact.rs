@@ -29,11 +29,18 @@ use crate::identity::Sequence;
 use crate::message::{Hello, Phase, Stamp, Token};
 use crate::time::Monotonic;
 
-/// First wait for an answer; doubled each time. Longer than a busy neighbour takes to install a peer.
-pub const FIRST_RETRY: Duration = Duration::from_millis(150);
+/// First wait for an answer of the only peer that is being met; doubled each time. Longer than a neighbour takes to
+/// install a peer.
+const FIRST_RETRY: Duration = Duration::from_millis(150);
 
-/// After so many unanswered hellos we wait for the next announce: 150 ms doubled five times spans one
-/// announce interval.
+/// And so much longer for each other peer that is being met: where many begin at once all are busy, and asking again
+/// would only make them busier.
+const RETRY_PER_PEER: Duration = Duration::from_millis(20);
+
+/// But no longer than this, at first.
+const LONGEST_FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// After so many unanswered hellos, which take five seconds and more, we wait for the next announce.
 pub const MAX_ATTEMPTS: u32 = 6;
 
 /// The wait between later hellos where no announce will come.
@@ -46,9 +53,10 @@ pub const INITIATIVE_GRACE: Duration = Duration::from_secs(1);
 /// each other, and WireGuard repeats a lost one after 5 s and 10 s (`REKEY_TIMEOUT`): this lies between.
 pub const HANDSHAKE_GRACE: Duration = Duration::from_millis(7500);
 
-/// An address from which nothing came for this long gives way to another of the same peer: three announce
-/// intervals, so that two common links do not make a path flap.
-pub const ADDRESS_SILENCE: Duration = Duration::from_secs(15);
+/// An address from which nothing came for this long gives way to another of the same peer: three of the longest pauses
+/// between announces, so that two common links do not make a path flap. A path that is used and dead is left far sooner,
+/// by its watch ([`crate::path`]).
+pub const ADDRESS_SILENCE: Duration = Duration::from_secs(180);
 
 /// Which of our sockets a datagram passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,6 +142,12 @@ pub struct HelloPlan {
     pub with_record: bool,
 }
 
+/// Returns the first wait for an answer while so many peers are being met.
+pub fn first_retry(being_met: usize) -> Duration {
+    let others = u32::try_from(being_met.saturating_sub(1)).unwrap_or(u32::MAX);
+    (FIRST_RETRY + RETRY_PER_PEER.saturating_mul(others)).min(LONGEST_FIRST_RETRY)
+}
+
 impl Contact {
     /// Begins with a peer that was heard at `place`; `lower` says whether our key is the lower one.
     pub const fn new(place: Place, lower: bool, now: Monotonic) -> Self {
@@ -156,8 +170,8 @@ impl Contact {
         }
     }
 
-    /// Takes note of an announce: a lead that may want an answer.
-    pub fn handle_announce(&mut self, place: Place, token: Token, now: Monotonic) {
+    /// Takes note of an announce: a lead that may want an answer. `retry` is what [`first_retry`] says.
+    pub fn handle_announce(&mut self, place: Place, token: Token, retry: Duration, now: Monotonic) {
         if self.place == place {
             self.heard_at_place = now;
         } else if self.token.is_none() {
@@ -174,13 +188,13 @@ impl Contact {
         if new_run || unanswered {
             self.attempts = 0;
             // A kernel that has the peer can be spoken for at once; otherwise the applier's report comes first.
-            let wait = if self.phase >= Phase::Installed { Duration::ZERO } else { FIRST_RETRY };
+            let wait = if self.phase >= Phase::Installed { Duration::ZERO } else { retry };
             self.due = Some(now + wait);
         }
     }
 
     /// Takes the place that a ping and its answer have proved for a run of the peer.
-    pub fn handle_path(&mut self, place: Place, token: Token, now: Monotonic) {
+    pub fn handle_path(&mut self, place: Place, token: Token, retry: Duration, now: Monotonic) {
         (self.place, self.lead, self.heard_at_place) = (place, place, now);
         self.echo = Some(token);
         if self.token != Some(token) {
@@ -189,7 +203,7 @@ impl Contact {
         }
         if !self.is_settled() {
             self.attempts = 0;
-            let wait = if self.phase >= Phase::Installed { Duration::ZERO } else { FIRST_RETRY };
+            let wait = if self.phase >= Phase::Installed { Duration::ZERO } else { retry };
             self.due = Some(now + wait);
         }
     }
@@ -267,8 +281,8 @@ impl Contact {
         }
     }
 
-    /// Returns the hello that is due, if one is; `sequence` is that of our record.
-    pub fn poll_hello(&mut self, sequence: Sequence, now: Monotonic) -> Option<HelloPlan> {
+    /// Returns the hello that is due, if one is; `sequence` is that of our record, `retry` what [`first_retry`] says.
+    pub fn poll_hello(&mut self, sequence: Sequence, retry: Duration, now: Monotonic) -> Option<HelloPlan> {
         self.due.filter(|&due| due <= now)?;
         // What was said, seen and known belongs to one run of the peer. To one that is still to prove itself it would
         // be a lie: our kernel began with an earlier one and will not begin again by itself, and our record may be
@@ -279,7 +293,7 @@ impl Contact {
         self.attempts += 1;
         let slow = (self.place.via == Via::WireGuard).then_some(SLOW_RETRY);
         let wait = match self.attempts {
-            ..MAX_ATTEMPTS => Some(FIRST_RETRY * 2_u32.saturating_pow(self.attempts - 1)),
+            ..MAX_ATTEMPTS => Some(retry * 2_u32.saturating_pow(self.attempts - 1)),
             _ => slow,
         };
         self.due = wait.filter(|_| ask).map(|wait| now + wait);
@@ -310,6 +324,11 @@ impl Contact {
         self.phase == Phase::Active
     }
 
+    /// Whether a hello is due or waits for an answer, and the peer is not given up.
+    pub const fn is_being_met(&self) -> bool {
+        self.due.is_some() && self.attempts < MAX_ATTEMPTS
+    }
+
     /// Whether each side knows the other's phase.
     pub fn is_settled(&self) -> bool {
         self.seen == Some(self.phase) && self.theirs.is_some()
@@ -329,7 +348,9 @@ impl Contact {
             self.heard_at_place = now;
         } else if place.via == Via::WireGuard {
             // Which of the addresses behind NATs to use is for the pings to say.
-        } else if now.since(self.heard_at_place) >= ADDRESS_SILENCE {
+        } else if !self.lower || now.since(self.heard_at_place) >= ADDRESS_SILENCE {
+            // The one with the higher key follows the other: of two common links both use the same, and notice alike when
+            // it goes.
             self.place = place;
             self.heard_at_place = now;
         }

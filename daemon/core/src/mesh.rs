@@ -131,8 +131,8 @@ struct Planned {
 /// When this node makes itself known on its links.
 #[derive(Default)]
 struct Announcing {
-    /// How many announces still carry the whole record.
-    in_full: u32,
+    /// How many announces were made since the start or the last change.
+    since_change: u32,
     last_announce: Option<Monotonic>,
     last_heard: Option<Monotonic>,
     announce_at: Option<Monotonic>,

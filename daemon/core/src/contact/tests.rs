@@ -36,7 +36,7 @@ impl End {
 
     fn poll(&mut self, now: Monotonic) -> Option<Hello> {
         self.contact.handle_timeout(now);
-        let plan = self.contact.poll_hello(SEQUENCE, now)?;
+        let plan = self.contact.poll_hello(SEQUENCE, first_retry(1), now)?;
         self.initiated |= plan.phase == Phase::Active;
         self.counter += 1;
         Some(Hello {
@@ -84,7 +84,7 @@ fn talk(ends: &mut [End; 2], until: Monotonic, mut lost: impl FnMut(u32) -> bool
 
 fn announce(ends: &mut [End; 2], from: usize, now: Monotonic) {
     let (token, place) = (ends[from].token, ends[from].place);
-    ends[1 - from].contact.handle_announce(place, token, now);
+    ends[1 - from].contact.handle_announce(place, token, first_retry(1), now);
 }
 
 fn install(ends: &mut [End; 2]) {
@@ -220,8 +220,8 @@ fn two_common_links_do_not_make_the_place_flap() {
         ends[0].hear(&settled_hello(millis), elsewhere, at(millis)).unwrap();
         ends[0].contact.proved_place().unwrap()
     };
-    assert_eq!(hear_elsewhere(5_000), place(2));
-    assert_eq!(hear_elsewhere(30_000), elsewhere, "the first link has been silent");
+    assert_eq!(hear_elsewhere(150_000), place(2));
+    assert_eq!(hear_elsewhere(200_000), elsewhere, "the first link has been silent");
 }
 
 /// A hello of end two in a settled state.
@@ -261,4 +261,25 @@ proptest! {
         prop_assert!(ends.iter().any(|end| end.initiated));
         prop_assert_eq!(talk(&mut ends, at(1_000_000), |_| false), 0);
     }
+}
+
+#[test]
+fn where_many_are_met_at_once_each_is_given_more_time() {
+    let waits = [0, 1, 2, 20, 1000].map(|being_met| first_retry(being_met).as_millis());
+    assert_eq!(waits, [150, 150, 170, 530, 1000]);
+}
+
+#[test]
+fn of_two_common_links_both_use_the_one_that_the_lower_key_has_chosen() {
+    let mut ends = [End::new(1, true), End::new(2, false)];
+    announce(&mut ends, 0, at(0));
+    announce(&mut ends, 1, at(0));
+    install(&mut ends);
+    talk(&mut ends, at(900), |_| false);
+    let elsewhere = |host| Place { via: Via::Link(3), ..place(host) };
+    let heard = Hello { token: Token(1), echo: Some(Token(2)), ..settled_hello(5_000) };
+    ends[1].hear(&heard, elsewhere(1), at(5_000)).unwrap();
+    assert_eq!(ends[1].contact.proved_place(), Some(elsewhere(1)));
+    ends[0].hear(&settled_hello(5_000), elsewhere(2), at(5_000)).unwrap();
+    assert_eq!(ends[0].contact.proved_place(), Some(place(2)));
 }

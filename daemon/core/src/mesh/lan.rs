@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand_core::Rng as _;
 
 use super::{Command, Mesh, Recipient, Transmit};
-use crate::contact::{Contact, HelloPlan, Ignored, Place, Via};
+use crate::contact::{Contact, HelloPlan, Ignored, Place, Via, first_retry};
 use crate::derive::PairKeys;
 use crate::identity::Sequence;
 use crate::kernel::Underlay;
@@ -17,16 +17,13 @@ use crate::seal::{Kind, Unopened, seal};
 use crate::store::{Claim, Outcome, Refused, Source};
 use crate::time::Now;
 
-/// The pace of announces on a link with few peers (seed 000, W-X3).
+/// The pace of announces of a node that knows one peer or none (seed 000, W-X3). After a start or a change it is doubled
+/// from announce to announce, up to this for each peer: so whoever listens at rest is woken as often by many as by one.
 pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The slowest pace of announces: newcomers are answered at once anyway, so this only bounds how long two halves
 /// of a link that was cut take to notice each other.
 const MAX_ANNOUNCE_INTERVAL: Duration = Duration::from_secs(60);
-
-/// Up to so many peers announce at the full pace; beyond, the interval grows with their number, so that whoever listens
-/// is woken once a second at most.
-const PEERS_AT_FULL_PACE: u32 = 4;
 
 /// After a start or a change the record itself goes out this often, the second time after
 /// [`REPEAT_ANNOUNCE`]; later announces only name its sequence.
@@ -78,7 +75,7 @@ impl Mesh {
     }
 
     pub(super) fn announce_soon(&mut self, now: Now) {
-        self.announcing.in_full = ANNOUNCES_IN_FULL;
+        self.announcing.since_change = 0;
         self.announcing.announce_at = Some(now.monotonic);
     }
 
@@ -86,12 +83,12 @@ impl Mesh {
         if self.announcing.announce_at.is_none_or(|at| now.monotonic < at) {
             return;
         }
-        let record = (self.announcing.in_full > 0).then(|| attach(&self.record)).flatten();
-        self.announcing.in_full = self.announcing.in_full.saturating_sub(1);
+        let record =
+            (self.announcing.since_change < ANNOUNCES_IN_FULL).then(|| attach(&self.record)).flatten();
+        self.announcing.since_change += 1;
         self.announce(self.record.record().sequence, record, now);
         self.announcing.last_announce = Some(now.monotonic);
-        let wait = if self.announcing.in_full > 0 { REPEAT_ANNOUNCE } else { self.announce_interval() };
-        self.announcing.announce_at = Some(now.monotonic + wait);
+        self.announcing.announce_at = Some(now.monotonic + self.announce_pause());
     }
 
     /// Tells every link that this node leaves: a record with a lifetime of zero that nobody else can sign.
@@ -136,17 +133,22 @@ impl Mesh {
 
     /// Sends every hello that is due.
     pub(super) fn send_hellos(&mut self, now: Now) {
-        let sequence = self.record.record().sequence;
+        let (sequence, retry) = (self.record.record().sequence, self.first_retry());
         let due: Vec<_> = self
             .contacts
             .iter_mut()
-            .filter_map(|(&key, contact)| Some((key, contact.poll_hello(sequence, now.monotonic)?)))
+            .filter_map(|(&key, contact)| Some((key, contact.poll_hello(sequence, retry, now.monotonic)?)))
             .collect();
         for (key, plan) in due {
             let Some(peer) = self.store.get(key) else { continue };
             let (pair, known) = (peer.pair.clone(), peer.record().record().sequence);
             self.send_hello(key, &pair, Some(known), plan, now);
         }
+    }
+
+    /// Returns how long to wait for the first answer of a peer.
+    pub(super) fn first_retry(&self) -> Duration {
+        first_retry(self.contacts.values().filter(|contact| contact.is_being_met()).count())
     }
 
     fn announce(&mut self, sequence: Sequence, record: Option<minicbor::bytes::ByteVec>, now: Now) {
@@ -167,11 +169,16 @@ impl Mesh {
         }
     }
 
-    fn announce_interval(&mut self) -> Duration {
-        let peers = u32::try_from(self.store.len()).unwrap_or(u32::MAX);
-        let stretched = ANNOUNCE_INTERVAL.saturating_mul(peers.max(PEERS_AT_FULL_PACE)) / PEERS_AT_FULL_PACE;
-        let jitter = Duration::from_millis(u64::from(self.rng.next_u32() % 500));
-        stretched.min(MAX_ANNOUNCE_INTERVAL) - jitter
+    /// Returns how long to wait after an announce: the pace that fits the number of peers is come down to by steps.
+    fn announce_pause(&mut self) -> Duration {
+        let Some(step) = self.announcing.since_change.checked_sub(ANNOUNCES_IN_FULL) else {
+            return REPEAT_ANNOUNCE;
+        };
+        let peers = u32::try_from(self.store.len()).unwrap_or(u32::MAX).max(1);
+        let multiple = peers.min(1_u32.checked_shl(step).unwrap_or(u32::MAX));
+        let pause = ANNOUNCE_INTERVAL.saturating_mul(multiple).min(MAX_ANNOUNCE_INTERVAL);
+        // Nodes that started at once would else speak at once for ever.
+        pause - pause / 8 * (self.rng.next_u32() % 1000) / 1000
     }
 
     fn is_on_link(&self, interface: u32, address: IpAddr) -> bool {
@@ -188,6 +195,7 @@ impl Mesh {
         }
         self.announcing.last_heard = Some(now.monotonic);
         let known = self.store.get(key).map(|peer| peer.record().record().sequence);
+        let is_new_here = announce.record.is_some();
         let fresh_record = announce.record.filter(|_| known.is_none_or(|known| known < announce.sequence));
         if let Some(bytes) = fresh_record {
             if known.is_none() && !self.strangers.take(from.ip(), now.monotonic) {
@@ -200,9 +208,21 @@ impl Mesh {
             self.claim(Claim { record, source: Source::Lan, endpoint: None, fresh: false }, place, now);
         }
         let held = self.store.get(key).map(|peer| peer.record().record().sequence);
+        if held.is_none() && !is_new_here && self.store.refusal(key, announce.sequence).is_none() {
+            self.announce_again(now);
+        }
         match held {
             Some(held) if held >= announce.sequence => self.greet(key, place, announce.token, now),
             Some(_) | None => self.ask_stranger(key, announce.sequence, place, announce.token, now),
+        }
+    }
+
+    /// Makes itself known to a node that is unknown and yet no newcomer, whose first announces would carry its record: two
+    /// halves of a link have become one again, and those of the other half should hear of all of this one.
+    fn announce_again(&mut self, now: Now) {
+        let last = self.announcing.last_announce;
+        if last.is_none_or(|last| now.monotonic.since(last) >= ANNOUNCE_INTERVAL) {
+            self.announce_soon(now);
         }
     }
 
@@ -267,12 +287,12 @@ impl Mesh {
 
     /// Answers the announce of a peer whose record we hold.
     fn greet(&mut self, key: PublicKey, place: Place, token: Token, now: Now) {
-        let lower = self.state.wg_pubkey < key;
+        let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry());
         let contact = self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, now.monotonic));
         if self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key)) {
             contact.handle_installed(true, now.monotonic);
         }
-        contact.handle_announce(place, token, now.monotonic);
+        contact.handle_announce(place, token, retry, now.monotonic);
         self.compare_with_link(key, place, now);
     }
 

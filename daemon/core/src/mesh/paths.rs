@@ -306,13 +306,13 @@ impl Mesh {
             Some(relay) => tracing::info!(peer = %key, endpoint = %address, path, %relay, "found a path"),
             None => tracing::info!(peer = %key, endpoint = %address, path, "found a path"),
         }
-        let lower = self.state.wg_pubkey < key;
+        let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry());
         let installed = self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key));
         let contact = self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, now.monotonic));
         if installed {
             contact.handle_installed(true, now.monotonic);
         }
-        contact.handle_path(place, token, now.monotonic);
+        contact.handle_path(place, token, retry, now.monotonic);
         // The kernel may have roamed away from it meanwhile.
         self.proved.remove(&key);
         self.dirty = true;
