@@ -46,7 +46,7 @@ enum Measure {
         /// For how many seconds the first fleet is watched at rest; zero leaves that out.
         #[arg(long, default_value_t = 60)]
         quiet: u64,
-        /// Also print what the two hosts logged that found each other last.
+        /// Have everything logged, which takes time too, and print what the two hosts logged that found each other last.
         #[arg(long)]
         logs: bool,
     },
@@ -73,8 +73,7 @@ enum Measure {
         #[arg(long, default_value_t = 1)]
         at_once: usize,
     },
-    /// The cost of setting many peers beside the bare messages, of eBPF for each packet, and throughput with and without
-    /// eBPF.
+    /// The cost of setting many peers beside the bare messages, and throughput with and without eBPF.
     Kernel {
         /// How many peers are set; one measurement for each number.
         #[arg(long, value_delimiter = ',', default_value = "1000,5000")]
@@ -85,6 +84,12 @@ enum Measure {
         /// For how many seconds each stream goes.
         #[arg(long, default_value_t = 5)]
         seconds: u64,
+    },
+    /// The nanoseconds that eBPF takes for each packet. An emulated processor says little: see `--host`.
+    Packets {
+        /// Measure on this host's own kernel, which needs no WireGuard for it, and without the VM.
+        #[arg(long)]
+        host: bool,
     },
     /// The throughput of a tunnel: direct, through a relay in eBPF, and through one in userspace.
     Relay {
@@ -119,6 +124,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
             let words = ["kernel".to_owned(), format!("--peers={peers}")];
             [words, [format!("--runs={runs}"), format!("--seconds={seconds}")]].concat()
         }
+        Measure::Packets { .. } => vec!["packets".to_owned()],
         Measure::Relay { runs, seconds } => {
             vec!["relay".to_owned(), format!("--runs={runs}"), format!("--seconds={seconds}")]
         }
@@ -132,7 +138,12 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     };
     println!("load of this host before: {}", load()?);
     let daemon = arguments.daemon.as_deref();
-    Program { suite: arguments.suite, name: "bench", arguments: &words, daemon, deadline: DEADLINE }.run()?;
+    let program =
+        Program { suite: arguments.suite, name: "bench", arguments: &words, daemon, deadline: DEADLINE };
+    match arguments.measure {
+        Measure::Packets { host: true } => program.run_on_host()?,
+        _ => program.run()?,
+    }
     println!("load of this host after: {}", load()?);
     Ok(())
 }

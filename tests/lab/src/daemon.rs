@@ -39,12 +39,19 @@ pub struct Settings {
     pub secret: String,
     /// More of the configuration, in TOML: first keys of the top level, then tables.
     pub more: String,
+    /// What is logged.
+    pub log_level: &'static str,
 }
 
 impl Settings {
-    /// Settings with nothing but a secret.
+    /// Settings with nothing but a secret. Much is logged, for whoever reads why a test failed.
     pub fn new(secret: &str) -> Self {
-        Self { secret: secret.to_owned(), more: String::new() }
+        Self { secret: secret.to_owned(), more: String::new(), log_level: "debug" }
+    }
+
+    /// Logs what a daemon does that nobody told otherwise: what is measured is not the logging.
+    pub fn with_usual_log(self) -> Self {
+        Self { log_level: "info", ..self }
     }
 
     /// Adds lines of TOML.
@@ -210,8 +217,8 @@ fn write_config(host: &Host, settings: &Settings) -> PathBuf {
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("the file is ours");
     let paths = [("secret_file", &secret), ("state_dir", &state), ("runtime_dir", &runtime)];
     let paths: String = paths.iter().map(|(key, path)| format!("{key} = {path:?}\n")).collect();
-    let more = &settings.more;
-    write(&config, &format!("interface = \"wgmesh0\"\nlog_level = \"debug\"\n{paths}{more}"));
+    let Settings { log_level, more, .. } = settings;
+    write(&config, &format!("interface = \"wgmesh0\"\nlog_level = \"{log_level}\"\n{paths}{more}"));
     config
 }
 

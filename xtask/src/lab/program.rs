@@ -1,6 +1,7 @@
 //! The lab's own programs (`tests/lab/src/bin`): what runs in the VM and is no test.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -9,6 +10,7 @@ use super::build;
 use super::image::{Image, Suite};
 use super::payload::Payload;
 use super::vm::{Boot, Guest};
+use crate::{setup, workspace};
 
 /// A program to be run, and how.
 pub(crate) struct Program<'a> {
@@ -44,5 +46,19 @@ impl Program<'_> {
         let code = guest.run(|line| println!("{line}"))?;
         ensure!(code == 0, "{name} ended with exit code {code}");
         Ok(())
+    }
+
+    /// Builds the daemon and the program, and runs the program on this host's own kernel.
+    ///
+    /// # Errors
+    /// Fails where something could not be built, where it is not run as root, and where the program failed.
+    pub(crate) fn run_on_host(&self) -> Result<()> {
+        let name = self.name;
+        ensure!(
+            setup::is_root()?,
+            "eBPF takes root; run:\n  sudo --preserve-env cargo xtask {name} ... --host"
+        );
+        let (daemon, program) = build::program(name, self.daemon)?;
+        workspace::run(Command::new(program).args(self.arguments).env("WGMESH_BIN", daemon))
     }
 }

@@ -46,7 +46,7 @@ impl World {
             Over::Relay => {
                 let internet = Internet::new(name);
                 let stun = StunServers::start(&internet);
-                let pair = Box::new(Pair::start(&internet, 1, [NatKind::None, NatKind::None]));
+                let pair = Box::new(Pair::start_relayed(&internet, 1, [NatKind::None, NatKind::None]));
                 let outcome = pair.meet(PATIENCE);
                 assert!(outcome.from_start.is_some(), "{outcome:?}");
                 let world = Self::Relay { pair, _stun: stun, _internet: internet };

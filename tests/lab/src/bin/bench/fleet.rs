@@ -9,15 +9,19 @@ use wgmesh_lab::{Answer, Daemon, Lan, Manual, Probe, Recipe, Settings, Usage};
 use super::sample::Sample;
 use super::{PATIENCE, SECRET};
 
-/// Between two pings of a pair that waits for its first answer.
-const PING_INTERVAL: Duration = Duration::from_millis(100);
+/// Between two pings of a pair that waits for its first answer: 100 ms, and more where so many pairs would leave little of
+/// the machine to what is measured. All of them together send two thousand pings a second at most.
+fn ping_interval(nodes: u8) -> Duration {
+    let pairs = u32::from(nodes) * u32::from(nodes.saturating_sub(1));
+    (Duration::from_micros(500) * pairs).max(Duration::from_millis(100))
+}
 
 /// Measures fleets of so many nodes, each beside one made by hand, and prints them; with `logs`, also what the two
 /// hosts logged that found each other last.
 pub(super) fn measure(nodes: u8, runs: usize, logs: bool) {
     let (mut ours, mut by_hand) = (Vec::new(), Vec::new());
     for run in 1..=runs {
-        let fleet = Fleet::start(nodes);
+        let fleet = Fleet::start(nodes, logs);
         println!("fleet of {nodes}, run {run}: {}", fleet.progress());
         if logs {
             fleet.print_last_logs();
@@ -48,15 +52,16 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts all nodes at once and waits until each has reached all others.
-    pub(super) fn start(nodes: u8) -> Self {
+    /// Starts all nodes at once and waits until each has reached all others; `logs` has them log everything.
+    pub(super) fn start(nodes: u8, logs: bool) -> Self {
         let lan = Lan::new(&format!("fleet-{nodes}"), nodes);
         let settings = Settings::new(SECRET);
+        let settings = if logs { settings } else { settings.with_usual_log() };
         let hosts: Vec<_> = lan.hosts.iter().collect();
         let (daemons, answers) = std::thread::scope(|scope| {
             let starts: Vec<_> =
                 lan.hosts.iter().map(|host| scope.spawn(|| host.daemon(&settings))).collect();
-            let answers = Probe::until_meshed(&hosts, PING_INTERVAL, PATIENCE);
+            let answers = Probe::until_meshed(&hosts, ping_interval(nodes), PATIENCE);
             let started = |start: ScopedJoinHandle<'_, Daemon>| start.join().expect("it starts");
             (starts.into_iter().map(started).collect(), answers)
         });
@@ -80,8 +85,11 @@ impl Fleet {
         let [half, most, all] = [all / 2, all * 9 / 10, all].map(|pairs| self.until(pairs).as_secs_f64());
         let sent: u64 = self.daemons.iter().map(|daemon| Usage::of(daemon.id()).sent.packets).sum();
         let sent = sent / self.daemons.len() as u64;
+        let own: Duration = self.daemons.iter().map(|daemon| Usage::of(daemon.id()).processor).sum();
+        let own = own.as_secs_f64() / self.daemons.len() as f64;
         format!(
-            "{all:.3} s; half of the pairs after {half:.3} s, nine of ten after {most:.3} s; {sent} packets sent per node"
+            "{all:.3} s; half of the pairs after {half:.3} s, nine of ten after {most:.3} s; {sent} packets sent and \
+             {own:.3} s of processor time per node"
         )
     }
 
@@ -105,7 +113,7 @@ fn mesh_by_hand(nodes: u8) -> Duration {
     let manual =
         |(index, host)| Manual { host, outer: Lan::address(index).into(), inner: inner(index).into() };
     let recipes = Recipe::write(&lan.hosts.iter().enumerate().map(manual).collect::<Vec<_>>());
-    let mut probe = Probe::new(&lan.hosts.iter().collect::<Vec<_>>(), PING_INTERVAL);
+    let mut probe = Probe::new(&lan.hosts.iter().collect::<Vec<_>>(), ping_interval(nodes));
     for from in 0..lan.hosts.len() {
         (0..lan.hosts.len()).filter(|to| *to != from).for_each(|to| probe.ping(from, inner(to)));
     }

@@ -1,8 +1,7 @@
 //! What the kernel layer costs: setting many peers beside the bare netlink cost of the same messages, what a converged
-//! applier does, the eBPF programs' time for each packet, and throughput with and without them.
+//! applier does, and throughput with and without eBPF.
 
 mod bare;
-mod packets;
 mod throughput;
 
 use std::net::IpAddr;
@@ -21,6 +20,7 @@ use super::sample::Sample;
 use bare::BarePeer;
 
 const INTERFACE: &str = "wgmesh0";
+const PRIVATE_KEY: [u8; 32] = [7; 32];
 /// The most that an apply may take, in bare costs (DESIGN 14).
 const GOAL: f64 = 1.2;
 /// How many readings of a converged device are watched for writes.
@@ -31,7 +31,6 @@ pub(super) fn measure(peers: &[u16], runs: usize, seconds: u64) {
     for &count in peers {
         apply(count, runs);
     }
-    packets::measure();
     throughput::measure(runs, Duration::from_secs(seconds));
 }
 
@@ -50,7 +49,7 @@ fn apply(count: u16, runs: usize) {
             } else {
                 host.run(["ip", "link", "add", INTERFACE, "type", "wireguard"]);
                 host.run(["ip", "link", "set", INTERFACE, "up"]);
-                bare.push(host.namespace().run(move || bare::set(INTERFACE, &planned(count))));
+                bare.push(host.namespace().run(move || bare::set(INTERFACE, &PRIVATE_KEY, &planned(count))));
             }
             let set = host.run(["wg", "show", INTERFACE, "peers"]).lines().count();
             assert_eq!(set, usize::from(count), "the kernel holds every peer");
@@ -126,7 +125,7 @@ fn goal(generation: u64, count: u16) -> Goal {
     let desired = Desired {
         interface: name(),
         owner: owner(),
-        private_key: SecretKey::from_random([7; 32]),
+        private_key: SecretKey::from_random(PRIVATE_KEY),
         listen_port: 51820,
         fwmark: None,
         mtu: 1420,
@@ -139,7 +138,7 @@ fn goal(generation: u64, count: u16) -> Goal {
 }
 
 /// The peers that are set, whoever sets them.
-fn planned(count: u16) -> Vec<BarePeer> {
+pub(super) fn planned(count: u16) -> Vec<BarePeer> {
     let peer = |number: u16| {
         let [high, low] = number.to_be_bytes();
         let mut key = [9; 32];
@@ -152,7 +151,7 @@ fn planned(count: u16) -> Vec<BarePeer> {
     (1..=count).map(peer).collect()
 }
 
-fn name() -> wgmesh_core::kernel::InterfaceName {
+pub(super) fn name() -> wgmesh_core::kernel::InterfaceName {
     INTERFACE.parse().expect("it is a name")
 }
 

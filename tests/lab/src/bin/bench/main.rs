@@ -9,6 +9,7 @@ mod fleet;
 mod join;
 mod journey;
 mod kernel;
+mod packets;
 mod path;
 mod quiet;
 mod relay;
@@ -46,7 +47,7 @@ enum Bench {
         /// For how many seconds the first fleet is watched at rest; zero leaves that out.
         #[arg(long, default_value_t = 60)]
         quiet: u64,
-        /// Also print what the two hosts logged that found each other last.
+        /// Have everything logged, and print what the two hosts logged that found each other last.
         #[arg(long)]
         logs: bool,
     },
@@ -71,7 +72,7 @@ enum Bench {
         #[arg(long, default_value_t = 1)]
         at_once: usize,
     },
-    /// What setting many peers costs beside the bare messages, and what eBPF costs for each packet.
+    /// What setting many peers costs beside the bare messages, and what the tunnel carries with and without eBPF.
     Kernel {
         /// How many peers are set; one measurement for each number.
         #[arg(long, value_delimiter = ',', default_value = "1000,5000")]
@@ -83,6 +84,8 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         seconds: u64,
     },
+    /// What eBPF takes for each packet.
+    Packets,
     /// What a tunnel carries directly, through a relay in eBPF, and through one in userspace.
     Relay {
         /// How often each way is measured.
@@ -101,6 +104,7 @@ fn main() {
         Bench::Path { runs, at_once } => path::measure(runs, at_once),
         Bench::Failover { over, cuts, flap } => failover::measure(over, cuts, Duration::from_secs(flap)),
         Bench::Kernel { peers, runs, seconds } => kernel::measure(&peers, runs, seconds),
+        Bench::Packets => packets::measure(),
         Bench::Relay { runs, seconds } => relay::measure(runs, Duration::from_secs(seconds)),
         Bench::Fleet { nodes, runs, quiet, logs } => {
             for &count in &nodes {

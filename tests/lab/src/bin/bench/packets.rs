@@ -31,7 +31,7 @@ pub(super) fn measure() {
     let lab = Lab::new("packets");
     let host = lab.host("one");
     let lines = host.namespace().run(|| {
-        let settings = EbpfSettings::new(super::name());
+        let settings = EbpfSettings::new(super::kernel::name());
         let mut ebpf = EbpfTraffic::load(&settings).expect("the kernel takes the programs");
         ebpf.sync_peers(&peers()).expect("the maps hold them");
         ebpf.set_listen_port(51820).expect("the map holds it");
@@ -115,7 +115,7 @@ fn program(name: &'static str) -> SchedClassifier {
 }
 
 fn peers() -> BTreeMap<PublicKey, std::collections::BTreeSet<ipnet::IpNet>> {
-    let mut peers: BTreeMap<_, _> = super::planned(PEERS)
+    let mut peers: BTreeMap<_, _> = super::kernel::planned(PEERS)
         .into_iter()
         .map(|peer| (PublicKey::from_bytes(peer.key), peer.addresses.map(ipnet::IpNet::from).into()))
         .collect();

@@ -18,7 +18,7 @@ const PROCESSOR_GOAL: f64 = 0.05;
 
 /// Watches a fleet at rest and prints what each node cost.
 pub(super) fn measure(nodes: u8, time: Duration) {
-    let fleet = Fleet::start(nodes);
+    let fleet = Fleet::start(nodes, false);
     std::thread::sleep(SETTLING);
     let writes_before = writes(&fleet.daemons);
     let (usage_before, processes_before) = (usage(&fleet.daemons), processes_made());
