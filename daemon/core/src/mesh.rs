@@ -143,6 +143,8 @@ struct Reaching {
     stun: Stun,
     /// Where each peer sees WireGuard's port, by its last pong.
     seen_at: BTreeMap<PublicKey, SocketAddr>,
+    /// Where each peer's last message to WireGuard's port has come from, and when; relays apart.
+    heard_at: BTreeMap<PublicKey, (SocketAddr, Monotonic)>,
     paths: BTreeMap<PublicKey, Paths>,
     /// What each peer may still have carried to others.
     carries: BTreeMap<PublicKey, TokenBucket>,
@@ -156,6 +158,7 @@ impl Default for Reaching {
             stun: Default::default(),
             seen_at: Default::default(),
             paths: Default::default(),
+            heard_at: Default::default(),
             carries: Default::default(),
             targets: paths::target_buckets(),
         }

@@ -35,6 +35,9 @@ const TARGET_INTERVAL: Duration = Duration::from_millis(500);
 /// A session this old should have been renewed by a keepalive (`REKEY_AFTER_TIME`, 120 s, and some seconds to do it).
 const SESSION_OVERDUE: Duration = Duration::from_secs(135);
 
+/// For so long a peer counts as being where its last message came from.
+const HEARD_LATELY: Duration = Duration::from_secs(5);
+
 /// Bytes that WireGuard's own keepalives and handshakes may take between two readings; more is traffic.
 const QUIET_BYTES: u64 = 300;
 
@@ -213,6 +216,9 @@ impl Mesh {
         if !self.reach.paths.entry(key).or_default().is_new(disco.stamp, now.monotonic) {
             return self.drop_input("replayed", from);
         }
+        if self.relay_at(key, from).is_none() {
+            self.reach.heard_at.insert(key, (from, now.monotonic));
+        }
         match disco.body {
             DiscoBody::Ping { padding, .. } if padding.len() < PING_PADDING_BYTES => {
                 self.drop_input("malformed", from);
@@ -353,6 +359,13 @@ impl Mesh {
         let age = now.wall.since(observed.last_handshake?);
         observed.endpoint.filter(|_| age <= SESSION_LIFETIME)
     }
+    /// Returns where a peer's messages have come from just now. Its NAT may have moved it there, which our kernel does not
+    /// notice before a packet of the tunnel comes.
+    pub(super) fn heard_lately(&self, key: PublicKey, now: Now) -> Option<SocketAddr> {
+        let (address, at) = *self.reach.heard_at.get(&key)?;
+        (now.monotonic.since(at) < HEARD_LATELY).then_some(address)
+    }
+
 
     /// Whether packets reach a peer, or soon will by what is already under way.
     pub(super) fn is_reached(&self, key: PublicKey, now: Now) -> bool {
