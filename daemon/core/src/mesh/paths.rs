@@ -249,7 +249,7 @@ impl Mesh {
 
     /// Follows the answer to a ping. Returns whether it was asked for.
     fn on_pong(&mut self, key: PublicKey, id: u64, token: Token, from: SocketAddr, now: Now) -> bool {
-        self.follow_link_contact(key, now.monotonic);
+        self.take_up_link(key, now.monotonic);
         let Some(paths) = self.reach.paths.get_mut(&key) else { return false };
         let Some(answered) = paths.handle_pong(from, id, now.monotonic) else {
             self.drop_input("unasked", from);
@@ -292,15 +292,14 @@ impl Mesh {
     }
 
     /// Takes the place where a peer was met on a link for the path in use, if there is none yet.
-    fn follow_link_contact(&mut self, key: PublicKey, now: Monotonic) {
+    pub(super) fn take_up_link(&mut self, key: PublicKey, now: Monotonic) {
         let place = self.contacts.get(&key).and_then(Contact::proved_place);
         let place = place.filter(|place| matches!(place.via, Via::Link(_)));
         let (Some(place), Some(peer)) = (place, self.store.get(key)) else { return };
         let endpoint = place.endpoint(peer.record().record().listen_port);
-        if let Some(paths) = self.reach.paths.get_mut(&key)
-            && paths.current().is_none()
-        {
-            paths.follow_kernel(endpoint, Kind::Lan, now);
+        let paths = self.reach.paths.entry(key).or_default();
+        if paths.current().is_none() {
+            paths.take_up(endpoint, Kind::Lan, now);
         }
     }
 
