@@ -21,6 +21,7 @@ pub mod notify;
 pub mod pins;
 pub mod privileges;
 pub mod relay;
+pub mod probe;
 pub mod run;
 pub mod state;
 pub mod traffic;

@@ -150,6 +150,7 @@ struct Reaching {
     carries: BTreeMap<PublicKey, TokenBucket>,
     /// How many pings each address may still get at which nobody has answered.
     targets: AddressBuckets,
+    tunnels: health::Tunnels,
 }
 
 impl Default for Reaching {
@@ -157,10 +158,11 @@ impl Default for Reaching {
         Self {
             stun: Default::default(),
             seen_at: Default::default(),
-            paths: Default::default(),
             heard_at: Default::default(),
+            paths: Default::default(),
             carries: Default::default(),
             targets: paths::target_buckets(),
+            tunnels: Default::default(),
         }
     }
 }
@@ -302,6 +304,7 @@ impl Mesh {
             }
             Event::Ping(key) => self.ping(key, now),
             Event::Unanswered(key) => self.on_unanswered(key, now),
+            Event::Probed(key, answered) => self.on_probed(key, answered, now),
             Event::CheckNat => self.restart_stun(now),
             Event::Timeout => {}
             Event::Stop(stop) => self.on_stop(stop, now),

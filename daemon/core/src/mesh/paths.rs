@@ -294,7 +294,7 @@ impl Mesh {
     /// Takes the place where a peer was met on a link for the path in use, if there is none yet.
     pub(super) fn take_up_link(&mut self, key: PublicKey, now: Monotonic) {
         let place = self.contacts.get(&key).and_then(Contact::proved_place);
-        let place = place.filter(|place| matches!(place.via, Via::Link(_)));
+        let place = place.filter(|place| self.settings.punching && matches!(place.via, Via::Link(_)));
         let (Some(place), Some(peer)) = (place, self.store.get(key)) else { return };
         let endpoint = place.endpoint(peer.record().record().listen_port);
         let paths = self.reach.paths.entry(key).or_default();
@@ -358,13 +358,13 @@ impl Mesh {
         let age = now.wall.since(observed.last_handshake?);
         observed.endpoint.filter(|_| age <= SESSION_LIFETIME)
     }
+
     /// Returns where a peer's messages have come from just now. Its NAT may have moved it there, which our kernel does not
     /// notice before a packet of the tunnel comes.
     pub(super) fn heard_lately(&self, key: PublicKey, now: Now) -> Option<SocketAddr> {
         let (address, at) = *self.reach.heard_at.get(&key)?;
         (now.monotonic.since(at) < HEARD_LATELY).then_some(address)
     }
-
 
     /// Whether packets reach a peer, or soon will by what is already under way.
     pub(super) fn is_reached(&self, key: PublicKey, now: Now) -> bool {
