@@ -9,6 +9,7 @@ mod doctor;
 mod explain;
 mod init;
 mod leave;
+mod metrics;
 mod netcheck;
 mod peer;
 mod peers;
@@ -90,6 +91,14 @@ enum Command {
         /// Show public keys and IPv6 addresses too, and of every peer why it is not reached.
         #[arg(short, long, conflicts_with = "json")]
         wide: bool,
+    },
+    /// Print the daemon's counters for monitoring, as OpenMetrics text.
+    ///
+    /// The daemon gives the same to `GET /metrics` on its socket. Prometheus takes it from a file by node_exporter's textfile
+    /// collector: `wgmesh metrics > wgmesh.prom`.
+    Metrics {
+        #[command(flatten)]
+        mesh: Mesh,
     },
     /// Name a peer or a node to the running daemon, or have it let go of one.
     #[command(subcommand)]
@@ -369,6 +378,7 @@ impl Command {
             Self::Run { mesh } => run::start(mesh.load()?),
             Self::Status { mesh, json, wide } => status::show(&mesh.load()?, json, wide),
             Self::Peers { mesh, json, wide } => peers::list(&mesh.load()?, json, wide),
+            Self::Metrics { mesh } => metrics::print(&mesh.load()?),
             Self::Peer(PeerCommand::Add { peer, mesh }) => peers::add(&mesh.load()?, &peer),
             Self::Peer(PeerCommand::Remove { peer, mesh }) => peers::remove(&mesh.load()?, &peer),
             Self::Reload { mesh, json } => reload::reload(&mesh.load()?, json),

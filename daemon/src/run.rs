@@ -352,6 +352,7 @@ impl Daemon {
             Command::CloseSession(id) => self.network.close_session(id),
             Command::Dht(order) => self.network.ask_dht(order),
             Command::SaveDhtNodes(nodes) => self.storage.write(Job::DhtNodes(nodes)),
+            Command::Probe(targets) => self.network.probe(&targets),
             Command::Look => self.outside.changes.mesh.notify_one(),
             Command::Apply { generation, desired } => {
                 let want = match desired {
@@ -373,6 +374,7 @@ impl Daemon {
             Ok(outcome) => {
                 if let Link::WireGuard { index, .. } = outcome.observed.link {
                     self.outside.traffic.follow_link(index);
+                    self.network.answer_probes(index, &self.mesh);
                 }
                 let taken =
                     outcome.failures.iter().any(|failure| matches!(failure, KernelError::PortInUse { .. }));

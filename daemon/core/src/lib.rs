@@ -13,6 +13,7 @@ pub mod dht;
 pub mod exchange;
 pub mod explanation;
 pub mod forwarding;
+pub mod health;
 pub mod identity;
 pub mod kernel;
 pub mod key;

@@ -143,11 +143,14 @@ struct Reaching {
     stun: Stun,
     /// Where each peer sees WireGuard's port, by its last pong.
     seen_at: BTreeMap<PublicKey, SocketAddr>,
+    /// Where each peer's last message to WireGuard's port has come from, and when; relays apart.
+    heard_at: BTreeMap<PublicKey, (SocketAddr, Monotonic)>,
     paths: BTreeMap<PublicKey, Paths>,
     /// What each peer may still have carried to others.
     carries: BTreeMap<PublicKey, TokenBucket>,
     /// How many pings each address may still get at which nobody has answered.
     targets: AddressBuckets,
+    tunnels: health::Tunnels,
 }
 
 impl Default for Reaching {
@@ -155,9 +158,11 @@ impl Default for Reaching {
         Self {
             stun: Default::default(),
             seen_at: Default::default(),
+            heard_at: Default::default(),
             paths: Default::default(),
             carries: Default::default(),
             targets: paths::target_buckets(),
+            tunnels: Default::default(),
         }
     }
 }
@@ -299,6 +304,7 @@ impl Mesh {
             }
             Event::Ping(key) => self.ping(key, now),
             Event::Unanswered(key) => self.on_unanswered(key, now),
+            Event::Probed(key, answered) => self.on_probed(key, answered, now),
             Event::CheckNat => self.restart_stun(now),
             Event::Timeout => {}
             Event::Stop(stop) => self.on_stop(stop, now),

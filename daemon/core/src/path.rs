@@ -327,6 +327,13 @@ impl Paths {
         self.works() && !self.is_relayed()
     }
 
+    /// Returns the path in use if it leads to the peer itself and has just been proved.
+    pub fn just_proved(&self, now: Monotonic) -> Option<SocketAddr> {
+        let address = self.current().filter(|_| self.works_directly())?;
+        let answered = self.candidates.get(&address)?.answered?;
+        (now.since(answered) < PROOF_LIFETIME).then_some(address)
+    }
+
     /// Whether the path in use leads through a relay.
     pub fn is_relayed(&self) -> bool {
         let current = self.current.and_then(|current| self.candidates.get(&current.address));
@@ -405,7 +412,8 @@ impl Paths {
 
     fn end_attempt(&mut self, now: Monotonic) {
         for candidate in self.candidates.values_mut() {
-            candidate.schedule = None;
+            // What was named in the meantime, such as a relay's port, has pings of its own to come.
+            candidate.schedule = candidate.schedule.filter(|schedule| schedule.begun + ATTEMPT > now);
         }
         if self.works_directly() {
             return self.stop();

@@ -5,7 +5,7 @@
 //! 2. It is no part of the mesh's own subnets.
 //! 3. It is not the default route, does not cover the mesh and overlaps no network of this host, unless the
 //!    operator named just this route.
-//! 4. Of several peers with the same route the lowest key gets it, so that every node decides alike.
+//! 4. Of several peers with the same route the lowest key gets it, so that every node decides alike; but none that is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -73,8 +73,10 @@ pub struct PlannedPeer<'a> {
 /// How a peer should be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// Not now: the kernel lets go of it.
+    /// Not now: the kernel lets go of it for a moment.
     Not,
+    /// Not until it gives a sign of life: nothing is routed to it either.
+    Gone,
     /// We answer its handshake and do not begin one.
     Passive,
     /// Its endpoint is known: keep to what the kernel has, or use this.
@@ -90,7 +92,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let mut peers: BTreeMap<_, _> = inputs
         .peers
         .iter()
-        .filter(|(_, peer)| peer.reach != Reach::Not)
+        .filter(|(_, peer)| !matches!(peer.reach, Reach::Not | Reach::Gone))
         .map(|(&key, peer)| {
             let mut allowed_ips: BTreeSet<IpNet> =
                 addresses.get(&key).into_iter().flatten().map(|&address| IpNet::from(address)).collect();
@@ -163,7 +165,7 @@ fn surviving_addresses(inputs: &Inputs<'_>) -> BTreeMap<PublicKey, Vec<IpAddr>> 
 
 fn peer_routes(inputs: &Inputs<'_>) -> BTreeMap<IpNet, PublicKey> {
     let mut routes = BTreeMap::new();
-    for (&key, peer) in &inputs.peers {
+    for (&key, peer) in inputs.peers.iter().filter(|(_, peer)| peer.reach != Reach::Gone) {
         for &route in peer.record.routes.iter().filter(|route| is_accepted(**route, inputs)) {
             // Peers come in rising order of keys, so the first is the lowest.
             routes.entry(route).or_insert(key);
@@ -202,7 +204,7 @@ fn is_accepted(route: IpNet, inputs: &Inputs<'_>) -> bool {
 
 fn desired_peer(peer: &PlannedPeer<'_>, allowed_ips: BTreeSet<IpNet>) -> DesiredPeer {
     let (endpoint, keepalive) = match peer.reach {
-        Reach::Not | Reach::Passive => (Endpoint::Keep, 0),
+        Reach::Not | Reach::Gone | Reach::Passive => (Endpoint::Keep, 0),
         Reach::Known(address) => (Endpoint::IfUnset(address), KEEPALIVE_S),
         Reach::Proved(address) => (Endpoint::Set(address), KEEPALIVE_S),
     };

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Hostname;
+use crate::health::Counts;
 use crate::kernel::InterfaceName;
 use crate::key::PublicKey;
 
@@ -39,6 +40,9 @@ pub struct Status {
     /// What this node passes on for others.
     #[serde(default)]
     pub relay: Relay,
+    /// What the slow watch over tunnels has seen since the start.
+    #[serde(default)]
+    pub health: Health,
     /// Messages that were dropped since the start, by reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub drops: BTreeMap<String, u64>,
@@ -268,6 +272,28 @@ pub struct RelayTraffic {
     pub refused: u64,
     /// Packets that could not be sent on at once.
     pub lost: u64,
+}
+
+/// What the slow watch over tunnels has seen since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Tunnels that went stale: no handshake for 150 s, nothing heard, a probe lost.
+    pub stale: u64,
+    /// Probes through tunnels in doubt that were answered.
+    pub probes_answered: u64,
+    /// Probes that were not.
+    pub probes_lost: u64,
+    /// Peers that were left out for half a minute because they answered no probe.
+    pub offline: u64,
+    /// Peers that were given up until they give a sign of life.
+    pub evicted: u64,
+}
+
+impl From<Counts> for Health {
+    fn from(counts: Counts) -> Self {
+        let Counts { stale, probes_answered, probes_lost, offline, evicted } = counts;
+        Self { stale, probes_answered, probes_lost, offline, evicted }
+    }
 }
 
 /// What the kernel was made to hold.

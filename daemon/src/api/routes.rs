@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -15,10 +15,14 @@ use wgmesh_core::key::PublicKey;
 use wgmesh_core::stun::Report;
 
 use super::{Answer, ApiRequest};
+use crate::metrics;
 use crate::pins::{Pin, Removal};
 
 /// How long a caller waits for the mesh task, which answers within milliseconds unless something is wrong.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// OpenMetrics 1.0, "Protocol Negotiation".
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// How long a check of the NAT may take: a round over the servers lasts at most 3 s, the hairpin test follows it.
 /// It ends before [`PATIENCE`] does, so that what is known by then is told.
@@ -77,6 +81,7 @@ pub(super) fn router(mesh: Mesh) -> Router {
             "/v1/status",
             get(async |State(mesh): State<Mesh>| answer(ask(&mesh, ApiRequest::Status)).await),
         )
+        .route("/metrics", get(metrics))
         .route("/v1/netcheck", post(async |State(mesh): State<Mesh>| answer(check_nat(&mesh)).await))
         .route("/v1/ping", post(async |State(mesh): State<Mesh>, Json(to)| answer(ping(&mesh, to)).await))
         .route("/v1/pins", get(async |State(mesh): State<Mesh>| answer(ask(&mesh, ApiRequest::Pins)).await))
@@ -89,6 +94,13 @@ pub(super) fn router(mesh: Mesh) -> Router {
             post(async |State(mesh): State<Mesh>| answer(ask(&mesh, ApiRequest::Reload)).await),
         )
         .with_state(mesh)
+}
+
+async fn metrics(State(mesh): State<Mesh>) -> Response {
+    match timeout(PATIENCE, ask(&mesh, ApiRequest::Status)).await {
+        Ok(Ok(status)) => ([(header::CONTENT_TYPE, OPENMETRICS)], metrics::render(&status)).into_response(),
+        Ok(Err(Gone)) | Err(_) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
 }
 
 async fn add_peer(State(mesh): State<Mesh>, Json(pin): Json<Pin>) -> Response {

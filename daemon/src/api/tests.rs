@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use wgmesh_core::key::SecretKey;
 use wgmesh_core::nat::NatType;
-use wgmesh_core::status::{Ebpf, Kernel, Node, Relay};
+use wgmesh_core::status::{Ebpf, Health, Kernel, Node, Relay};
 use wgmesh_core::stun::{Filtering, ServerReport};
 use wgmesh_core::time::Monotonic;
 
@@ -32,6 +32,7 @@ fn example() -> Status {
         ebpf: Ebpf::default(),
         kernel: Kernel::default(),
         relay: Relay::default(),
+        health: Health::default(),
         drops: [("seal".to_owned(), 3)].into(),
         problems: Vec::new(),
     }

@@ -5,7 +5,7 @@ pub(super) mod units;
 use std::io::{self, IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use wgmesh_core::status::{Path, Peer, PeerState, Relay, SourceState, Status, Traffic};
+use wgmesh_core::status::{Health, Path, Peer, PeerState, Relay, SourceState, Status, Traffic};
 
 use self::units::{ago, bytes, span};
 use super::{Error, peer};
@@ -85,6 +85,7 @@ fn head(status: &Status, style: Style) -> Vec<String> {
     lines.push(format!("  eBPF      {}", ebpf(status)));
     lines.push(format!("  sources   {}", sources(status)));
     lines.extend(relay(&status.relay).map(|relay| format!("  relay     {relay}")));
+    lines.extend(health(&status.health).map(|health| format!("  health    {health}")));
     if !status.drops.is_empty() {
         let drops: Vec<String> =
             status.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
@@ -124,6 +125,14 @@ fn relay(relay: &Relay) -> Option<String> {
     let Relay { serving, pairs, max_pairs, traffic } = relay;
     let passed_on = format!("{} passed on in {} packets", bytes(traffic.bytes), traffic.packets);
     (*serving || *pairs > 0).then(|| format!("for {pairs} of at most {max_pairs} pairs, {passed_on}"))
+}
+
+/// Says what was wrong with tunnels since the start, if anything was.
+fn health(health: &Health) -> Option<String> {
+    let Health { stale, probes_answered: _, probes_lost, offline, evicted } = health;
+    (*stale > 0).then(|| {
+        format!("{stale} tunnels stale, {evicted} peers given up, {offline} left out for a while, {probes_lost} probes lost")
+    })
 }
 
 fn sources(status: &Status) -> String {

@@ -122,6 +122,7 @@ impl Daemon {
         status.problems.extend(self.passage.obstacles.iter().cloned());
         status.problems.extend(self.storage.trouble());
         status.problems.extend(self.network.wireguard_trouble());
+        status.problems.extend(self.network.probe_trouble());
         let refused = self.network.refused_streams();
         if refused > 0 {
             status.drops.insert("refused streams".to_owned(), refused);

@@ -1,6 +1,7 @@
 //! All that the daemon hears of other hosts, and all that it tells them: datagrams on links and on WireGuard's port,
-//! streams of the exchange, the DHT, and the addresses behind names.
+//! streams of the exchange, probes through tunnels, the DHT, and the addresses behind names.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
@@ -9,8 +10,10 @@ use wgmesh_core::config::Settings;
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::dht::{DhtEvent, Order};
 use wgmesh_core::exchange::{SessionId, Target};
+use wgmesh_core::health::probe_port;
 use wgmesh_core::kernel::Underlay;
-use wgmesh_core::mesh::{Event, Recipient, Seed, Transmit, Via};
+use wgmesh_core::key::PublicKey;
+use wgmesh_core::mesh::{Event, Mesh, Recipient, Seed, Transmit, Via};
 use wgmesh_core::relay::Forwarding;
 use wgmesh_core::status::{RelayTraffic, Source};
 
@@ -20,6 +23,7 @@ use crate::dht::Dht;
 use crate::exchange::Exchange;
 use crate::lan::{Lan, Received};
 use crate::names::{Names, Resolved, Service};
+use crate::probe::{Place, Probes};
 use crate::relay::Relay;
 use crate::wireguard_port::{self, WireguardPort};
 
@@ -39,6 +43,7 @@ pub(super) struct Network {
     /// `None` where paths through NATs are not looked for.
     wireguard: Option<Way<WireguardPort>>,
     relay: Relay,
+    probes: Probes,
     exchange: Option<Exchange>,
     exchange_port: Option<u16>,
     /// `None` where nobody is looked for in the DHT.
@@ -72,6 +77,7 @@ impl Network {
             lan,
             wireguard: None,
             relay: Relay::new(),
+            probes: Probes::new(settings.interface.clone()),
             exchange: None,
             exchange_port: settings.exchange.then(|| settings.exchange_port.unwrap_or(keys.exchange_port())),
             services: Services {
@@ -193,6 +199,7 @@ impl Network {
                 received = receive(&self.lan) => datagram(received),
                 received = receive_wireguard(&self.wireguard) => disco(received),
                 event = self.relay.next() => Some(event),
+                event = self.probes.next() => Some(event),
                 event = next_session(&mut self.exchange) => Some(Event::Session(event)),
                 servers = self.stun_servers.changed() => {
                     Some(Event::StunServers(servers.into_iter().map(|(_, address)| address).collect()))
@@ -246,6 +253,22 @@ impl Network {
     /// Passes on between these pairs and no others.
     pub(super) fn relay(&mut self, table: &[Forwarding]) {
         self.relay.follow(table);
+    }
+
+    /// Probes these peers and no others.
+    pub(super) fn probe(&mut self, targets: &BTreeMap<PublicKey, SocketAddr>) {
+        self.probes.probe(targets);
+    }
+
+    /// Answers probes where the node is now; its link has this index.
+    pub(super) fn answer_probes(&mut self, link: u32, mesh: &Mesh) {
+        let port = probe_port(mesh.listen_port());
+        self.probes.follow(Place { link, addresses: mesh.addresses(), port });
+    }
+
+    /// Returns why probes cannot be answered.
+    pub(super) fn probe_trouble(&self) -> Option<String> {
+        self.probes.trouble()
     }
 
     /// Returns what was passed on for others.

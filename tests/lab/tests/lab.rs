@@ -8,6 +8,7 @@
 mod ebpf;
 mod failover;
 mod harness;
+mod health;
 mod kernel;
 mod mesh;
 mod nat;

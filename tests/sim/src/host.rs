@@ -13,13 +13,11 @@ use wgmesh_core::config::{RelayMode, RelaySettings, Settings};
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::dht::{DhtEvent, Order};
 use wgmesh_core::exchange::{SessionEvent, SessionId, Target};
-use wgmesh_core::identity::{NodeState, Sequence};
+use wgmesh_core::identity::NodeState;
 use wgmesh_core::kernel::{OwnerMark, Underlay};
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Seed, Stop, Transmit, Via};
-use wgmesh_core::nat::Nat;
 use wgmesh_core::pool::Places;
-use wgmesh_core::record::{Record, SignedRecord, may_be_an_endpoint};
 use wgmesh_core::relay::Forwarding;
 use wgmesh_core::standing::Book;
 use wgmesh_core::time::{Monotonic, Now, WallClock};
@@ -30,9 +28,12 @@ use crate::network::HostId;
 use crate::random::Random;
 use crate::world::LAN_PORT;
 
+mod probing;
+mod record;
 mod relaying;
 mod totals;
 
+use probing::Probing;
 pub use relaying::Relaying;
 pub use totals::Totals;
 
@@ -146,6 +147,7 @@ struct Process {
     applier: Applier,
     inbox: VecDeque<Event>,
     free_at: Monotonic,
+    probing: Probing,
 }
 
 /// One host.
@@ -261,7 +263,8 @@ impl Host {
         mesh.restore(&self.disk.cache, now);
         let owner = OwnerMark::new(self.keys.owner_tag());
         let applier = Applier::new(self.plan.pace, owner, now.monotonic);
-        self.process = Some(Process { mesh, applier, inbox: VecDeque::new(), free_at: now.monotonic });
+        let (inbox, probing) = (VecDeque::new(), Probing::default());
+        self.process = Some(Process { mesh, applier, inbox, free_at: now.monotonic, probing });
         let observed = Arc::new(self.kernel.observe());
         self.handle(Event::Started(observed), now);
         self.handle(Event::StunServers(stun_servers), now);
@@ -275,36 +278,6 @@ impl Host {
     /// Returns the port that its exchange listens on.
     pub fn exchange_port(&self) -> Option<u16> {
         self.plan.exchange.then(|| self.keys.exchange_port())
-    }
-
-    /// Returns the record that the node would sign before it knows anything of its NAT.
-    pub fn first_record(
-        &self,
-        surroundings: &Surroundings,
-        world: Monotonic,
-        random: &mut Random,
-    ) -> SignedRecord {
-        let state = &self.disk.state;
-        let settings = self.settings(surroundings.number);
-        let addresses = surroundings.underlay.iter().flat_map(|link| &link.addresses);
-        let candidates = addresses.map(|net| SocketAddr::new(net.addr(), settings.listen_port));
-        let record = Record {
-            key: state.wg_pubkey,
-            sequence: Sequence(1),
-            hostname: settings.hostname,
-            nonce: state.nonce,
-            subnet: settings.subnet.unwrap_or_else(|| self.keys.default_subnet()),
-            listen_port: settings.listen_port,
-            routes: Vec::new(),
-            issued: self.now(world).wall,
-            lifetime_s: 3600,
-            candidates: candidates.filter(|address| may_be_an_endpoint(*address)).collect(),
-            nat: Nat::Unknown,
-            exchange_port: self.exchange_port(),
-            introducer: false,
-            relay: false,
-        };
-        SignedRecord::sign(record, &state.wg_private_key, self.keys.network_id(), random.generator())
     }
 
     /// Ends the daemon without a word; what it left in the kernel stays.
@@ -368,6 +341,7 @@ impl Host {
             self.on_report(report, now);
         }
         self.read_sockets(now);
+        self.probe(now);
         let due = |process: &Process| process.mesh.poll_timeout().is_some_and(|(at, _)| at <= now.monotonic);
         if self.process.as_ref().is_some_and(due) {
             self.calls_at_once = if self.called_at == now.monotonic { self.calls_at_once + 1 } else { 0 };
@@ -383,7 +357,7 @@ impl Host {
         let daemon = process.into_iter().flat_map(|process| {
             let inbox = process.inbox.front().map(|_| process.free_at);
             let mesh = process.mesh.poll_timeout().map(|(at, _)| at);
-            [Some(process.applier.poll_timeout()), inbox, mesh]
+            [Some(process.applier.poll_timeout()), inbox, mesh, process.probing.poll_timeout()]
         });
         let next = daemon.chain([self.kernel.poll_timeout()]).flatten().min()?;
         Some(next - self.boot_offset)
@@ -491,6 +465,7 @@ impl Host {
                 Command::CloseSession(id) => self.requests.push_back(Request::Close(id)),
                 Command::Dht(order) => self.requests.push_back(Request::Dht(order)),
                 Command::SaveDhtNodes(_) => {}
+                Command::Probe(targets) => process.probing.follow(targets, now.monotonic),
                 Command::Look => process.applier.notice(now.monotonic),
             }
         }

@@ -150,6 +150,8 @@ pub struct Network {
     segments: Vec<Segment>,
     gateways: Vec<Gateway>,
     servers: BTreeSet<IpAddr>,
+    /// Pairs of segments between which the internet carries nothing, the lower one first.
+    barred: BTreeSet<[SegmentId; 2]>,
     internet: Conditions,
     external_addresses: u16,
     random: Random,
@@ -162,6 +164,7 @@ impl Network {
             segments: Vec::new(),
             gateways: Vec::new(),
             servers: BTreeSet::new(),
+            barred: BTreeSet::new(),
             internet: Conditions::INTERNET,
             external_addresses: 0,
             random,

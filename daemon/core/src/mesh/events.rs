@@ -1,8 +1,9 @@
 //! What goes into a node and what comes out of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -67,6 +68,8 @@ pub enum Event {
     Ping(PublicKey),
     /// For a second packets have gone out to a peer and nothing has come back through its tunnel, as far as eBPF sees.
     Unanswered(PublicKey),
+    /// A probe through a peer's tunnel was answered after so long, or not in time; see [`Command::Probe`].
+    Probed(PublicKey, Option<Duration>),
     /// Somebody wants to know what the NAT does now; see [`super::Mesh::nat_report`].
     CheckNat,
     /// Nothing but time has passed.
@@ -161,6 +164,8 @@ pub enum Command {
     SaveDhtNodes(Vec<SocketAddrV4>),
     /// Passes on packets between these pairs and no others.
     Relay(Arc<Vec<Forwarding>>),
+    /// Probes these peers, at these addresses inside the mesh, and no others, as [`crate::health`] says.
+    Probe(BTreeMap<PublicKey, SocketAddr>),
     /// Has the applier read the kernel soon.
     Look,
 }

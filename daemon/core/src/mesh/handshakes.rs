@@ -50,13 +50,13 @@ impl Mesh {
     /// Whether the plan must leave a peer out for now.
     pub(super) fn is_left_out(&self, key: PublicKey) -> bool {
         self.attempts.get(&key).is_some_and(|attempt| matches!(attempt.step, Step::Removing))
+            || self.is_let_go(key)
     }
 
     /// Whether a peer's absence from the kernel is our own doing.
     pub(super) fn is_being_put_back(&self, key: PublicKey) -> bool {
-        self.attempts
-            .get(&key)
-            .is_some_and(|attempt| matches!(attempt.step, Step::Removing | Step::Restoring))
+        let begins_anew = |attempt: &Attempt| matches!(attempt.step, Step::Removing | Step::Restoring);
+        self.attempts.get(&key).is_some_and(begins_anew) || self.is_coming_back(key)
     }
 
     /// Follows what a reading says of the sessions; `fresh` says whether it shows them as they are now.

@@ -3,14 +3,33 @@
 //! A path that carries traffic is watched ([`crate::path`]); this is what makes the watch begin in between two readings
 //! of the kernel: word that packets go out to a peer and nothing comes back. Such word is a hint and no more, so it
 //! costs one ping; only the pings say whether the path is lost.
+//!
+//! Behind that stands the slow watch over tunnels ([`crate::health`]): this feeds it with every reading of the kernel and
+//! every probe, and does what it says.
 
-use super::Mesh;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::kernel::SESSION_LIFETIME;
+use super::{Command, Mesh};
+use crate::health::{Counts, Health, QUIET_AFTER, Reading, Trouble, Verdict, probe_port};
+use crate::kernel::Observed;
 use crate::key::PublicKey;
 use crate::message::{Disco, DiscoBody, PING_PADDING_BYTES, Paired as _, Stamp};
 use crate::path::{Paths, probe_bytes};
 use crate::plan;
 use crate::seal::OVERHEAD_BYTES;
+use crate::store::Outcome;
 use crate::time::Now;
+
+/// The slow watch, and what it has had the shell do.
+#[derive(Default)]
+pub(super) struct Tunnels {
+    pub(super) health: Health,
+    /// Who is probed, and where.
+    probed: BTreeMap<PublicKey, SocketAddr>,
+}
 
 impl Mesh {
     /// Makes sure of the path to a peer that leaves packets unanswered, wherever it was met.
@@ -52,5 +71,139 @@ impl Mesh {
         let disco = Disco { key: self.state.wg_pubkey, stamp, token: self.token, body };
         let length = disco.encode_proved(key, &peer.pair).len() + OVERHEAD_BYTES;
         trial + probe_bytes(mtu).saturating_sub(length)
+    }
+
+    /// Follows what a reading says of the age of sessions and of what came through them.
+    pub(super) fn follow_tunnels(&mut self, observed: &Observed, now: Now) {
+        let known = observed.peers.iter().filter(|(key, _)| self.store.get(**key).is_some());
+        let readings = known.map(|(&key, peer)| {
+            let handshake_age = peer.last_handshake.map(|at| now.wall.since(at));
+            let lasts = handshake_age.is_some_and(|age| age <= SESSION_LIFETIME);
+            let answered = self.reach.paths.get(&key).and_then(Paths::last_answer).map(|answer| answer.at);
+            let is_recent = answered.is_some_and(|at| now.monotonic.since(at) < QUIET_AFTER);
+            let reading = Reading {
+                handshake_age,
+                received: peer.rx_bytes,
+                endpoint: peer.endpoint,
+                answers_pings: lasts && is_recent,
+                is_pinned: self.named.contains_key(&key),
+            };
+            (key, reading)
+        });
+        let readings: BTreeMap<_, _> = readings.collect();
+        for (key, verdict) in self.reach.tunnels.health.follow(&readings, now.monotonic) {
+            self.follow_verdict(key, verdict, now);
+        }
+        self.follow_probed(now);
+    }
+
+    /// Has the kernel take again whom it has let go of, so that WireGuard begins anew.
+    pub(super) fn follow_removals(&mut self, observed: &Observed, now: Now) {
+        let holds = |key: PublicKey| observed.peers.contains_key(&key);
+        for key in self.reach.tunnels.health.follow_removals(holds) {
+            self.follow_verdict(key, Verdict::Restored, now);
+        }
+    }
+
+    /// Follows a probe through a peer's tunnel.
+    pub(super) fn on_probed(&mut self, key: PublicKey, answered: Option<Duration>, now: Now) {
+        if !self.reach.tunnels.probed.contains_key(&key) {
+            return;
+        }
+        if let Some(verdict) = self.reach.tunnels.health.handle_probe(key, answered, now.monotonic) {
+            self.follow_verdict(key, verdict, now);
+        }
+        self.follow_probed(now);
+    }
+
+    /// Follows what is told of a peer: a message of its own is a sign of life, and so is news that only it can sign.
+    pub(super) fn note_claim(&mut self, key: PublicKey, outcome: Outcome, is_fresh: bool) {
+        let is_sign = match outcome {
+            Outcome::New | Outcome::Updated => true,
+            Outcome::Refreshed => is_fresh,
+            Outcome::Departed | Outcome::Refused(_) => false,
+        };
+        if is_sign && self.reach.tunnels.health.handle_sign_of_life(key) {
+            tracing::info!(peer = %key, "it gives a sign of life");
+            self.dirty = true;
+        }
+    }
+
+    /// Whether the kernel is to let go of a peer for a moment, so that WireGuard begins anew.
+    pub(super) fn is_let_go(&self, key: PublicKey) -> bool {
+        matches!(self.reach.tunnels.health.trouble(key), Some((Trouble::Removing, _)))
+    }
+
+    /// Whether a peer's absence from the kernel is but the time until WireGuard begins anew.
+    pub(super) fn is_coming_back(&self, key: PublicKey) -> bool {
+        let trouble = self.reach.tunnels.health.trouble(key);
+        matches!(trouble, Some((Trouble::Removing | Trouble::Restoring, _)))
+    }
+
+    /// Whether a peer is to be left out until it gives a sign of life, or for a while.
+    pub(super) fn is_given_up(&self, key: PublicKey) -> bool {
+        matches!(self.reach.tunnels.health.trouble(key), Some((Trouble::Offline(_) | Trouble::Evicted, _)))
+    }
+
+    /// Says what is wrong with a peer's tunnel, if anything is.
+    pub(super) fn why_unwell(&self, key: PublicKey, now: Now) -> Option<String> {
+        let (trouble, since) = self.reach.tunnels.health.trouble(key)?;
+        let seconds = now.monotonic.since(since).as_secs();
+        Some(match trouble {
+            Trouble::Removing | Trouble::Restoring | Trouble::Reconnecting => {
+                format!("its tunnel went stale {seconds} s ago; WireGuard begins anew")
+            }
+            Trouble::Offline(until) => {
+                let left = until.since(now.monotonic).as_secs();
+                format!("it answers no probe; it is tried again in {left} s")
+            }
+            Trouble::Evicted => format!("it was given up {seconds} s ago, until it gives a sign of life"),
+        })
+    }
+
+    /// Returns how often tunnels were found wanting, by what.
+    pub(super) const fn health_counts(&self) -> Counts {
+        self.reach.tunnels.health.counts()
+    }
+
+    fn follow_verdict(&mut self, key: PublicKey, verdict: Verdict, now: Now) {
+        self.dirty = true;
+        match verdict {
+            Verdict::Stale => {
+                tracing::info!(peer = %key, "its tunnel is stale; beginning anew");
+                self.attempts.remove(&key);
+            }
+            Verdict::Restored => drop(self.proved.remove(&key)),
+            Verdict::Offline => {
+                tracing::info!(peer = %key, "it answers no probe; leaving it out for half a minute");
+                self.attempts.remove(&key);
+            }
+            Verdict::Evicted => {
+                tracing::info!(peer = %key, "its tunnel stays stale; giving it up");
+                self.forget(key);
+                self.reach.tunnels.health.evict(key, now.monotonic);
+                self.seek(key, now);
+            }
+            Verdict::Recovered => tracing::info!(peer = %key, "its tunnel works again"),
+        }
+    }
+
+    /// Has the shell probe whoever is in doubt now.
+    fn follow_probed(&mut self, now: Now) {
+        let keys = self.reach.tunnels.health.probed(now.monotonic);
+        let probed: BTreeMap<_, _> = keys.filter_map(|key| Some((key, self.probe_address(key)?))).collect();
+        if self.reach.tunnels.probed != probed {
+            self.reach.tunnels.probed.clone_from(&probed);
+            self.commands.push_back(Command::Probe(probed));
+        }
+    }
+
+    fn probe_address(&self, key: PublicKey) -> Option<SocketAddr> {
+        let record = self.store.get(key)?.record().record();
+        let address = match plan::addresses_of(record, self.keys.network_id(), self.subnets) {
+            (Some(addresses), _) => addresses.v4.into(),
+            (None, v6) => v6,
+        };
+        Some(SocketAddr::new(address, probe_port(record.listen_port)))
     }
 }

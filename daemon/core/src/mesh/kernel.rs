@@ -79,6 +79,8 @@ impl Mesh {
         self.reach.paths.remove(&key);
         self.reach.carries.remove(&key);
         self.reach.seen_at.remove(&key);
+        self.reach.heard_at.remove(&key);
+        self.reach.tunnels.health.forget(key);
         self.relays.forget(key);
     }
 
@@ -99,6 +101,10 @@ impl Mesh {
         self.confirm_proved_endpoints();
         self.follow_handshakes(&observed, fresh, now);
         self.follow_paths(&observed, before.as_deref(), now);
+        self.follow_removals(&observed, now);
+        if fresh {
+            self.follow_tunnels(&observed, now);
+        }
         let orphans = self.orphans.len();
         self.orphans.retain(|key, _| {
             let live = observed.peers.get(key).and_then(|peer| peer.last_handshake);

@@ -279,6 +279,7 @@ impl Mesh {
                 let endpoint = Some(place.endpoint(record.record().listen_port));
                 let endpoint = endpoint.filter(|endpoint| self.relay_at(key, *endpoint).is_none());
                 self.claim(Claim { record, source, endpoint, fresh: true }, place, now);
+                self.take_up_link(key, now.monotonic);
             }
             Err(Ignored::Replayed) => self.drop_input("replayed", from),
             Err(Ignored::NotFresh) => {}
@@ -355,10 +356,12 @@ impl Mesh {
 
     pub(super) fn claim(&mut self, claim: Claim, place: Place, now: Now) {
         let record = claim.record.record().clone();
-        let (source, news) = (claim.source.name(), claim.record.clone());
+        let (source, news, is_fresh) = (claim.source.name(), claim.record.clone(), claim.fresh);
         let Self { store, keys, state, .. } = self;
         let pair = || keys.pair(&state.wg_private_key, state.wg_pubkey, record.key);
-        match store.claim(claim, pair, now.monotonic) {
+        let outcome = store.claim(claim, pair, now.monotonic);
+        self.note_claim(record.key, outcome, is_fresh);
+        match outcome {
             Outcome::New => {
                 tracing::info!(peer = %record.key, hostname = %record.hostname, source, "found a peer");
                 self.orphans.remove(&record.key);

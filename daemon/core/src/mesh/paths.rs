@@ -35,6 +35,9 @@ const TARGET_INTERVAL: Duration = Duration::from_millis(500);
 /// A session this old should have been renewed by a keepalive (`REKEY_AFTER_TIME`, 120 s, and some seconds to do it).
 const SESSION_OVERDUE: Duration = Duration::from_secs(135);
 
+/// For so long a peer counts as being where its last message came from.
+const HEARD_LATELY: Duration = Duration::from_secs(5);
+
 /// Bytes that WireGuard's own keepalives and handshakes may take between two readings; more is traffic.
 const QUIET_BYTES: u64 = 300;
 
@@ -213,6 +216,9 @@ impl Mesh {
         if !self.reach.paths.entry(key).or_default().is_new(disco.stamp, now.monotonic) {
             return self.drop_input("replayed", from);
         }
+        if self.relay_at(key, from).is_none() {
+            self.reach.heard_at.insert(key, (from, now.monotonic));
+        }
         match disco.body {
             DiscoBody::Ping { padding, .. } if padding.len() < PING_PADDING_BYTES => {
                 self.drop_input("malformed", from);
@@ -243,7 +249,7 @@ impl Mesh {
 
     /// Follows the answer to a ping. Returns whether it was asked for.
     fn on_pong(&mut self, key: PublicKey, id: u64, token: Token, from: SocketAddr, now: Now) -> bool {
-        self.follow_link_contact(key, now.monotonic);
+        self.take_up_link(key, now.monotonic);
         let Some(paths) = self.reach.paths.get_mut(&key) else { return false };
         let Some(answered) = paths.handle_pong(from, id, now.monotonic) else {
             self.drop_input("unasked", from);
@@ -286,15 +292,14 @@ impl Mesh {
     }
 
     /// Takes the place where a peer was met on a link for the path in use, if there is none yet.
-    fn follow_link_contact(&mut self, key: PublicKey, now: Monotonic) {
+    pub(super) fn take_up_link(&mut self, key: PublicKey, now: Monotonic) {
         let place = self.contacts.get(&key).and_then(Contact::proved_place);
-        let place = place.filter(|place| matches!(place.via, Via::Link(_)));
+        let place = place.filter(|place| self.settings.punching && matches!(place.via, Via::Link(_)));
         let (Some(place), Some(peer)) = (place, self.store.get(key)) else { return };
         let endpoint = place.endpoint(peer.record().record().listen_port);
-        if let Some(paths) = self.reach.paths.get_mut(&key)
-            && paths.current().is_none()
-        {
-            paths.follow_kernel(endpoint, Kind::Lan, now);
+        let paths = self.reach.paths.entry(key).or_default();
+        if paths.current().is_none() {
+            paths.take_up(endpoint, Kind::Lan, now);
         }
     }
 
@@ -352,6 +357,13 @@ impl Mesh {
         let observed = self.observed.as_ref()?.peers.get(&key)?;
         let age = now.wall.since(observed.last_handshake?);
         observed.endpoint.filter(|_| age <= SESSION_LIFETIME)
+    }
+
+    /// Returns where a peer's messages have come from just now. Its NAT may have moved it there, which our kernel does not
+    /// notice before a packet of the tunnel comes.
+    pub(super) fn heard_lately(&self, key: PublicKey, now: Now) -> Option<SocketAddr> {
+        let (address, at) = *self.reach.heard_at.get(&key)?;
+        (now.monotonic.since(at) < HEARD_LATELY).then_some(address)
     }
 
     /// Whether packets reach a peer, or soon will by what is already under way.

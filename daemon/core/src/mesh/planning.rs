@@ -94,9 +94,12 @@ impl Mesh {
         self.underlay.iter().flat_map(|link| link.addresses.iter().map(IpNet::trunc)).collect()
     }
 
-    /// Says how a peer should be reached, by these criteria in order: to be begun anew; proved on a common link, and ours to begin or
-    /// begun before; already talking to our kernel; about to be met on a link; remembered.
+    /// Says how a peer should be reached, by these criteria in order: given up; to be begun anew; proved on a common link, and ours to begin or
+    /// begun before; already talking to our kernel; talking until its tunnel went stale; about to be met on a link; remembered.
     fn reach(&self, key: PublicKey, peer: &Peer, now: Monotonic) -> Reach {
+        if self.is_given_up(key) {
+            return Reach::Gone;
+        }
         if self.is_left_out(key) {
             return Reach::Not;
         }
@@ -112,6 +115,9 @@ impl Mesh {
             };
         }
         if let Some(endpoint) = talking.and_then(|observed| observed.endpoint) {
+            return Reach::Known(endpoint);
+        }
+        if let Some(endpoint) = self.reach.tunnels.health.last_endpoint(key) {
             return Reach::Known(endpoint);
         }
         if contact.is_some() || now < self.cache_trusted_at() {

@@ -386,9 +386,10 @@ impl Mesh {
         found.filter(|_| !names(key))
     }
 
-    /// Returns where a peer's WireGuard answers now, if no relay is between.
+    /// Returns where a peer's WireGuard answers now, if no relay is between; its tunnel may still be coming up.
     pub(super) fn direct_endpoint(&self, key: PublicKey, now: Now) -> Option<SocketAddr> {
-        let endpoint = self.live_endpoint(key, now)?;
+        let proved = || self.reach.paths.get(&key)?.just_proved(now.monotonic);
+        let endpoint = self.live_endpoint(key, now).or_else(proved)?;
         let is_lost =
             self.reach.paths.get(&key).is_some_and(|paths| paths.current().is_some() && !paths.works());
         (!is_lost && self.relay_at(key, endpoint).is_none()).then_some(endpoint)

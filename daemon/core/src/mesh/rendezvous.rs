@@ -178,7 +178,7 @@ impl Mesh {
         if !self.take_carry(origin, now) {
             return self.drop_input("carry limit", from);
         }
-        if let Some(endpoint) = self.live_endpoint(to, now) {
+        if let Some(endpoint) = self.heard_lately(to, now).or_else(|| self.live_endpoint(to, now)) {
             self.send_disco(to, endpoint, DiscoBody::Carried { from: origin, offer: offer.into() }, now);
         } else if !self.forward(to, origin, to, offer) {
             self.drop_input("cannot carry", from);

@@ -130,7 +130,7 @@ impl Mesh {
     }
 
     fn tell_allocated(&mut self, to: PublicKey, peer: PublicKey, port: u16, now: Now) {
-        if let Some(endpoint) = self.direct_endpoint(to, now) {
+        if let Some(endpoint) = self.heard_lately(to, now).or_else(|| self.direct_endpoint(to, now)) {
             self.send_disco(to, endpoint, DiscoBody::Allocated { peer, port }, now);
         }
     }

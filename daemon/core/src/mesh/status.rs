@@ -51,6 +51,7 @@ impl Mesh {
                 max_pairs: self.relays.server.limit(),
                 ..Relay::default()
             },
+            health: self.health_counts().into(),
             drops: self.drops.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect(),
             problems: self.problems(),
         }
@@ -83,6 +84,7 @@ impl Mesh {
             Some(age) if age <= SESSION_LIFETIME && relay.is_some() => PeerState::Relayed,
             Some(age) if age <= SESSION_LIFETIME => PeerState::Direct,
             Some(_) => PeerState::Offline,
+            None if self.reach.tunnels.health.trouble(key).is_some() => PeerState::Offline,
             None => PeerState::Connecting,
         };
         let allowed = self.planned.desired.as_ref().and_then(|desired| desired.peers.get(&key));
@@ -106,7 +108,7 @@ impl Mesh {
             routes: allowed
                 .map(|peer| peer.allowed_ips.iter().filter(is_route).copied().collect())
                 .unwrap_or_default(),
-            why: self.why(key, peer, state, observed),
+            why: self.why_unwell(key, now).or_else(|| self.why(key, peer, state, observed)),
         }
     }
 
@@ -120,7 +122,7 @@ impl Mesh {
             None => self.kind_at(key, endpoint),
         };
         let mtu = self.reach.paths.get(&key).and_then(Paths::mtu).map(u32::from);
-        let rtt = tried.and_then(|candidate| candidate.rtt);
+        let rtt = tried.and_then(|candidate| candidate.rtt).or_else(|| self.reach.tunnels.health.rtt(key));
         let rtt_ms = rtt.map(|rtt| u32::try_from(rtt.as_millis()).unwrap_or(u32::MAX));
         Path { kind: kind.name().to_owned(), endpoint, relay: None, rtt_ms, mtu }
     }

@@ -83,6 +83,7 @@ impl Node {
             | Command::SaveCache(_)
             | Command::SaveBook(_)
             | Command::Apply { .. }
+            | Command::Probe(_)
             | Command::Look => None,
             Command::Dht(_) | Command::SaveDhtNodes(_) => None,
             Command::Relay(_) => None,

@@ -10,7 +10,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::Paths;
+use super::{Kind, Paths};
 use crate::plan::MTU;
 use crate::seal::MAX_PROBE_BYTES;
 use crate::time::Monotonic;
@@ -34,6 +34,9 @@ const COPIES: u32 = 3;
 
 /// The pause between two copies.
 const COPY_PAUSE: Duration = Duration::from_millis(60);
+
+/// The wait before a path is measured that came up on a common link, where the tunnel itself is quicker than anything.
+const CALM: Duration = Duration::from_millis(300);
 
 /// How long a small MTU is believed before a larger one is looked for (RFC 8899 §5.1.1, `PMTU_RAISE_TIMER`).
 const RAISE_AFTER: Duration = Duration::from_secs(600);
@@ -158,9 +161,18 @@ impl PathMtu {
         let is_good = |known: Known| {
             known.address == address && (known.mtu == LARGEST || now.since(known.since) < RAISE_AFTER)
         };
-        let is_sought = self.search.as_ref().is_some_and(|search| search.address == address);
-        if !is_sought && !self.known.is_some_and(is_good) {
-            self.search = Some(Search::new(address, Round::Full, now));
+        if !self.known.is_some_and(is_good) {
+            self.begin(address, now);
+        }
+    }
+
+    /// Measures the path over an address from some time on, or from now on if that comes later.
+    fn begin(&mut self, address: SocketAddr, at: Monotonic) {
+        let sought = self.search.as_mut().filter(|search| search.address == address);
+        match sought {
+            Some(search) if search.copies > 0 => {}
+            Some(search) => search.next = search.next.min(at),
+            None => self.search = Some(Search::new(address, Round::Full, at)),
         }
     }
 
@@ -172,6 +184,9 @@ impl PathMtu {
     pub(super) fn on_answer(&mut self, address: SocketAddr, mtu: u16, now: Monotonic) {
         if let Some(search) = self.search.as_mut().filter(|search| search.address == address) {
             search.on_answer(mtu, now);
+        } else if self.known.is_some_and(|known| known.address == address && known.mtu < mtu) {
+            // It came later than the search would wait: the other side was busy.
+            self.find(address, mtu, now);
         }
     }
 
@@ -217,6 +232,15 @@ impl Paths {
         std::mem::replace(&mut self.mtu.has_changed, false)
     }
 
+    /// Takes up a path that was found otherwise than by pings, and measures it some time later, when all that comes up at
+    /// once has come up.
+    pub fn take_up(&mut self, address: SocketAddr, kind: Kind, now: Monotonic) {
+        self.follow_kernel(address, kind, now);
+        if self.mtu.latest().is_none() && self.current() == Some(address) {
+            self.mtu.begin(address, now + CALM);
+        }
+    }
+
     /// Measures the path in use if that was not done yet.
     pub(super) fn ensure_mtu(&mut self, now: Monotonic) {
         if let Some(current) = self.current.filter(|current| !current.lost) {
@@ -248,8 +272,9 @@ impl Paths {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Origin;
     use super::super::tests::{Peer, address, at};
-    use super::super::{Kind, Origin};
+    use super::*;
 
     /// A path in use that carries so much, after a while.
     fn measured(mtu: u16, rtt: u64) -> Peer {
@@ -293,6 +318,41 @@ mod tests {
             assert!(peer.paths.take_mtu_change());
             assert!(peer.paths.works(), "short packets pass");
         }
+    }
+
+    /// Packets that vanish tell sooner than lost pings alone.
+    #[test]
+    fn a_suspected_path_carries_packets_again_within_a_second() {
+        for rtt in [2, 40] {
+            let mut peer = measured(1500, rtt);
+            peer.paths.note_traffic(at(6000));
+            peer.run(6000, 7000);
+            peer.largest = 1220;
+            peer.paths.suspect(at(7000));
+            peer.run(7000, 7950);
+            assert!(peer.paths.mtu().is_some_and(|mtu| mtu <= 1220), "{rtt} ms");
+        }
+    }
+
+    #[test]
+    fn a_path_that_was_met_on_a_link_is_measured_before_anybody_needs_it() {
+        let mut peer = Peer::new(&[(1, Kind::Lan, Some(2))]);
+        peer.largest = 1300;
+        peer.paths.take_up(address(1), Kind::Lan, at(0));
+        peer.run(0, 295);
+        assert_eq!(peer.long_pings, 0, "the tunnel comes first");
+        peer.run(295, 1500);
+        assert_eq!(peer.paths.mtu(), Some(1300));
+    }
+
+    /// A host that is busy answers later than a search waits.
+    #[test]
+    fn a_late_answer_counts() {
+        let mut peer = measured(1220, 10);
+        assert!(peer.paths.take_mtu_change());
+        peer.paths.mtu.on_answer(address(1), 1420, at(6000));
+        assert_eq!(peer.paths.mtu(), Some(1420));
+        assert!(peer.paths.take_mtu_change());
     }
 
     #[test]

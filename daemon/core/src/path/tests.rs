@@ -118,6 +118,20 @@ fn an_attempt_is_bounded_and_rests_grow() {
     assert_eq!(rests[..6], [3, 6, 12, 24, 30, 30]);
 }
 
+/// A relay is asked in the middle of an attempt: its port is pinged to the end, whenever the attempt ends.
+#[test]
+fn an_address_that_is_named_at_the_end_of_an_attempt_gets_its_pings() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, None)]);
+    peer.paths.begin(at(0));
+    peer.run(0, 3950);
+    peer.paths.add(address(9), Origin::Relay, Kind::Relay, at(3950));
+    peer.paths.compare(address(9), at(3950));
+    peer.run(3950, 4500);
+    peer.rtt.insert(address(9), 20);
+    peer.run(4500, 5000);
+    assert_eq!(peer.paths.current(), Some(address(9)));
+}
+
 /// W-D16: IPv6 is preferred at equal quality, and a few milliseconds of noise do not lead back.
 #[test]
 fn ipv6_is_taken_unless_it_is_a_longer_way() {

@@ -26,7 +26,8 @@ const LOST_AFTER: Duration = Duration::from_millis(1250);
 /// hundred, and the eleven that fit into [`LOST_AFTER`] on a short path are missed once in an hour.
 const MISSES: u32 = 8;
 
-/// So many pings of the path's own MTU without an answer, while shorter ones are answered, have it measured anew.
+/// So many pings of the path's own MTU without an answer, while shorter ones are answered, have it measured anew; where
+/// packets through the tunnel are unanswered too, one is enough.
 const LONG_MISSES: u32 = 3;
 
 /// After a ping that was missed others follow each quarter of a round trip, within these bounds.
@@ -43,6 +44,8 @@ pub(super) struct Current {
     pub(super) next_ping: Option<Monotonic>,
     /// The pings of the watch that are unanswered, if any is.
     unanswered: Option<Unanswered>,
+    /// Whether packets through the tunnel are unanswered too.
+    is_suspected: bool,
     pub(super) lost: bool,
 }
 
@@ -70,7 +73,7 @@ enum Due {
 
 impl Current {
     pub(super) const fn new(address: SocketAddr, next_ping: Option<Monotonic>) -> Self {
-        Self { address, next_ping, unanswered: None, lost: false }
+        Self { address, next_ping, unanswered: None, is_suspected: false, lost: false }
     }
 
     fn ask(&mut self, candidate: &Candidate, mtu: Option<u16>, now: Monotonic) -> Due {
@@ -87,7 +90,8 @@ impl Current {
             self.next_ping = None;
             return Due::Lost;
         }
-        let has_judged = unanswered.long >= LONG_MISSES && now.since(unanswered.last_long) >= patience;
+        let long_misses = if self.is_suspected { 1 } else { LONG_MISSES };
+        let has_judged = unanswered.long >= long_misses && now.since(unanswered.last_long) >= patience;
         if has_judged && unanswered.short_pass {
             *self = Self::new(self.address, Some(now + WATCH_INTERVAL));
             return Due::TooLong;
@@ -116,6 +120,9 @@ impl Paths {
     pub fn suspect(&mut self, now: Monotonic) {
         self.verify(now);
         self.ensure_mtu(now);
+        if let Some(current) = &mut self.current {
+            current.is_suspected = true;
+        }
     }
 
     /// Takes note of traffic with the peer: for a while, the path in use is watched.

@@ -74,6 +74,7 @@ pub(crate) fn example() -> Status {
             ..Kernel::default()
         },
         relay: Relay::default(),
+        health: Health::default(),
         drops: [("seal".to_owned(), 3)].into(),
         problems: Vec::new(),
     }
@@ -100,6 +101,16 @@ db2   10.42.0.3  connecting  -                          never       0 B    0 B  
 db3   10.42.0.4  offline     -                          never       0 B    0 B  -                            lan
 ";
     assert_eq!(render(&example(), Style::default()), expected);
+}
+
+/// W-D21, W-D27: what the slow watch had to do is told once there was anything.
+#[test]
+fn tunnels_that_were_stale_are_counted() {
+    let mut status = example();
+    status.health = Health { stale: 2, probes_answered: 1, probes_lost: 9, offline: 1, evicted: 1 };
+    let text = render(&status, Style::default());
+    let line = "\n  health    2 tunnels stale, 1 peers given up, 1 left out for a while, 9 probes lost\n";
+    assert!(text.contains(line), "{text}");
 }
 
 #[test]

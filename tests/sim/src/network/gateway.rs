@@ -66,6 +66,23 @@ impl Network {
         self.gateways.iter_mut().for_each(|gateway| gateway.island = island(gateway.inside));
     }
 
+    /// Has the internet carry nothing between two segments, or everything again.
+    pub fn bar(&mut self, mut pair: [SegmentId; 2], is_barred: bool) {
+        pair.sort_unstable();
+        match is_barred {
+            true => self.barred.insert(pair),
+            false => self.barred.remove(&pair),
+        };
+    }
+
+    /// Whether the internet carries packets between two gateways on it.
+    fn hear_each_other(&self, one: GatewayId, other: GatewayId) -> bool {
+        let [one, other] = [one, other].map(|GatewayId(number)| &self.gateways[number]);
+        let mut pair = [one.inside, other.inside];
+        pair.sort_unstable();
+        one.island == other.island && !self.barred.contains(&pair)
+    }
+
     /// Gives the box that leads a segment to the internet another public address.
     pub fn renumber(&mut self, segment: SegmentId) {
         let Some(GatewayId(number)) = self.gateways_of(segment).pop() else { return };
@@ -117,8 +134,7 @@ impl Network {
             })?;
             self.gateway_of(SegmentId(number))
         };
-        let island = |GatewayId(number): GatewayId| self.gateways[number].island;
-        matches!((gateway(one), gateway(other)), (Some(one), Some(other)) if island(one) == island(other))
+        matches!((gateway(one), gateway(other)), (Some(one), Some(other)) if self.hear_each_other(one, other))
     }
 
     /// Whether the boxes between two hosts let them have a direct path over IPv4.
@@ -127,13 +143,14 @@ impl Network {
             return false;
         };
         let meeting = one.iter().position(|gateway| other.contains(gateway)).map(|index| one[index]);
-        let island = |way: &[GatewayId]| way.last().map(|gateway| self.gateways[gateway.0].island);
         let can_meet = match meeting {
             Some(GatewayId(number)) => {
                 let nat = self.gateways[number].nat.as_ref();
                 nat.is_some_and(|nat| nat.behaviour().hairpin)
             }
-            None => island(&one) == island(&other),
+            None => {
+                one.last().zip(other.last()).is_none_or(|(&one, &other)| self.hear_each_other(one, other))
+            }
         };
         let layers = |way: &[GatewayId]| -> Vec<Behaviour> {
             let end =
@@ -225,7 +242,6 @@ impl Network {
         if self.servers.contains(&to) {
             return self.hop(self.internet, Stop::Server(to), datagram);
         }
-        let island = from.map(|gateway| self.gateways[gateway.0].island);
         let is_meant = |gateway: &Gateway| {
             let segment = &self.segments[gateway.inside.0];
             match (to, &gateway.nat) {
@@ -235,9 +251,7 @@ impl Network {
             }
         };
         let found = self.gateways.iter().position(is_meant).map(GatewayId);
-        let is_reached = |GatewayId(number): &GatewayId| {
-            island.is_none_or(|island| island == self.gateways[*number].island)
-        };
+        let is_reached = |gateway: &GatewayId| from.is_none_or(|from| self.hear_each_other(from, *gateway));
         match found.filter(is_reached) {
             Some(gateway) => self.hop(self.internet, Stop::Outside(gateway), datagram),
             None => Vec::new(),

@@ -84,6 +84,11 @@ impl World {
         self.network.partition_internet(island);
     }
 
+    /// Has the internet carry nothing between two segments, or everything again.
+    pub fn bar(&mut self, pair: [SegmentId; 2], is_barred: bool) {
+        self.network.bar(pair, is_barred);
+    }
+
     /// Gives the box between a segment and the internet another public address.
     pub fn renumber(&mut self, segment: SegmentId) {
         self.network.renumber(segment);

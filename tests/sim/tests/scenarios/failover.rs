@@ -8,7 +8,7 @@ use wgmesh_sim::nat::Kind;
 use wgmesh_sim::network::{Conditions, HostId, SegmentId};
 use wgmesh_sim::world::{Violation, World};
 
-use crate::fleet::{millis, mins, secs};
+use crate::fleet::{Fleet, millis, mins, secs};
 use crate::meeting::Meeting;
 
 /// What the issue allows for traffic to be back.
@@ -192,6 +192,22 @@ fn a_narrow_way_has_its_mtu_found_before_anybody_misses_much() -> Result<(), Vio
     meeting.world.run_for(secs(30))?;
     let silence = meeting.world.take_longest_silence();
     assert!(silence < secs(1), "{silence:?}: it was measured before anybody needed it");
+    Ok(())
+}
+
+/// Issue 4: on a common link the tunnel is up long before the first reading of the kernel tells of its use.
+#[test]
+fn a_narrow_link_has_its_mtu_found_while_the_tunnel_comes_up() -> Result<(), Violation> {
+    for (seed, has_ebpf) in (0..5).flat_map(|seed| [(seed, true), (seed, false)]) {
+        let narrow = Conditions { mtu: 1280, ..Conditions::CLEAN };
+        let plan = HostPlan { has_ebpf, ..HostPlan::default() };
+        let mut fleet = Fleet::starting(seed, 2, &plan, narrow)?;
+        fleet.world.run_until_meshed(secs(5))?;
+        fleet.world.talk_in(fleet.nodes[0], fleet.nodes[1], 1400);
+        fleet.world.run_for(secs(20))?;
+        let silence = fleet.world.take_longest_silence();
+        assert!(silence < secs(2), "{silence:?} with seed {seed}, eBPF {has_ebpf}");
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@ mod dht;
 mod failover;
 mod faults;
 mod fleet;
+mod health;
 mod hostile;
 mod join;
 mod meeting;
