@@ -89,11 +89,6 @@ impl AddressBuckets {
         self.buckets.entry(address).or_insert_with(full).take(now)
     }
 
-    /// Begins anew with an address.
-    pub fn refill(&mut self, address: IpAddr) {
-        self.buckets.remove(&owner_of(address));
-    }
-
     /// Puts back a token that was taken for something that turned out to be welcome.
     pub fn give_back(&mut self, address: IpAddr) {
         if let Some(bucket) = self.buckets.get_mut(&owner_of(address)) {
@@ -102,7 +97,8 @@ impl AddressBuckets {
     }
 }
 
-fn owner_of(address: IpAddr) -> IpAddr {
+/// Returns whom an address belongs to: of IPv6, the network of 64 bits.
+pub(crate) fn owner_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         v4 @ IpAddr::V4(_) => v4,
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),

@@ -22,6 +22,9 @@ pub struct Explanation {
     pub candidates: Vec<Tried>,
     /// What is being done to find another path.
     pub search: String,
+    /// The attempts to find one so far, the newest first.
+    #[serde(default)]
+    pub attempts: Vec<Attempt>,
     /// Why nothing better is used.
     pub reasons: Vec<String>,
 }
@@ -33,6 +36,19 @@ pub struct Earlier {
     pub endpoint: SocketAddr,
     /// How many seconds ago it was left.
     pub left_s: u64,
+}
+
+/// An attempt to find a path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// How many seconds ago it began.
+    pub begun_s: u64,
+    /// The first path that it found; `None` if it found none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<SocketAddr>,
+    /// How many milliseconds that took.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_ms: Option<u64>,
 }
 
 /// An address at which the peer may answer.

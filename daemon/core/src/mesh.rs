@@ -27,7 +27,7 @@ use crate::kernel::{Desired, Observed, ObservedPeer, Underlay};
 use crate::key::PublicKey;
 use crate::message::Token;
 use crate::nat::Nat;
-use crate::path::Paths;
+use crate::path::{Paths, Targets};
 use crate::record::SignedRecord;
 use crate::seal::Opener;
 use crate::standing::Book;
@@ -139,6 +139,7 @@ struct Announcing {
 }
 
 /// What a node knows of the ways to its peers through WireGuard's port.
+#[derive(Default)]
 struct Reaching {
     stun: Stun,
     /// Where each peer sees WireGuard's port, by its last pong.
@@ -148,23 +149,9 @@ struct Reaching {
     paths: BTreeMap<PublicKey, Paths>,
     /// What each peer may still have carried to others.
     carries: BTreeMap<PublicKey, TokenBucket>,
-    /// How many pings each address may still get at which nobody has answered.
-    targets: AddressBuckets,
+    /// What was sent to addresses at which nobody has answered.
+    targets: Targets,
     tunnels: health::Tunnels,
-}
-
-impl Default for Reaching {
-    fn default() -> Self {
-        Self {
-            stun: Default::default(),
-            seen_at: Default::default(),
-            heard_at: Default::default(),
-            paths: Default::default(),
-            carries: Default::default(),
-            targets: paths::target_buckets(),
-            tunnels: Default::default(),
-        }
-    }
 }
 
 impl Mesh {

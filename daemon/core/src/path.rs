@@ -5,7 +5,7 @@
 //!
 //! - **Effort** is bounded: an attempt sends at most [`PINGS_PER_CANDIDATE`] pings to each of [`MAX_CANDIDATES`]
 //!   addresses within [`ATTEMPT`], and rests between attempts, from [`FIRST_REST`] up to [`LONGEST_REST`], or up to
-//!   [`HOPELESS_REST`] where the two NATs are known to let nothing through.
+//!   [`HOPELESS_REST`] where the two NATs are known to let nothing through, or did not when [`FAIR_ATTEMPTS`] were introduced.
 //! - **A path that is used is watched**: as long as traffic flows it is pinged each [`WATCH_INTERVAL`], quicker once a
 //!   ping was missed, and counts as lost after some two seconds without an answer. A path at rest costs nothing.
 //! - **A working path is only left for a better one**: of a better [`Kind`] and not slower by 10 ms, of a worse one and
@@ -21,15 +21,20 @@ use crate::message::Stamp;
 use crate::time::Monotonic;
 
 mod candidate;
+mod history;
 mod mtu;
+mod unproved;
 mod watch;
 mod window;
 
 pub(crate) use candidate::is_quicker;
 pub use candidate::{Answered, Candidate, Kind, LastAnswer, Origin, PINGS_PER_CANDIDATE, Ping};
 use candidate::{FARTHER, SCHEDULE_MS, Schedule, Sent};
+use history::History;
+pub use history::PastAttempt;
 use mtu::PathMtu;
 pub use mtu::probe_bytes;
+pub(crate) use unproved::{Credit, Targets};
 use watch::Current;
 pub use watch::{USED_FOR, WATCH_INTERVAL};
 use window::ReplayWindow;
@@ -52,6 +57,9 @@ pub const FIRST_REST: Duration = Duration::from_secs(3);
 /// The longest rest between two attempts.
 pub const LONGEST_REST: Duration = Duration::from_secs(30);
 
+/// After so many attempts in a row that both sides made at once, none is expected to succeed: some four minutes.
+const FAIR_ATTEMPTS: u32 = 8;
+
 /// The longest rest between two attempts that nobody expects to succeed: NATs may be other than they seem.
 pub const HOPELESS_REST: Duration = Duration::from_secs(300);
 
@@ -65,9 +73,10 @@ const PROOF_LIFETIME: Duration = Duration::from_secs(10);
 const OUTSTANDING: usize = 32;
 
 /// What is being done to find a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Effort {
     /// Nothing.
+    #[default]
     None,
     /// Every candidate is pinged, until then.
     Attempt { until: Monotonic },
@@ -76,7 +85,7 @@ enum Effort {
 }
 
 /// The paths to one peer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Paths {
     candidates: BTreeMap<SocketAddr, Candidate>,
     current: Option<Current>,
@@ -94,30 +103,10 @@ pub struct Paths {
     without_introducer: bool,
     hopeless: bool,
     last_answer: Option<LastAnswer>,
+    history: History,
     mtu: PathMtu,
     window: ReplayWindow,
-}
-
-impl Default for Paths {
-    fn default() -> Self {
-        Self {
-            candidates: BTreeMap::new(),
-            current: None,
-            effort: Effort::None,
-            failures: 0,
-            used_until: None,
-            offer_due: false,
-            was_lost: false,
-            look_when_used: false,
-            shunned: None,
-            introduced: false,
-            without_introducer: false,
-            hopeless: false,
-            last_answer: None,
-            mtu: PathMtu::default(),
-            window: ReplayWindow::default(),
-        }
-    }
+    pub(crate) credit: Credit,
 }
 
 impl Paths {
@@ -397,6 +386,11 @@ impl Paths {
         self.last_answer
     }
 
+    /// Goes through the attempts of late, the newest first.
+    pub fn attempts(&self) -> impl Iterator<Item = &PastAttempt> {
+        self.history.iter()
+    }
+
     /// Returns how many attempts in a row have failed.
     pub const fn failures(&self) -> u32 {
         self.failures
@@ -404,6 +398,7 @@ impl Paths {
 
     fn attempt(&mut self, now: Monotonic) {
         self.effort = Effort::Attempt { until: now + ATTEMPT };
+        self.history.begin(now);
         self.offer_due = true;
         for candidate in self.candidates.values_mut() {
             candidate.schedule = Some(Schedule { begun: now, step: 0 });
@@ -418,7 +413,8 @@ impl Paths {
         if self.works_directly() {
             return self.stop();
         }
-        let longest = if self.hopeless { HOPELESS_REST } else { LONGEST_REST };
+        let is_met_in_vain = self.failures >= FAIR_ATTEMPTS && !self.without_introducer;
+        let longest = if self.hopeless || is_met_in_vain { HOPELESS_REST } else { LONGEST_REST };
         let rest = FIRST_REST.saturating_mul(1 << self.failures.min(8)).min(longest);
         self.failures += 1;
         self.effort = Effort::Rest { until: now + rest };
@@ -464,6 +460,9 @@ impl Paths {
         let is_used = self.is_used(now);
         let next_ping = is_used.then_some(now + WATCH_INTERVAL);
         self.current = Some(Current::new(address, next_ping));
+        if self.is_attempting() {
+            self.history.find(address, now);
+        }
         self.candidates.values_mut().for_each(|candidate| candidate.better = 0);
         if !self.is_relayed() {
             self.failures = 0;

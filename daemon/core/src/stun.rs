@@ -27,6 +27,7 @@ use std::net::{IpAddr, SocketAddr};
 use rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Hostname;
 use crate::nat::NatType;
 use crate::time::Monotonic;
 use family::Family;
@@ -67,6 +68,9 @@ pub struct Report {
     pub ipv6: bool,
     /// Whether a round is under way, so that this may soon be another.
     pub checking: bool,
+    /// The nodes that would introduce this one to a peer, the first to be asked first.
+    #[serde(default)]
+    pub introducers: Vec<Hostname>,
 }
 
 /// What one server said in the last round.
@@ -203,6 +207,7 @@ impl Stun {
             cgnat: self.v4.is_carrier_grade(),
             ipv6: self.mapped_v6().is_some(),
             checking: self.v4.is_busy() || self.v6.is_busy(),
+            introducers: Vec::new(),
         }
     }
 

@@ -77,6 +77,7 @@ fn report(checking: bool) -> Report {
         cgnat: false,
         ipv6: false,
         checking,
+        introducers: Vec::new(),
     }
 }
 

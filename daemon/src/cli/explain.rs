@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use wgmesh_core::explanation::{Explanation, Tried};
+use wgmesh_core::explanation::{Attempt, Explanation, Tried};
 
 use super::status::{self, units::ago};
 use super::{Error, peer};
@@ -33,6 +33,7 @@ fn lines(explanation: &Explanation) -> Vec<String> {
     }
     lines.push(format!("  known by   {}", peer.sources.join(", ")));
     lines.push(format!("  search     {}", explanation.search));
+    lines.extend(explanation.attempts.iter().map(|attempt| format!("  attempt    {}", past(attempt))));
     lines.extend(
         explanation
             .earlier
@@ -42,6 +43,15 @@ fn lines(explanation: &Explanation) -> Vec<String> {
     lines.extend(explanation.candidates.iter().map(|tried| format!("  tried      {}", one(tried))));
     lines.extend(explanation.reasons.iter().map(|reason| format!("  why        {reason}")));
     lines
+}
+
+fn past(attempt: &Attempt) -> String {
+    let outcome = match (attempt.found, attempt.took_ms) {
+        (Some(address), Some(millis)) => format!("found {address} after {millis} ms"),
+        (Some(address), None) => format!("found {address}"),
+        (None, _) => "found nothing".to_owned(),
+    };
+    format!("began {}: {outcome}", ago(attempt.begun_s))
 }
 
 fn one(tried: &Tried) -> String {
@@ -65,6 +75,7 @@ mod tests {
     use super::super::status::tests::example;
     use super::*;
 
+    /// P-2: with what was tried and how long that took.
     #[test]
     fn an_explanation_reads_like_this() {
         let peer = example().peers[0].clone();
@@ -82,6 +93,10 @@ mod tests {
             earlier: vec![Earlier { endpoint: "198.51.100.7:1".parse().unwrap(), left_s: 7 }],
             candidates: vec![tried("192.168.7.2:51820", Some(2)), tried("192.168.8.2:51820", None)],
             search: "an attempt is under way".to_owned(),
+            attempts: vec![
+                Attempt { begun_s: 1, found: None, took_ms: None },
+                Attempt { begun_s: 9, found: "192.168.7.2:51820".parse().ok(), took_ms: Some(35) },
+            ],
             reasons: vec!["there is nothing better".to_owned()],
         };
         let text = lines(&explanation).join("\n");
@@ -89,6 +104,8 @@ mod tests {
         for part in [
             "db1 is direct by lan 192.168.7.2:51820, since 7 s ago",
             "search     an attempt is under way",
+            "attempt    began 1 s ago: found nothing",
+            "attempt    began 9 s ago: found 192.168.7.2:51820 after 35 ms",
             "before     198.51.100.7:1, left 7 s ago",
             "192.168.7.2:51820 (lan, named by record): answered 2 s ago after 0.5 ms; in use",
             "192.168.8.2:51820 (lan, named by record): no answer",

@@ -41,6 +41,11 @@ fn render(report: &Report, punching: bool) -> String {
             lines.extend(label.zip(servers).map(|(label, one)| format!("{label}{}", server(one, width))));
         }
     }
+    let introducers: Vec<_> = report.introducers.iter().map(ToString::to_string).collect();
+    lines.push(match introducers.as_slice() {
+        [] => "introduced by nobody yet: no peer is reached".to_owned(),
+        introducers => format!("introduced by {}", introducers.join(", ")),
+    });
     lines.push(String::new());
     lines.push(meaning(report, punching));
     lines.join("\n") + "\n"
@@ -143,10 +148,11 @@ mod tests {
             cgnat: false,
             ipv6: false,
             checking: false,
+            introducers: vec!["hub".parse().unwrap(), "db1".parse().unwrap()],
         }
     }
 
-    /// P-18, X-21: the finding that an operator reads, to the letter.
+    /// P-17, P-18, X-21: the finding that an operator reads, to the letter.
     #[test]
     fn the_finding_reads_like_this() {
         let expected = "\
@@ -159,6 +165,7 @@ CGNAT      no sign of it
 servers    192.0.2.1:3478      saw 198.51.100.7:51820 after 12 ms
            203.0.113.20:19302  did not answer
            192.0.2.3:3478      saw 198.51.100.7:51820 after 30 ms
+introduced by hub, db1
 
 Every peer can be reached directly, except those behind a NAT that is symmetric: they need a relay, or a port that is forwarded to WireGuard on one side.
 ";
@@ -202,6 +209,7 @@ Every peer can be reached directly, except those behind a NAT that is symmetric:
         assert_eq!(json["filtering"], "address-and-port-dependent");
         assert_eq!(json["mapped_v4"], "198.51.100.7:51820");
         assert_eq!(json["servers"][0]["rtt_ms"], 12);
+        assert_eq!(json["introducers"][0], "hub");
         assert_eq!(serde_json::from_value::<Report>(json).unwrap(), example());
     }
 }

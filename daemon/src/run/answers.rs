@@ -23,10 +23,10 @@ impl Daemon {
             }
             ApiRequest::CheckNat(reply) => {
                 self.feed(Event::CheckNat);
-                let _ = reply.send(self.mesh.nat_report());
+                let _ = reply.send(self.mesh.nat_report(clock::now()));
             }
             ApiRequest::NatReport(reply) => {
-                let _ = reply.send(self.mesh.nat_report());
+                let _ = reply.send(self.mesh.nat_report(clock::now()));
             }
             ApiRequest::Ping(key, reply) => {
                 let before = self.last_answer(key);

@@ -426,3 +426,44 @@ async fn next_of_dht(dht: &mut Option<Dht>) -> DhtEvent {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::runtime::Handle;
+    use wgmesh_core::secret::MeshSecret;
+
+    use super::*;
+
+    /// Names only by their numbers: nobody is asked.
+    const CONFIG: &str = "
+        [discovery]
+        enabled_methods = [\"bootstrap\", \"dns\", \"exchange\", \"dht\"]
+        bootstrap_nodes = [\"127.0.0.1:9\"]
+        dns_seeds = [\"127.0.0.1:9\"]
+        dht = { bootstrap = [\"127.0.0.1:9\"] }
+        [nat]
+        stun_servers = [\"127.0.0.1:9\"]
+    ";
+
+    /// C-6: whatever looks for peers does so in tasks of its own, which hold up nobody and end with the daemon.
+    #[tokio::test]
+    async fn every_task_that_looks_for_peers_ends_with_its_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("mesh1.toml");
+        std::fs::write(&path, CONFIG).unwrap();
+        let config = File::load(Path::new(&path)).unwrap();
+        let keys = MeshKeys::derive(&MeshSecret::from_random([1; 32]).mesh_key());
+        let mut network = Network::open(&config, &config.settings("db1"), &keys);
+        network.remember_dht(Vec::new());
+        network.look_outside();
+        network.follow_reached(0);
+        let alive = || Handle::current().metrics().num_alive_tasks();
+        assert!(alive() >= 4, "{}: the exchange, STUN servers, DNS seeds and hosts of the DHT", alive());
+        drop(network);
+        while alive() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}

@@ -10,9 +10,9 @@ mod relays;
 
 use std::io::Write;
 use std::net::Ipv4Addr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
-use wgmesh_lab::{Host, Internet, NatKind, Pair, StunServers, eventually};
+use wgmesh_lab::{Internet, NatKind, Pair, Pings, StunServers, eventually};
 
 /// Longer than any meeting takes, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -24,10 +24,13 @@ const GOAL: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(18);
 
 /// For how long it is watched.
-const WATCHED_S: u32 = 22;
+const WATCHED: Duration = Duration::from_secs(20);
 
-/// Between two pings of a path that is watched, in seconds.
-const PING_INTERVAL: f64 = 0.2;
+/// Between two pings of a path that is watched.
+const PING_INTERVAL: Duration = Duration::from_millis(200);
+
+/// What such a ping carries, as by default.
+const PING_BYTES: u32 = 56;
 
 /// A pair on an internet of its own.
 struct World {
@@ -60,50 +63,15 @@ impl World {
     /// Pings from left to right while something changes, shows how long no answer came, and fails where it stayed away.
     fn heals(&mut self, what: &str, change: impl FnOnce(&mut Self)) {
         let target = self.pair.mesh_ipv4(1);
-        let watch = Watch::start(&self.pair.sites[0].host, target, WATCHED_S);
+        let pings = Pings::start(&self.pair.sites[0].host, target, PING_INTERVAL, PING_BYTES);
         std::thread::sleep(Duration::from_secs(2));
         let before = SystemTime::now();
         change(self);
-        let silence = watch.longest_silence(before);
+        std::thread::sleep(WATCHED);
+        let silence = pings.finish().longest_silence(before);
         let verdict = if silence < GOAL { "" } else { ", goal of 5 s MISSED" };
         show(&format!("{what}: healed in {:.2} s{verdict}", silence.as_secs_f64()));
         assert!(silence < LIMIT, "{what}: silent for {silence:?}; {:?}", self.pair.views());
-    }
-}
-
-/// Pings that go on in the background.
-struct Watch {
-    ping: wgmesh_lab::Process,
-    end: SystemTime,
-}
-
-impl Watch {
-    fn start(from: &Host, target: Ipv4Addr, seconds: u32) -> Self {
-        let (count, interval) = ((f64::from(seconds) / PING_INTERVAL).to_string(), PING_INTERVAL.to_string());
-        let target = target.to_string();
-        let ping = from.spawn(["ping", "-n", "-D", "-i", &interval, "-c", &count, "-W", "1", &target]);
-        Self { ping, end: SystemTime::now() + Duration::from_secs(seconds.into()) }
-    }
-
-    /// Waits for the end and returns the longest time without an answer after the given one.
-    fn longest_silence(self, after: SystemTime) -> Duration {
-        let end = self.end;
-        let later = self.answers().into_iter().filter(|at| *at > after).chain([end]);
-        let mut last = after;
-        let mut longest = Duration::ZERO;
-        for at in later {
-            longest = longest.max(at.duration_since(last).unwrap_or_default());
-            last = last.max(at);
-        }
-        longest
-    }
-
-    /// Waits for the end and returns when the answers came.
-    fn answers(self) -> Vec<SystemTime> {
-        let text = String::from_utf8(self.ping.wait().stdout).unwrap();
-        let stamps = text.lines().filter(|line| line.contains("bytes from"));
-        let stamps = stamps.filter_map(|line| line.strip_prefix('[')?.split_once(']')?.0.parse::<f64>().ok());
-        stamps.map(|stamp| UNIX_EPOCH + Duration::from_secs_f64(stamp)).collect()
     }
 }
 
@@ -138,8 +106,10 @@ fn introducer_and_stun_servers_may_go_once_two_have_met() {
     introducer_host.run(["ip", "link", "set", "eth0", "down"]);
     let status = daemons[1].status_json();
     let target: Ipv4Addr = status["node"]["mesh_ipv4"].as_str().unwrap().parse().unwrap();
-    let watch = Watch::start(&sites[0].host, target, 30);
-    let silence = watch.longest_silence(SystemTime::now());
+    let pings = Pings::start(&sites[0].host, target, PING_INTERVAL, PING_BYTES);
+    let before = SystemTime::now();
+    std::thread::sleep(Duration::from_secs(30));
+    let silence = pings.finish().longest_silence(before);
     assert!(silence < GOAL, "silent for {silence:?}");
     drop((daemons, sites, introducer_host, internet));
 }

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 /// The exchange's port in the lab.
 const EXCHANGE_PORT: u16 = 51900;
 
-/// P-18, X-21: `netcheck` and `ping` tell what is really there, for people, programs and scripts.
+/// P-17, P-18, X-21: `netcheck` and `ping` tell what is really there, for people, programs and scripts.
 #[test]
 fn an_operator_learns_what_the_nat_does_and_how_far_away_a_peer_is() {
     let internet = Internet::new("operator-ask");
@@ -32,6 +32,11 @@ fn an_operator_learns_what_the_nat_does_and_how_far_away_a_peer_is() {
     assert_eq!(report["checking"], false);
     let mapped: SocketAddr = report["mapped_v4"].as_str().unwrap().parse().unwrap();
     assert_eq!(mapped.ip(), IpAddr::from(pair.sites[0].public()));
+    assert_eq!(
+        report["introducers"].as_array().map(Vec::len),
+        Some(2),
+        "the introducer, and the other by now"
+    );
     assert!(node.text(&["netcheck"]).contains("a NAT that is symmetric: they need a relay"));
 
     let right = pair.mesh_ipv4(1).to_string();

@@ -106,6 +106,11 @@ impl Kind {
         Self::Cgnat,
     ];
 
+    /// Goes through every kind with every kind.
+    pub fn pairs() -> impl Iterator<Item = [Self; 2]> {
+        Self::ALL.into_iter().flat_map(|one| Self::ALL.map(|other| [one, other]))
+    }
+
     /// Returns its boxes, the one next to the host first.
     pub const fn layers(self) -> &'static [Behaviour] {
         match self {

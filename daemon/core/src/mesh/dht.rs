@@ -104,10 +104,6 @@ impl Mesh {
         let addresses: Vec<_> =
             paths.into_iter().flat_map(|paths| paths.candidates()).map(|(address, _)| address).collect();
         for address in addresses {
-            if !self.reach.targets.take(address.ip(), now.monotonic) {
-                self.drop_input("ping limit", address);
-                continue;
-            }
             let plan = HelloPlan {
                 place: Place { via: Via::WireGuard, address },
                 echo: None,

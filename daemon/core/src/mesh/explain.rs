@@ -8,10 +8,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Mesh;
-use crate::explanation::{Earlier, Explanation, Tried};
+use crate::explanation::{Attempt, Earlier, Explanation, Tried};
 use crate::kernel::Observed;
 use crate::key::PublicKey;
-use crate::path::{Candidate, Kind, Paths};
+use crate::path::{Candidate, Kind, PastAttempt, Paths};
 use crate::status::PeerState;
 use crate::time::{Monotonic, Now};
 
@@ -70,6 +70,11 @@ impl Mesh {
             since_s: journey.map(|journey| seconds(journey.since)),
             earlier: earlier.map(|&(endpoint, left)| Earlier { endpoint, left_s: seconds(left) }).collect(),
             search: self.search(key, now.monotonic),
+            attempts: paths
+                .into_iter()
+                .flat_map(Paths::attempts)
+                .map(|one| attempt(one, now.monotonic))
+                .collect(),
             reasons: self.reasons(key, peer.state, peer.why.as_deref(), in_use, &candidates),
             candidates: candidates.iter().map(tried).collect(),
             peer,
@@ -126,6 +131,12 @@ impl Mesh {
         }
         reasons
     }
+}
+
+fn attempt(attempt: &PastAttempt, now: Monotonic) -> Attempt {
+    let (found, took) = attempt.found.unzip();
+    let millis = |took: Duration| u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    Attempt { begun_s: now.since(attempt.begun).as_secs(), found, took_ms: took.map(millis) }
 }
 
 fn not_taken(address: SocketAddr, candidate: &Candidate, rtt_in_use: Option<Duration>) -> String {

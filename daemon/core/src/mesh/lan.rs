@@ -13,7 +13,7 @@ use crate::kernel::Underlay;
 use crate::key::PublicKey;
 use crate::message::{Announce, Hello, Paired as _, Phase, Token, Unproved, attach};
 use crate::record::{InvalidRecord, Record, SignedRecord};
-use crate::seal::{Kind, Unopened, seal};
+use crate::seal::{Kind, OVERHEAD_BYTES, Unopened, seal};
 use crate::store::{Claim, Outcome, Refused, Source};
 use crate::time::Now;
 
@@ -246,11 +246,11 @@ impl Mesh {
             return self.drop_input("forged", from);
         };
         self.announcing.last_heard = Some(now.monotonic);
-        self.follow_hello(&hello, place, now);
+        self.follow_hello(&hello, content.len() + OVERHEAD_BYTES, place, now);
     }
 
-    /// Acts on a hello whose sender is proved.
-    fn follow_hello(&mut self, hello: &Hello, place: Place, now: Now) {
+    /// Acts on a hello of so many bytes whose sender is proved.
+    fn follow_hello(&mut self, hello: &Hello, bytes: usize, place: Place, now: Now) {
         let (key, from) = (hello.key, place.address);
         let source = match place.via {
             Via::Link(_) => Source::Lan,
@@ -273,9 +273,14 @@ impl Mesh {
         if self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key)) {
             contact.handle_installed(true, now.monotonic);
         }
-        match contact.handle_hello(hello, place, self.token, now.monotonic) {
+        let outcome = contact.handle_hello(hello, place, self.token, now.monotonic);
+        let has_moved = reach(contact) != before;
+        if place.via == Via::WireGuard && outcome != Err(Ignored::Replayed) {
+            self.note_spent(key, bytes);
+        }
+        match outcome {
             Ok(()) => {
-                self.dirty |= reach(contact) != before;
+                self.dirty |= has_moved;
                 let endpoint = Some(place.endpoint(record.record().listen_port));
                 let endpoint = endpoint.filter(|endpoint| self.relay_at(key, *endpoint).is_none());
                 self.claim(Claim { record, source, endpoint, fresh: true }, place, now);
@@ -338,6 +343,9 @@ impl Mesh {
         };
         let bytes = seal(&self.keys, Kind::Hello, &hello.encode_proved(key, pair), now, &mut self.rng);
         let Place { via, address } = plan.place;
+        if via == Via::WireGuard && !self.may_send(key, address, bytes.len(), now.monotonic) {
+            return self.drop_input("ping limit", address);
+        }
         let transmit = Transmit { via, to: Recipient::Node(address), bytes };
         self.commands.push_back(Command::Send(transmit));
     }

@@ -64,6 +64,11 @@ impl Mesh {
         }
     }
 
+    /// Whether the operator said that a peer is at this address.
+    pub(super) fn is_named_at(&self, key: PublicKey, address: SocketAddr) -> bool {
+        self.named.get(&key).is_some_and(|named| named.endpoint == Some(address))
+    }
+
     /// Adds what the operator said of a peer to what is tried.
     pub(super) fn add_named_candidate(&mut self, key: PublicKey, now: Monotonic) {
         if let Some(endpoint) = self.named.get(&key).and_then(|named| named.endpoint)

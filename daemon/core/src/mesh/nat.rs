@@ -16,9 +16,11 @@ use crate::time::Now;
 const SEEN_INTERVAL: Duration = Duration::from_secs(5);
 
 impl Mesh {
-    /// Returns what STUN has found out.
-    pub fn nat_report(&self) -> Report {
-        self.reach.stun.report()
+    /// Returns what STUN has found out, and who would introduce this node to others.
+    pub fn nat_report(&self, now: Now) -> Report {
+        let introducers = self.introducers(self.state.wg_pubkey, now).into_iter();
+        let hostname = |key| Some(self.store.get(key)?.record().record().hostname.clone());
+        Report { introducers: introducers.filter_map(hostname).collect(), ..self.reach.stun.report() }
     }
 
     /// Asks the STUN servers anew.

@@ -3,8 +3,8 @@
 //! A peer that was met on a common link needs none of this. Every other one has [`Paths`]; once an address has
 //! answered there, the hello exchange of [`crate::contact`] runs through it and the tunnel comes up as on a LAN.
 //!
-//! What others make us send is bounded: a ping is answered by one pong that is no longer, and candidates that nobody has
-//! proved share a bucket per address.
+//! What others make us send is bounded: a ping is answered by one pong that is no longer, and what goes to addresses that
+//! are not proved yet is a few datagrams and what the peer itself has spent ([`crate::path`]).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,6 @@ use rand_core::Rng as _;
 
 use super::kernel::SESSION_LIFETIME;
 use super::{Command, Mesh, Recipient, Transmit};
-use crate::bucket::AddressBuckets;
 use crate::contact::{Contact, Place, Via};
 use crate::kernel::Observed;
 use crate::key::PublicKey;
@@ -27,10 +26,9 @@ use crate::time::{Monotonic, Now};
 /// For this long a peer that may be met on a link is not pinged: the exchange there is quicker.
 const LAN_GRACE: Duration = Duration::from_millis(500);
 
-/// Pings to one address at which nobody has answered yet: 128 at once, then two a second. Whenever a peer answers there,
-/// which nobody can do for a stranger, the next 128 are free: a site with many peers behind one address is soon known.
-const TARGET_BURST: u32 = 128;
-const TARGET_INTERVAL: Duration = Duration::from_millis(500);
+/// What IPv4 and UDP add to a datagram, and how much more IPv6 does.
+const IPV4_BYTES: usize = 28;
+const IPV6_MORE_BYTES: usize = 20;
 
 /// A session this old should have been renewed by a keepalive (`REKEY_AFTER_TIME`, 120 s, and some seconds to do it).
 const SESSION_OVERDUE: Duration = Duration::from_secs(135);
@@ -180,12 +178,14 @@ impl Mesh {
             self.reach.stun.refresh(now.monotonic);
             self.on_path_lost(key, now);
         }
+        if offer {
+            self.introduce_myself(key, now);
+        }
         for ping in pings {
             self.send_ping(key, ping, now);
         }
         if offer {
             self.send_offers(key, now);
-            self.introduce_myself(key, now);
         }
         self.drive_relay(key, now);
     }
@@ -255,7 +255,7 @@ impl Mesh {
             self.drop_input("unasked", from);
             return false;
         };
-        self.reach.targets.refill(from.ip());
+        self.reach.targets.note_answer(from.ip(), now.monotonic);
         if let Some(peer) = self.store.get(key) {
             let claim = Claim {
                 record: peer.record().clone(),
@@ -325,31 +325,48 @@ impl Mesh {
 
     fn send_ping(&mut self, key: PublicKey, ping: Ping, now: Now) {
         let Ping { to, id, mtu } = ping;
-        let proved = self
-            .reach
-            .paths
-            .get(&key)
-            .and_then(|paths| paths.candidate(to))
-            .is_some_and(|one| one.answered.is_some());
-        if !proved && !self.reach.targets.take(to.ip(), now.monotonic) {
+        let padding = self.ping_padding(key, id, mtu);
+        let body = DiscoBody::Ping { id, padding: vec![0; padding].into() };
+        let Some(bytes) = self.seal_disco(key, body, now) else { return };
+        if !self.may_send(key, to, bytes.len(), now.monotonic) {
             return self.drop_input("ping limit", to);
         }
         self.bind_before_ping(key, to, now);
-        let padding = self.ping_padding(key, id, mtu);
-        self.send_disco(key, to, DiscoBody::Ping { id, padding: vec![0; padding].into() }, now);
+        self.send_from_wireguard(to, bytes);
+    }
+
+    /// Whether a datagram of so many bytes may go to where a peer is said to be.
+    pub(super) fn may_send(&mut self, key: PublicKey, to: SocketAddr, bytes: usize, now: Monotonic) -> bool {
+        if self.is_named_at(key, to) {
+            return true;
+        }
+        let Some(paths) = self.reach.paths.get_mut(&key) else { return false };
+        let headers = if to.is_ipv6() { IPV4_BYTES + IPV6_MORE_BYTES } else { IPV4_BYTES };
+        let has_answered = paths.candidate(to).is_some_and(|one| one.answered.is_some());
+        has_answered || self.reach.targets.take(to.ip(), bytes + headers, &mut paths.credit, now)
+    }
+
+    /// Notes that a peer has spent a datagram of so many bytes on this node, besides what it takes to answer it.
+    pub(super) fn note_spent(&mut self, key: PublicKey, bytes: usize) {
+        self.reach.paths.entry(key).or_default().credit.earn(bytes + IPV4_BYTES);
     }
 
     pub(super) fn send_disco(&mut self, key: PublicKey, to: SocketAddr, body: DiscoBody, now: Now) {
-        let Some(peer) = self.store.get(key) else { return };
-        let pair = peer.pair.clone();
+        if let Some(bytes) = self.seal_disco(key, body, now) {
+            self.send_from_wireguard(to, bytes);
+        }
+    }
+
+    fn seal_disco(&mut self, key: PublicKey, body: DiscoBody, now: Now) -> Option<Vec<u8>> {
+        let pair = self.store.get(key)?.pair.clone();
         let disco = Disco { key: self.state.wg_pubkey, stamp: self.next_stamp(), token: self.token, body };
         let content = disco.encode_proved(key, &pair);
-        let bytes = seal::seal(&self.keys, seal::Kind::Disco, &content, now, &mut self.rng);
-        self.commands.push_back(Command::Send(Transmit {
-            via: Via::WireGuard,
-            to: Recipient::Node(to),
-            bytes,
-        }));
+        Some(seal::seal(&self.keys, seal::Kind::Disco, &content, now, &mut self.rng))
+    }
+
+    fn send_from_wireguard(&mut self, to: SocketAddr, bytes: Vec<u8>) {
+        let to = Recipient::Node(to);
+        self.commands.push_back(Command::Send(Transmit { via: Via::WireGuard, to, bytes }));
     }
 
     /// Returns where a peer's WireGuard answers now.
@@ -377,9 +394,4 @@ impl Mesh {
         let place = self.contacts.get(&key).and_then(Contact::proved_place);
         place.is_some_and(|place| matches!(place.via, Via::Link(_)))
     }
-}
-
-/// Makes the account of pings to addresses at which nobody has answered yet.
-pub(super) const fn target_buckets() -> AddressBuckets {
-    AddressBuckets::new(TARGET_BURST, TARGET_INTERVAL)
 }

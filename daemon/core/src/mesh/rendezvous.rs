@@ -4,6 +4,11 @@
 //! [`INTRODUCERS`] peers that it does reach, through the mesh's own datagrams or a session. The one that gets it begins
 //! its own attempt at once and answers the same way. Introducers carry offers between their peers and learn nothing
 //! that the records do not say; what they carry for each peer is bounded.
+//!
+//! Nothing is punched over TCP. What a session between two nodes behind NATs would carry is records and offers. Where
+//! a datagram passes between the two, they talk through the tunnel; where none does, records reach both by way of those
+//! that each holds a session or a tunnel with, and offers by an introducer, within a second or two. So a stream of their own
+//! would save one hop; and where UDP is blocked altogether there is no WireGuard that it could help.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,7 +19,7 @@ use crate::contact::{Place, Via};
 use crate::key::PublicKey;
 use crate::message::{DiscoBody, Offer, Paired as _, Unproved};
 use crate::path::{Origin, Paths};
-use crate::record::MAX_CANDIDATES;
+use crate::record::{MAX_CANDIDATES, may_be_an_endpoint};
 use crate::relay::MAX_OFFERED;
 use crate::store::{Claim, Source};
 use crate::time::Now;
@@ -25,6 +30,10 @@ const INTRODUCERS: usize = 3;
 /// Offers of one peer that are carried: 16 at once, then four a second.
 const CARRY_BURST: u32 = 16;
 const CARRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What it takes to have an offer carried, besides its own bytes, whether in a datagram or in a session: the envelope, and
+/// the key of the node that it is for.
+const CARRYING_BYTES: usize = 96;
 
 impl Mesh {
     /// Follows an offer that `introducer` has carried here.
@@ -42,17 +51,18 @@ impl Mesh {
         let Some(peer) = self.store.get(origin) else { return self.drop_input("no record", from) };
         let proved = unproved.prove(self.state.wg_pubkey, &peer.pair).filter(|offer| offer.key == origin);
         let Some(offer) = proved else { return self.drop_input("forged", from) };
-        if offer.candidates.len() > MAX_CANDIDATES {
+        if offer.candidates.len() > MAX_CANDIDATES || offer.relays.len() > MAX_OFFERED {
             return self.drop_input("malformed", from);
         }
         if !self.reach.paths.entry(origin).or_default().is_new(offer.stamp, now.monotonic) {
             return self.drop_input("replayed", from);
         }
-        if offer.relays.len() > MAX_OFFERED {
-            return self.drop_input("malformed", from);
-        }
+        self.note_spent(origin, bytes.len() + CARRYING_BYTES);
         for address in offer.candidates {
-            self.add_candidate(origin, address, Origin::Offer, now.monotonic);
+            match may_be_an_endpoint(address) {
+                true => drop(self.add_candidate(origin, address, Origin::Offer, now.monotonic)),
+                false => self.drop_input("bad address", from),
+            }
         }
         if !self.settings.punching || self.is_met_on_link(origin) {
             return;
@@ -142,7 +152,7 @@ impl Mesh {
 
     /// Returns whom to ask to carry offers to a peer: those that say that anyone reaches them, then the others, each in an order
     /// that both ends of the pair find by themselves.
-    fn introducers(&self, to: PublicKey, now: Now) -> Vec<PublicKey> {
+    pub(super) fn introducers(&self, to: PublicKey, now: Now) -> Vec<PublicKey> {
         let (own, other) = (*self.state.wg_pubkey.as_bytes(), *to.as_bytes());
         let turn =
             own.iter().zip(other).fold(0_u8, |sum, (one, other)| sum.wrapping_add(*one).wrapping_add(other));

@@ -254,7 +254,9 @@ impl Paths {
             let search = self.mtu.search.as_mut()?;
             let address = search.address;
             let is_used = self.current.is_some_and(|current| current.address == address && !current.lost);
-            let Some(candidate) = self.candidates.get(&address).filter(|_| is_used) else {
+            let Some(candidate) =
+                self.candidates.get(&address).filter(|one| is_used && one.answered.is_some())
+            else {
                 self.mtu.search = None;
                 return None;
             };

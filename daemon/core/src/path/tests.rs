@@ -163,6 +163,25 @@ fn an_attempt_that_nobody_expects_to_succeed_is_made_every_five_minutes() {
     assert!(hopeless * 3 < peer.pings.len(), "{hopeless} and {}", peer.pings.len());
 }
 
+/// What two NATs let through is known on one side only, as a rule: the other finds it out.
+#[test]
+fn attempts_that_somebody_introduces_in_vain_become_as_rare() {
+    let begun_after_ten_minutes = |introduced| {
+        let mut peer = Peer::new(&[(1, Kind::Ipv4, None)]);
+        peer.paths.note_introducers(introduced);
+        peer.paths.begin(at(0));
+        peer.run(0, 2_000_000);
+        let late = |attempt: &&PastAttempt| attempt.begun > at(600_000);
+        peer.paths.attempts().filter(late).count()
+    };
+    assert!((4..=5).contains(&begun_after_ten_minutes(true)), "every five minutes");
+    assert_eq!(
+        begun_after_ten_minutes(false),
+        8,
+        "as many as are remembered: the other may know nothing of this"
+    );
+}
+
 #[test]
 fn a_path_without_traffic_costs_nothing_and_one_in_use_a_ping_a_second() {
     let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(20))]);

@@ -1,11 +1,12 @@
 //! What changes under a tunnel that is in use.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use wgmesh_lab::NatKind::{self, None, PortRestricted, PortRewriting};
-use wgmesh_lab::{View, eventually};
+use wgmesh_lab::{Pings, View, eventually};
 
-use super::{PATIENCE, Watch, World};
+use super::{PATIENCE, PING_BYTES, PING_INTERVAL, World};
 
 /// W-X32: as providers do at night; of the one who pings, and of the one who is pinged.
 #[test]
@@ -94,9 +95,11 @@ fn a_direct_tunnel_survives_thirty_percent_loss() {
     let endpoints = || world.pair.views().map(|view| view.endpoint);
     let before = endpoints();
     world.pair.sites[0].link.impair("loss 30%");
-    let watch = Watch::start(&world.pair.sites[0].host, world.pair.mesh_ipv4(1), 30);
+    let target = world.pair.mesh_ipv4(1);
+    let pings = Pings::start(&world.pair.sites[0].host, target, PING_INTERVAL, PING_BYTES);
+    std::thread::sleep(Duration::from_secs(30));
     let sent = 150;
-    let answered = watch.answers().len();
+    let answered = pings.finish().replies.len();
     super::show(&format!("30 % loss each way: {answered} of {sent} pings answered"));
     assert!(answered > sent / 3, "half of them come through");
     assert_eq!(endpoints(), before, "the path was given up for another one");

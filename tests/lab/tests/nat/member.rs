@@ -71,10 +71,10 @@ fn a_member_that_forges_and_replays_is_refused_counted_and_never_amplified() {
     stage.check_pair();
 }
 
-/// The same: hundreds of addresses, addresses at which no host can be, and a victim's. What reaches the victim is what one
-/// attempt at a path costs, whatever is claimed and how often.
+/// The same: hundreds of addresses, addresses at which no host can be, and a victim's, in a record that every node has and
+/// in offers. The victim gets less than they cost the member.
 #[test]
-fn addresses_that_a_member_makes_up_cost_their_owner_a_bounded_number_of_pings() {
+fn a_victim_gets_less_than_the_record_and_the_offers_that_name_it_cost_the_member() {
     let stage = Stage::new("member-lures", Settings::new(SECRET));
     let victims: Vec<SocketAddr> = (0..8).map(|port| (VICTIM, 40_000 + port).into()).collect();
     let lo = stage.world.pair.sites[0].host.capture("lo", "udp and port 51820");
@@ -91,9 +91,10 @@ fn addresses_that_a_member_makes_up_cost_their_owner_a_bounded_number_of_pings()
     show(&format!(
         "a victim's address in a record and 60 offers: {sent} bytes sent, {packets} pings, {received} bytes"
     ));
-    // Three honest nodes, each 128 at once and two a second to one address.
     assert!(packets > 0, "one attempt is fair");
-    assert!(packets <= 3 * (128 + 2 * 60), "{packets} pings");
+    let drops = &stage.world.pair.daemons[0].status_json()["drops"];
+    assert!(drops["bad address"].as_u64() >= Some(100), "no host can be there: {drops}");
+    assert!(received < sent, "{received} bytes for {sent}");
     assert_eq!(frames(&lo.finish()), 0, "nothing to this host itself");
     stage.check_pair();
 }

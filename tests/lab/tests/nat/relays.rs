@@ -4,9 +4,9 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
 use wgmesh_lab::NatKind::{None, PortRestricted, Symmetric};
-use wgmesh_lab::{Daemon, Host, Internet, NatKind, Pair, StunServers, eventually};
+use wgmesh_lab::{Daemon, Host, Internet, NatKind, Pair, Pings, StunServers, eventually};
 
-use super::{PATIENCE, Watch, show};
+use super::{PATIENCE, PING_BYTES, PING_INTERVAL, WATCHED, show};
 
 /// DESIGN 14: so long may a pair be parted when its path is lost.
 const GOAL: Duration = Duration::from_secs(3);
@@ -107,13 +107,14 @@ fn a_pair_whose_relay_is_cut_off_moves_to_another() {
     let world = World::meet("relay-killed", [Symmetric, Symmetric], 2, |_| {});
     let target = world.pair.mesh_ipv4(1);
     eventually(PATIENCE, || knows_all(&world));
-    let watch = Watch::start(&world.pair.sites[0].host, target, 25);
+    let pings = Pings::start(&world.pair.sites[0].host, target, PING_INTERVAL, PING_BYTES);
     std::thread::sleep(Duration::from_secs(3));
     let first = world.pair.views()[0].relay.clone();
     let before = SystemTime::now();
     // Its daemon alone would not be missed: what eBPF relays outlives it.
     world.relay().run(["ip", "link", "set", "eth0", "down"]);
-    let silence = watch.longest_silence(before);
+    std::thread::sleep(WATCHED);
+    let silence = pings.finish().longest_silence(before);
     let verdict = if silence < GOAL { "" } else { ", goal of 3 s MISSED" };
     show(&format!("relay cut off: joined by another after {:.2} s{verdict}", silence.as_secs_f64()));
     assert!(silence < LIMIT, "{:?}", world.pair.views());

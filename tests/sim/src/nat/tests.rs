@@ -134,14 +134,12 @@ fn a_firewall_lets_in_what_answers_and_nothing_else() {
 #[test]
 fn all_pairs_have_a_direct_path_but_those_of_a_symmetric_nat_with_one_that_looks_at_ports() {
     use Kind::{Cgnat, PortRestricted, PortRewriting, Symmetric};
-    for one in Kind::ALL {
-        for other in Kind::ALL {
-            let looks_at_ports = |kind| matches!(kind, PortRestricted | PortRewriting | Symmetric | Cgnat);
-            let is_impossible =
-                (one == Symmetric && looks_at_ports(other)) || (other == Symmetric && looks_at_ports(one));
-            let possible = direct_path_possible(one.layers(), other.layers());
-            assert_eq!(possible, !is_impossible, "{one:?} with {other:?}");
-        }
+    for [one, other] in Kind::pairs() {
+        let looks_at_ports = |kind| matches!(kind, PortRestricted | PortRewriting | Symmetric | Cgnat);
+        let is_impossible =
+            (one == Symmetric && looks_at_ports(other)) || (other == Symmetric && looks_at_ports(one));
+        let possible = direct_path_possible(one.layers(), other.layers());
+        assert_eq!(possible, !is_impossible, "{one:?} with {other:?}");
     }
 }
 
@@ -149,11 +147,9 @@ fn all_pairs_have_a_direct_path_but_those_of_a_symmetric_nat_with_one_that_looks
 /// again, and answers whatever reaches it.
 #[test]
 fn the_rule_for_direct_paths_is_what_two_boxes_do() {
-    for one in Kind::ALL {
-        for other in Kind::ALL {
-            let expected = direct_path_possible(one.layers(), other.layers());
-            assert_eq!(Punch::new(one, other).succeeds(), expected, "{one:?} with {other:?}");
-        }
+    for [one, other] in Kind::pairs() {
+        let expected = direct_path_possible(one.layers(), other.layers());
+        assert_eq!(Punch::new(one, other).succeeds(), expected, "{one:?} with {other:?}");
     }
 }
 

@@ -17,8 +17,12 @@ use crate::meeting::Meeting;
 /// WireGuard's port on every host.
 const PORT: u16 = 51820;
 
-/// One record that names another's address is worth no more than its bytes times this, for as long as it lasts.
-const WORTH: usize = 2000;
+/// What one node sends to an address in ten minutes because others claim to be there, in datagrams: seven in the first four
+/// seconds, then ever fewer.
+const WORTH: usize = 22;
+
+/// What such a datagram weighs at most, in bytes.
+const PING_BYTES: usize = 200;
 
 /// Many invented nodes all claim to be at one address: what is sent there does not grow with their number.
 #[test]
@@ -41,8 +45,63 @@ fn however_many_nodes_claim_a_victims_address_it_is_hardly_pinged() -> Result<()
     world.run_for(mins(10))?;
     let sent = sent_to(&world.take_recording(), address);
     assert!(sent > 0, "one ping is fair");
-    // A burst of 128, then 25 a second.
-    assert!(sent < 128 + 25 * 610, "{sent} datagrams");
+    assert!(sent <= WORTH, "{sent} datagrams");
+    Ok(())
+}
+
+/// Every node of a mesh hears of one record.
+#[test]
+fn a_victims_address_in_a_record_gets_a_few_short_pings_from_each_node() -> Result<(), Violation> {
+    let mut world = World::new(11);
+    let site = world.add_site(Kind::PortRestricted);
+    let nodes = world.add_hosts(20, &HostPlan::default(), site);
+    let hostile = world.add_host(HostPlan::default(), &[site]);
+    let public = world.add_site(Kind::None);
+    let victim = world.add_host(HostPlan { secret: 9, ..HostPlan::default() }, &[public]);
+    nodes.iter().try_for_each(|&node| world.start(node))?;
+    world.run_until_meshed(secs(10))?;
+    let address = world.address(victim);
+    let candidates: Vec<_> = (0..8).map(|port| SocketAddr::new(address, 40_000 + port)).collect();
+    world.record();
+    announce(&mut world, hostile, &candidates);
+    world.run_for(secs(4))?;
+    let at_first = world.take_recording();
+    world.record();
+    world.run_for(mins(10))?;
+    let later = world.take_recording();
+    let [at_first, later] = [at_first, later].map(|recording| pings_to(&recording, address));
+    assert!(at_first.iter().chain(&later).all(|bytes| *bytes <= PING_BYTES));
+    assert!((nodes.len()..=8 * nodes.len()).contains(&at_first.len()), "{} pings", at_first.len());
+    assert!(later.len() <= (WORTH - 7) * nodes.len(), "{} pings", later.len());
+    Ok(())
+}
+
+/// Issue "reach any peer", 5: whoever has others ping a victim spends more on it than the victim gets.
+#[test]
+fn offers_that_name_a_victim_cost_more_than_the_victim_gets() -> Result<(), Violation> {
+    let mut meeting = Meeting::new(12, [Kind::None; 2]);
+    meeting.meet()?;
+    let [member, receiver] = meeting.nodes;
+    let key = meeting.world.host(member).public_key();
+    let victim: SocketAddr = "45.77.1.1:40000".parse().unwrap();
+    let to = SocketAddr::new(meeting.world.address(receiver), PORT);
+    let mut spent = 0;
+    meeting.world.record();
+    for round in 0..600 {
+        let forged = Forged { member, claimed: key, to: receiver, counter: 2 * round };
+        let crowd = [0, 1, 2].map(|port| SocketAddr::new(victim.ip(), 40_000 + 3 * round as u16 + port));
+        let offer = forged.with(&meeting.world, |forgery| forgery.offer(&crowd)).into();
+        let forged = Forged { counter: 2 * round + 1, ..forged };
+        let bytes = forged.disco(&mut meeting.world, DiscoBody::Carried { from: key, offer });
+        spent += bytes.len();
+        meeting.world.inject(member, PORT, to, &Payload::Daemon(bytes.into()));
+        meeting.world.run_for(millis(100))?;
+    }
+    meeting.world.run_for(mins(1))?;
+    let pings = pings_to(&meeting.world.take_recording(), victim.ip());
+    let received: usize = pings.iter().sum();
+    assert!(pings.len() > 2 * WORTH, "what was spent buys pings: {}", pings.len());
+    assert!(received < spent, "{received} bytes for {spent}");
     Ok(())
 }
 
@@ -62,7 +121,7 @@ fn a_single_record_has_its_addresses_pinged_for_a_while_and_no_longer() -> Resul
     announce(&mut world, hostile, &candidates);
     world.run_for(mins(11))?;
     let sent = sent_to(&world.take_recording(), address);
-    assert!(sent < WORTH, "{sent} datagrams");
+    assert!((1..=WORTH).contains(&sent), "{sent} datagrams");
     world.record();
     world.run_for(mins(20))?;
     assert_eq!(sent_to(&world.take_recording(), address), 0, "the node is forgotten");
@@ -105,6 +164,8 @@ fn addresses_at_which_no_host_can_be_are_never_pinged() -> Result<(), Violation>
     let recording = meeting.world.take_recording();
     let pinged = |address: SocketAddr| recording.iter().any(|datagram| datagram.to == address);
     assert!(pinged(fair), "the offers came");
+    // But for the two that only this host knows to be nobody's.
+    assert_eq!(drops(&meeting.world, receiver, "bad address"), 10);
     let own_packets = recording.iter().filter(|datagram| datagram.from == own && datagram.to == own);
     assert_eq!(own_packets.count(), 0);
     for address in wrong.into_iter().filter(|address| *address != own) {
@@ -275,6 +336,15 @@ fn announce(world: &mut World, hostile: HostId, candidates: &[SocketAddr]) {
     let group = SocketAddr::from((keys.multicast_v4(), LAN_PORT));
     let bytes = invented_announce(&keys, candidates, now, world.random());
     world.inject(hostile, LAN_PORT, group, &Payload::Daemon(bytes.into()));
+}
+
+/// Returns how long each datagram to an address was, in bytes.
+fn pings_to(recording: &[Datagram], address: IpAddr) -> Vec<usize> {
+    let bytes = |datagram: &Datagram| match &datagram.payload {
+        Payload::Daemon(bytes) => Some(bytes.len()),
+        _ => None,
+    };
+    recording.iter().filter(|datagram| datagram.to.ip() == address).filter_map(bytes).collect()
 }
 
 fn sent_to(recording: &[Datagram], address: IpAddr) -> usize {
