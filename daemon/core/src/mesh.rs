@@ -52,6 +52,7 @@ mod planning;
 mod record;
 mod relays;
 mod rendezvous;
+mod routed;
 mod serving;
 mod sessions;
 mod sources;
@@ -327,7 +328,7 @@ impl Mesh {
             (self.next_look(), TimeoutReason::Session),
             (self.reach.stun.poll_timeout(), TimeoutReason::Stun),
             (self.next_relay_step(), TimeoutReason::Relay),
-            (self.relays.server.poll_timeout(), TimeoutReason::RelayPairs),
+            (self.relays.next_expiry(), TimeoutReason::RelayPairs),
             (self.next_greeting(), TimeoutReason::Greet),
             (self.dht.as_ref().and_then(dht::DhtSource::poll_timeout), TimeoutReason::Dht),
             (self.exchange.as_ref().and_then(Exchange::poll_timeout), TimeoutReason::Exchange),

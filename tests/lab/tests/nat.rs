@@ -4,9 +4,11 @@
 
 mod changes;
 mod hostile;
+mod lives;
 mod member;
 mod neighbours;
 mod relays;
+mod routed;
 
 use std::io::Write;
 use std::net::Ipv4Addr;

@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use wgmesh_core::cache::CacheEntry;
 use wgmesh_core::config::{RelayMode, RelaySettings, Settings};
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::dht::{DhtEvent, Order};
 use wgmesh_core::exchange::{SessionEvent, SessionId, Target};
-use wgmesh_core::identity::{NodeState, Sequence};
+use wgmesh_core::identity::Sequence;
 use wgmesh_core::kernel::{OwnerMark, Underlay};
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Seed, Stop, Transmit, Via};
@@ -21,7 +20,6 @@ use wgmesh_core::nat::Nat;
 use wgmesh_core::pool::Places;
 use wgmesh_core::record::{Record, SignedRecord, may_be_an_endpoint};
 use wgmesh_core::relay::Forwarding;
-use wgmesh_core::standing::Book;
 use wgmesh_core::time::{Monotonic, Now, WallClock};
 
 use crate::applier::{Applier, Pace};
@@ -30,9 +28,11 @@ use crate::network::HostId;
 use crate::random::Random;
 use crate::world::LAN_PORT;
 
+mod disk;
 mod relaying;
 mod totals;
 
+pub use disk::Disk;
 pub use relaying::Relaying;
 pub use totals::Totals;
 
@@ -63,6 +63,8 @@ pub struct HostPlan {
     pub serve: Option<bool>,
     /// The most pairs that it is a relay for.
     pub max_pairs: usize,
+    /// How it has to do with relays.
+    pub relay_mode: RelayMode,
     /// What it does with the packets of others.
     pub relaying: Relaying,
     /// The most peers that it holds.
@@ -92,6 +94,7 @@ impl Default for HostPlan {
             bootstrap: Vec::new(),
             serve: Some(false),
             max_pairs: 1024,
+            relay_mode: RelayMode::Sealed,
             relaying: Relaying::Honest,
             max_peers: 1000,
             sessions: Places { target: 4, max: 32 },
@@ -128,17 +131,6 @@ pub struct Surroundings {
     pub stun_servers: Vec<SocketAddr>,
     /// Its bootstrap nodes.
     pub bootstrap: Vec<Target>,
-}
-
-/// What the daemon keeps in files.
-#[derive(Clone, Debug)]
-pub struct Disk {
-    /// The node's own state.
-    pub state: NodeState,
-    /// The peer cache.
-    pub cache: Vec<CacheEntry>,
-    /// What others are worth.
-    pub book: Book,
 }
 
 struct Process {
@@ -179,11 +171,7 @@ impl Host {
         Self {
             plan,
             kernel: Kernel::new(Random::new(random.below(u64::MAX))),
-            disk: Disk {
-                state: NodeState::from_random(random.bytes()),
-                cache: Vec::new(),
-                book: Book::default(),
-            },
+            disk: Disk::new(random),
             totals: Totals::default(),
             keys,
             boot_offset: random.up_to(Duration::from_secs(86_400)),
@@ -259,6 +247,7 @@ impl Host {
         let mut mesh = Mesh::new(settings, self.keys.clone(), self.disk.state.clone(), underlay, seed, now);
         mesh.take_book(self.disk.book.clone(), now);
         mesh.restore(&self.disk.cache, now);
+        mesh.restore_routed(&self.disk.routed, now);
         let owner = OwnerMark::new(self.keys.owner_tag());
         let applier = Applier::new(self.plan.pace, owner, now.monotonic);
         self.process = Some(Process { mesh, applier, inbox: VecDeque::new(), free_at: now.monotonic });
@@ -362,6 +351,7 @@ impl Host {
     pub fn handle_timeout(&mut self, world: Monotonic) {
         let now = self.now(world);
         self.kernel.handle_timeout(now);
+        self.read_packets();
         self.pass_on_kernel_events(now);
         let Some(process) = &mut self.process else { return };
         if let Some(report) = process.applier.handle_timeout(&mut self.kernel, now) {
@@ -423,7 +413,7 @@ impl Host {
             exchange_port: None,
             dht: self.plan.dht,
             relay: RelaySettings {
-                mode: RelayMode::Sealed,
+                mode: self.plan.relay_mode,
                 serve: self.plan.serve,
                 max_pairs: self.plan.max_pairs,
             },
@@ -486,6 +476,7 @@ impl Host {
                 }
                 Command::Send(transmit) => self.sends.push_back(transmit),
                 Command::Relay(table) => self.forwardings = table,
+                Command::SaveRouted(pairs) => self.disk.routed = pairs,
                 Command::Dial(target) => self.requests.push_back(Request::Dial(target)),
                 Command::SendFrame { id, bytes } => self.requests.push_back(Request::Send(id, bytes)),
                 Command::CloseSession(id) => self.requests.push_back(Request::Close(id)),

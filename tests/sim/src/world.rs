@@ -20,7 +20,7 @@ use wgmesh_core::time::Monotonic;
 
 use crate::dht::VirtualDht;
 use crate::host::{Host, HostPlan};
-use crate::kernel::Sabotage;
+use crate::kernel::{Packet, Sabotage};
 use crate::log::Log;
 use crate::network::{Arrival, Datagram, HostId, Network, Payload, SegmentId, Stop as Reached};
 use crate::random::Random;
@@ -388,6 +388,14 @@ impl World {
             Via::WireGuard => host.kernel.open_port(),
         };
         let Some(port) = port else { return Ok(()) };
+        if let Some(source) = host.kernel.inner_source(to.ip()) {
+            let from = SocketAddr::new(source, port);
+            let packet = Packet { from, to, datagram: Some(transmit.bytes.into()) };
+            let (length, clocks) =
+                (packet.datagram.as_ref().map_or(0, |bytes| bytes.len()), host.now(self.now));
+            host.kernel.send_to(&packet, length as u64, clocks);
+            return Ok(());
+        }
         let payload = Payload::Daemon(transmit.bytes.into());
         self.keep(SocketAddr::new(self.address_or_any(id), port), to, &payload);
         let arrivals = match transmit.via {

@@ -161,6 +161,8 @@ pub enum Command {
     SaveDhtNodes(Vec<SocketAddrV4>),
     /// Passes on packets between these pairs and no others.
     Relay(Arc<Vec<Forwarding>>),
+    /// Writes to disk between which pairs of nodes this one routes; that it does so is part of [`Command::Apply`].
+    SaveRouted(Vec<[PublicKey; 2]>),
     /// Has the applier read the kernel soon.
     Look,
 }

@@ -51,7 +51,7 @@ impl Mesh {
         if offer.relays.len() > MAX_OFFERED {
             return self.drop_input("malformed", from);
         }
-        for address in offer.candidates {
+        for &address in &offer.candidates {
             self.add_candidate(origin, address, Origin::Offer, now.monotonic);
         }
         if !self.settings.punching || self.is_met_on_link(origin) {
@@ -68,7 +68,7 @@ impl Mesh {
         if !offer.answer {
             self.send_offer(origin, introducer, true, now);
         }
-        self.hear_relays(origin, &offer.relays, offer.wants_relay, now);
+        self.hear_relays(origin, &offer, now);
         self.drive(origin, now);
     }
 
@@ -131,6 +131,7 @@ impl Mesh {
             answer,
             relays: self.offered_relays(key, now),
             wants_relay: self.wants_relay(key, now),
+            routed: self.settings.relay.routes(),
         };
         let offer = offer.encode_proved(key, &pair);
         if let Some(endpoint) = self.live_endpoint(introducer, now) {

@@ -147,7 +147,7 @@ fn knows_all(world: &World) -> bool {
 }
 
 /// Has each of a pair drop all UDP from and to the other's address.
-fn block(pair: &Pair) {
+pub(super) fn block(pair: &Pair) {
     for (own, other) in [(0, 1), (1, 0)] {
         let other: Ipv4Addr = pair.sites[other].public();
         let rules = format!(
@@ -158,7 +158,7 @@ fn block(pair: &Pair) {
     }
 }
 
-fn unblock(pair: &Pair) {
+pub(super) fn unblock(pair: &Pair) {
     for site in &pair.sites {
         site.host.run(["nft", "delete", "table", "inet", "between"]);
     }

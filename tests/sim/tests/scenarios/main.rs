@@ -13,4 +13,5 @@ mod path_attacks;
 mod random;
 mod relays;
 mod restart;
+mod routed;
 mod sessions;
