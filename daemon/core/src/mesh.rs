@@ -254,7 +254,7 @@ impl Mesh {
     /// Takes in events that came together. What is to be said about them is said once, after the last: a peer whose
     /// answer waits behind others is not asked again before it is read.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Now) {
-        self.clock.follow(&mut self.observed, now);
+        self.follow_clocks(now);
         for event in events {
             if self.stopped {
                 return;

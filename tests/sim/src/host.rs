@@ -150,6 +150,8 @@ pub struct Host {
     pub disk: Disk,
     /// What it did.
     pub totals: Totals,
+    /// Whether it stands still, all but its clocks.
+    pub is_asleep: bool,
     keys: MeshKeys,
     boot_offset: Duration,
     process: Option<Process>,
@@ -173,6 +175,7 @@ impl Host {
             kernel: Kernel::new(Random::new(random.below(u64::MAX))),
             disk: Disk::new(random),
             totals: Totals::default(),
+            is_asleep: false,
             keys,
             boot_offset: random.up_to(Duration::from_secs(86_400)),
             process: None,
@@ -369,6 +372,9 @@ impl Host {
 
     /// Returns when [`Host::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Monotonic> {
+        if self.is_asleep {
+            return None;
+        }
         let process = self.process.as_ref();
         let daemon = process.into_iter().flat_map(|process| {
             let inbox = process.inbox.front().map(|_| process.free_at);

@@ -199,6 +199,12 @@ impl World {
         self.reschedule(id);
     }
 
+    /// Has a host stand still from now on, all of it but its clocks, or go on.
+    pub fn sleep(&mut self, id: HostId, is_asleep: bool) {
+        self.hosts[id.0].is_asleep = is_asleep;
+        self.reschedule(id);
+    }
+
     /// Changes what is not the daemon's: files, clock, plan.
     pub fn change(&mut self, id: HostId, change: impl FnOnce(&mut Host)) {
         change(&mut self.hosts[id.0]);
@@ -340,6 +346,9 @@ impl World {
 
     /// Lets one host do something, then sends what it wants sent and sees to its next wake.
     fn act(&mut self, id: HostId, act: impl FnOnce(&mut Host, Monotonic)) -> Result<(), Violation> {
+        if self.host(id).is_asleep {
+            return Ok(());
+        }
         let now = self.now;
         self.log.set_place(format!("{:?} node-{}", self.elapsed(), id.0));
         let host = &mut self.hosts[id.0];

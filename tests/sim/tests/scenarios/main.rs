@@ -15,3 +15,4 @@ mod relays;
 mod restart;
 mod routed;
 mod sessions;
+mod sleep;
