@@ -83,6 +83,10 @@ fn head(status: &Status, style: Style) -> Vec<String> {
         lines.push(format!("  NAT       {nat}{seen}"));
     }
     lines.push(format!("  kernel    {}", kernel(status)));
+    if !status.kernel.forwarding.is_empty() {
+        let links: Vec<_> = status.kernel.forwarding.iter().map(String::as_str).collect();
+        lines.push(format!("  forwards  on {}, for as long as it is wanted", links.join(", ")));
+    }
     lines.push(format!("  eBPF      {}", ebpf(status)));
     lines.push(format!("  sources   {}", sources(status)));
     lines.extend(relay(&status.relay).map(|relay| format!("  relay     {relay}")));

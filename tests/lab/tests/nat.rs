@@ -2,6 +2,7 @@
 //!
 //! That every pair of kinds meets is shown by `cargo xtask lab nat-matrix`; here stands what can change afterwards.
 
+mod bad_relays;
 mod changes;
 mod hostile;
 mod lives;
