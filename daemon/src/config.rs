@@ -407,14 +407,20 @@ impl File {
     }
 
     /// Returns every file in which a node keeps who it is and whom it knows.
-    pub fn state_files(&self) -> [PathBuf; 6] {
+    pub fn state_files(&self) -> [PathBuf; 7] {
         let [state, peers, pins] = [self.state_path(), self.peers_path(), self.pins_path()];
-        [state, peers, pins, self.peerstore_path(), self.dht_nodes_path(), self.relay_path()]
+        let [relay, routed] = [self.relay_path(), self.routed_path()];
+        [state, peers, pins, self.peerstore_path(), self.dht_nodes_path(), relay, routed]
     }
 
     /// Returns where the pairs are kept that this node is a relay for.
     pub fn relay_path(&self) -> PathBuf {
         self.state_dir.join(format!("{}-relay.json", self.interface))
+    }
+
+    /// Returns where the pairs are kept between which this node routes.
+    pub fn routed_path(&self) -> PathBuf {
+        self.state_dir.join(format!("{}-routed.json", self.interface))
     }
 
     /// Returns where `advertise_routes` and `log_level` may be set over what the file says.

@@ -347,6 +347,7 @@ impl Daemon {
                 self.outside.traffic.follow_relay(Arc::clone(&table));
                 self.storage.write(Job::Relay(table));
             }
+            Command::SaveRouted(pairs) => self.storage.write(Job::Routed(pairs)),
             Command::Dial(target) => self.network.dial(target),
             Command::SendFrame { id, bytes } => self.network.send_frame(id, bytes),
             Command::CloseSession(id) => self.network.close_session(id),

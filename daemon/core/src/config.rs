@@ -59,7 +59,12 @@ pub struct RelaySettings {
 impl RelaySettings {
     /// Whether it looks for relays.
     pub const fn is_wanted(&self) -> bool {
-        matches!(self.mode, RelayMode::Sealed)
+        matches!(self.mode, RelayMode::Sealed | RelayMode::Routed)
+    }
+
+    /// Whether it has relays route packets, which they can read, and does so for others.
+    pub const fn routes(&self) -> bool {
+        matches!(self.mode, RelayMode::Routed)
     }
 }
 
@@ -68,6 +73,9 @@ impl RelaySettings {
 pub enum RelayMode {
     /// Through nodes that pass on what they cannot read.
     Sealed,
+    /// Through nodes that route packets and can read them, where both ends and the relay are set to this; otherwise as
+    /// [`RelayMode::Sealed`].
+    Routed,
     /// Not at all.
     Off,
 }

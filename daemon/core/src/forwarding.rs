@@ -2,7 +2,8 @@
 //!
 //! A host passes on an IPv4 packet if forwarding is on for the link that it came in on. Where that is off and the mesh
 //! needs it, we switch it on for that link alone, and keep everything else as it was: a packet that would not have been
-//! passed on before still is not, unless it goes between the mesh and a network that this node advertises.
+//! passed on before still is not, unless it goes between the mesh and a network that this node advertises, or between two
+//! peers that have asked for it.
 //!
 //! Invariants:
 //! - What was switched on is written down in the rules ([`Rule::Rest`]) before it is switched on, and switched off before
@@ -23,27 +24,28 @@ use crate::kernel::InterfaceName;
 pub struct Forwarding {
     /// Networks behind this node, which the mesh reaches through it.
     pub networks: BTreeSet<IpNet>,
-    /// Whether packets of one peer go on to another.
-    pub between_peers: bool,
+    /// Networks of peers between which packets go on, from the first to the second.
+    pub between: BTreeSet<(IpNet, IpNet)>,
 }
 
 impl Forwarding {
     /// Whether nothing is to be passed on.
     pub fn is_nothing(&self) -> bool {
-        self.networks.is_empty() && !self.between_peers
+        self.networks.is_empty() && self.between.is_empty()
     }
 
     /// Whether something of IPv4 is to be passed on, or of IPv6.
     pub fn has_family(&self, ipv6: bool) -> bool {
-        self.between_peers || self.networks.iter().any(|network| network.addr().is_ipv6() == ipv6)
+        let of_peers = self.between.iter().map(|(from, _)| from);
+        self.networks.iter().chain(of_peers).any(|network| network.addr().is_ipv6() == ipv6)
     }
 }
 
 /// One rule of our chain, in the order in which they are tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rule {
-    /// From peer to peer: accepted.
-    BetweenPeers,
+    /// From a network of one peer to one of another: accepted.
+    Between(IpNet, IpNet),
     /// From the mesh to a network behind this node: accepted.
     To(IpNet),
     /// From such a network to the mesh: accepted.
@@ -58,7 +60,7 @@ const SWITCHED_ON: &str = "forwarding switched on: ";
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::BetweenPeers => write!(f, "between peers"),
+            Self::Between(from, to) => write!(f, "between peers, {from} to {to}"),
             Self::To(network) => write!(f, "to {network}"),
             Self::From(network) => write!(f, "from {network}"),
             Self::Rest(link) => write!(f, "{SWITCHED_ON}{link}"),
@@ -125,18 +127,24 @@ fn needed_links(want: &Forwarding, interface: &InterfaceName, host: &Host) -> BT
 }
 
 fn rules(want: &Forwarding, switched: &BTreeSet<String>) -> Vec<Rule> {
-    let between = want.between_peers.then_some(Rule::BetweenPeers);
+    let between = want.between.iter().map(|&(from, to)| Rule::Between(from, to));
     let networks = want.networks.iter().flat_map(|&network| [Rule::To(network), Rule::From(network)]);
     let rest = switched.iter().cloned().map(Rule::Rest);
-    between.into_iter().chain(networks).chain(rest).collect()
+    between.chain(networks).chain(rest).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn want(networks: &[&str], between_peers: bool) -> Forwarding {
-        Forwarding { networks: networks.iter().map(|text| text.parse().unwrap()).collect(), between_peers }
+    fn want(networks: &[&str]) -> Forwarding {
+        let networks = networks.iter().map(|text| text.parse().unwrap()).collect();
+        Forwarding { networks, between: BTreeSet::new() }
+    }
+
+    fn between(from: &str, to: &str) -> Forwarding {
+        let [from, to] = [from, to].map(|text| text.parse().unwrap());
+        Forwarding { networks: BTreeSet::new(), between: [(from, to), (to, from)].into() }
     }
 
     /// A host with the mesh's link, two others, and a network behind the second.
@@ -170,7 +178,7 @@ mod tests {
     fn a_network_behind_a_host_needs_two_links_and_leaves_the_others_alone() {
         let mut host = host(&[]);
         let network = "10.7.0.0/24".parse().unwrap();
-        let change = decide(&want(&["10.7.0.0/24"], false), &host);
+        let change = decide(&want(&["10.7.0.0/24"]), &host);
         let rules = vec![
             Rule::To(network),
             Rule::From(network),
@@ -179,7 +187,7 @@ mod tests {
         ];
         assert_eq!((change.on.clone(), change.rules.clone()), (names(&["eth1", "wgmesh0"]), Some(rules)));
         follow(&mut host, &change);
-        let again = decide(&want(&["10.7.0.0/24"], false), &host);
+        let again = decide(&want(&["10.7.0.0/24"]), &host);
         assert_eq!(
             (again.on.len(), again.off.len(), again.rules),
             (0, 0, None),
@@ -191,7 +199,7 @@ mod tests {
     #[test]
     fn what_was_switched_on_is_switched_off_again_and_nothing_else() {
         let mut host = host(&["eth0"]);
-        let change = decide(&want(&["10.7.0.0/24"], true), &host);
+        let change = decide(&want(&["10.7.0.0/24"]), &host);
         follow(&mut host, &change);
         host.switched.clear();
         let change = decide(&Forwarding::default(), &host);
@@ -206,7 +214,7 @@ mod tests {
     #[test]
     fn a_table_that_somebody_took_away_comes_back_whole() {
         let mut host = host(&[]);
-        let wanted = want(&["10.7.0.0/24"], false);
+        let wanted = want(&["10.7.0.0/24"]);
         let change = decide(&wanted, &host);
         follow(&mut host, &change);
         host.rules = None;
@@ -217,7 +225,7 @@ mod tests {
     #[test]
     fn on_a_host_that_forwards_everywhere_nothing_is_switched_and_nothing_dropped() {
         let mut host = host(&[]);
-        let wanted = want(&["10.7.0.0/24"], false);
+        let wanted = want(&["10.7.0.0/24"]);
         let change = decide(&wanted, &host);
         follow(&mut host, &change);
         host.everywhere = true;
@@ -231,9 +239,27 @@ mod tests {
         assert!(gone.off.is_empty(), "it stays on for whoever wanted it");
     }
 
+    /// W-D46: what two peers have asked for goes through, and nothing between others.
+    #[test]
+    fn only_between_peers_that_asked_are_packets_passed_on() {
+        let wanted = between("10.1.0.1/32", "10.1.0.2/32");
+        let mut host = host(&[]);
+        let change = decide(&wanted, &host);
+        let [one, other] = ["10.1.0.1/32", "10.1.0.2/32"].map(|text| text.parse().unwrap());
+        let rules =
+            vec![Rule::Between(one, other), Rule::Between(other, one), Rule::Rest("wgmesh0".to_owned())];
+        assert_eq!((change.on.clone(), change.rules.clone()), (names(&["wgmesh0"]), Some(rules)));
+        follow(&mut host, &change);
+        assert_eq!(decide(&wanted, &host).rules, None);
+        let gone = decide(&Forwarding::default(), &host);
+        assert_eq!((gone.off, gone.rules), (names(&["wgmesh0"]), Some(Vec::new())));
+        let change = decide(&between("fd01::1/128", "fd01::2/128"), &super::tests::host(&[]));
+        assert!(change.on.is_empty(), "IPv6 has no switch of a link");
+    }
+
     #[test]
     fn an_ipv6_network_switches_nothing_of_ipv4() {
-        let change = decide(&want(&["fd07::/64"], false), &host(&[]));
+        let change = decide(&want(&["fd07::/64"]), &host(&[]));
         assert!(change.on.is_empty());
         assert_eq!(change.rules.map(|rules| rules.len()), Some(2));
     }

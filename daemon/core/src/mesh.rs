@@ -52,6 +52,7 @@ mod planning;
 mod record;
 mod relays;
 mod rendezvous;
+mod routed;
 mod serving;
 mod sessions;
 mod sources;
@@ -245,7 +246,7 @@ impl Mesh {
     /// Takes in events that came together. What is to be said about them is said once, after the last: a peer whose
     /// answer waits behind others is not asked again before it is read.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Now) {
-        self.clock.follow(&mut self.observed, now);
+        self.follow_clocks(now);
         for event in events {
             if self.stopped {
                 return;
@@ -320,7 +321,7 @@ impl Mesh {
             (self.next_look(), TimeoutReason::Session),
             (self.reach.stun.poll_timeout(), TimeoutReason::Stun),
             (self.next_relay_step(), TimeoutReason::Relay),
-            (self.relays.server.poll_timeout(), TimeoutReason::RelayPairs),
+            (self.relays.next_expiry(), TimeoutReason::RelayPairs),
             (self.next_greeting(), TimeoutReason::Greet),
             (self.dht.as_ref().and_then(dht::DhtSource::poll_timeout), TimeoutReason::Dht),
             (self.exchange.as_ref().and_then(Exchange::poll_timeout), TimeoutReason::Exchange),

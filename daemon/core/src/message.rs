@@ -11,6 +11,8 @@
 //! [`Offer`], proved by the pair of its own two ends, to a node that the sender cannot reach yet; and it asks a relay for
 //! ports.
 //!
+//! A [`Choice`] goes to the other node of a pair through the relay that it names, which cannot make one up.
+//!
 //! A [`Bind`] goes from WireGuard's port to a relay's and tells it where one end of a pair is.
 
 use std::net::SocketAddr;
@@ -201,6 +203,47 @@ pub enum DiscoBody {
         #[n(1)]
         refusal: Refusal,
     },
+    /// Route packets between the sender and another node.
+    #[n(7)]
+    Route {
+        /// Who that is.
+        #[n(0)]
+        peer: PublicKey,
+        /// A [`Choice`] for it, with its proof.
+        #[n(1)]
+        choice: ByteVec,
+    },
+    /// The sender routes packets between you and another node.
+    #[n(8)]
+    Routed {
+        /// Who that is.
+        #[n(0)]
+        peer: PublicKey,
+        /// What it has said to that; nothing where you have asked yourself.
+        #[n(1)]
+        choice: Option<ByteVec>,
+    },
+    /// The tunnel between us two is up: no relay need route our packets.
+    #[n(9)]
+    Direct {
+        /// Whether it answers the same, and so wants no answer.
+        #[n(0)]
+        answer: bool,
+    },
+}
+
+/// For one node from another: this relay routes our packets.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Choice {
+    /// Whose it is.
+    #[n(0)]
+    pub key: PublicKey,
+    /// Never used twice by this sender.
+    #[n(1)]
+    pub stamp: Stamp,
+    /// The relay.
+    #[n(2)]
+    pub relay: PublicKey,
 }
 
 /// To a relay's port: what belongs to this pair comes from where this came from.
@@ -242,6 +285,9 @@ pub struct Offer {
     /// Whether it wants a relay now.
     #[n(6)]
     pub wants_relay: bool,
+    /// Whether it takes relays that route its packets, and can read them.
+    #[n(7)]
+    pub routed: bool,
 }
 
 /// A message that proves its sender to the one node that it is for.
@@ -280,6 +326,14 @@ impl Paired for Disco {
 
 impl Paired for Bind {
     const CONTEXT: &'static [u8] = b"wgmesh bind v1";
+
+    fn sender(&self) -> PublicKey {
+        self.key
+    }
+}
+
+impl Paired for Choice {
+    const CONTEXT: &'static [u8] = b"wgmesh choice v1";
 
     fn sender(&self) -> PublicKey {
         self.key

@@ -125,7 +125,7 @@ impl Paths {
             schedule: attempting.then_some(Schedule { begun: now, step: 0 }),
         });
         candidate.origin = candidate.origin.max(origin);
-        if candidate.kind != Kind::Relay {
+        if !candidate.kind.is_relayed() {
             candidate.kind = kind;
         }
         candidate.named = now;
@@ -249,7 +249,8 @@ impl Paths {
     /// then the two are compared again.
     pub fn follow_kernel(&mut self, address: SocketAddr, kind: Kind, now: Monotonic) {
         let chosen = self.current.map(|current| current.address);
-        if chosen == Some(address) || self.shunned == Some(address) {
+        // What is routed goes by the kernel's tunnel to the relay, whatever that has for the peer itself.
+        if chosen == Some(address) || self.shunned == Some(address) || self.is_routed() {
             return;
         }
         self.add(address, Origin::Kernel, kind, now);
@@ -325,8 +326,16 @@ impl Paths {
 
     /// Whether the path in use leads through a relay.
     pub fn is_relayed(&self) -> bool {
-        let current = self.current.and_then(|current| self.candidates.get(&current.address));
-        current.is_some_and(|candidate| candidate.kind == Kind::Relay)
+        self.current_kind().is_some_and(Kind::is_relayed)
+    }
+
+    /// Whether the path in use leads through a relay that routes.
+    pub fn is_routed(&self) -> bool {
+        self.current_kind() == Some(Kind::Routed)
+    }
+
+    fn current_kind(&self) -> Option<Kind> {
+        Some(self.candidates.get(&self.current?.address)?.kind)
     }
 
     /// Returns since when, or from when on, the peer is worth a relay: at once where a path was lost, an attempt has
@@ -467,7 +476,7 @@ impl Paths {
         if !self.is_relayed() {
             self.failures = 0;
         }
-        self.mtu.ensure(address, now);
+        self.ensure_mtu(now);
     }
 
     fn is_better(&self, challenger: SocketAddr, current: SocketAddr) -> bool {
@@ -477,8 +486,8 @@ impl Paths {
             return true;
         };
         let Some(rtt) = challenger.rtt else { return false };
-        if (challenger.kind == Kind::Relay) != (current.kind == Kind::Relay) {
-            return current.kind == Kind::Relay;
+        if challenger.kind.is_relayed() != current.kind.is_relayed() {
+            return current.kind.is_relayed();
         }
         let Some(rtt_now) = current.rtt else { return challenger.kind <= current.kind };
         match challenger.kind.cmp(&current.kind) {

@@ -6,6 +6,10 @@
 //! 3. It is not the default route, does not cover the mesh and overlaps no network of this host, unless the
 //!    operator named just this route.
 //! 4. Of several peers with the same route the lowest key gets it, so that every node decides alike; but none that is gone.
+//!
+//! What belongs to a peer behind a routed relay is the relay's as far as the kernel is concerned, and its routes name the
+//! relay's mesh address as their gateway (W-D45). The peer itself stays, without any address, so that it can be reached
+//! directly again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -48,6 +52,8 @@ pub struct Inputs<'a> {
     pub subnets: MeshSubnets,
     /// The networks behind this node.
     pub advertise_routes: &'a BTreeSet<IpNet>,
+    /// The pairs of peers between which this node routes packets.
+    pub routed_pairs: &'a BTreeSet<[PublicKey; 2]>,
     /// Which of the peers' routes to take.
     pub accept_routes: &'a BTreeSet<IpNet>,
     /// The networks that this host is in.
@@ -68,6 +74,8 @@ pub struct PlannedPeer<'a> {
     pub reach: Reach,
     /// The largest packet in bytes that its path carries, where that is less than [`MTU`].
     pub mtu: Option<u32>,
+    /// The peer that routes packets to it and from it.
+    pub via: Option<PublicKey>,
 }
 
 /// How a peer should be reached.
@@ -89,16 +97,14 @@ pub enum Reach {
 pub fn desired(inputs: &Inputs<'_>) -> Desired {
     let addresses = surviving_addresses(inputs);
     let routes = peer_routes(inputs);
-    let mut peers: BTreeMap<_, _> = inputs
-        .peers
-        .iter()
-        .filter(|(_, peer)| !matches!(peer.reach, Reach::Not | Reach::Gone))
-        .map(|(&key, peer)| {
-            let mut allowed_ips: BTreeSet<IpNet> =
-                addresses.get(&key).into_iter().flatten().map(|&address| IpNet::from(address)).collect();
-            allowed_ips.extend(routes.iter().filter(|(_, owner)| **owner == key).map(|(&route, _)| route));
-            (key, desired_peer(peer, allowed_ips))
-        })
+    let networks = networks_of_peers(&addresses, &routes);
+    let mut allowed_ips: BTreeMap<_, BTreeSet<IpNet>> = BTreeMap::new();
+    for (&key, networks) in &networks {
+        allowed_ips.entry(carrier(inputs, key)).or_default().extend(networks);
+    }
+    let installed = inputs.peers.iter().filter(|(_, peer)| !matches!(peer.reach, Reach::Not | Reach::Gone));
+    let mut peers: BTreeMap<_, _> = installed
+        .map(|(&key, peer)| (key, desired_peer(peer, allowed_ips.remove(&key).unwrap_or_default())))
         .collect();
     let taken: BTreeSet<IpNet> = peers.values().flat_map(|peer| peer.allowed_ips.iter().copied()).collect();
     for (&key, orphan) in inputs.orphans {
@@ -114,7 +120,10 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         addresses: own_addresses(inputs),
         peers,
         routes: kernel_routes(inputs, &addresses, routes),
-        forwarding: Forwarding { networks: inputs.advertise_routes.clone(), between_peers: false },
+        forwarding: Forwarding {
+            networks: inputs.advertise_routes.clone(),
+            between: between_peers(inputs.routed_pairs, &networks),
+        },
     }
 }
 
@@ -174,22 +183,62 @@ fn peer_routes(inputs: &Inputs<'_>) -> BTreeMap<IpNet, PublicKey> {
     routes
 }
 
+/// Returns who gets the packets for a peer: itself, or the relay that routes them, as long as that is reached by itself.
+fn carrier(inputs: &Inputs<'_>, key: PublicKey) -> PublicKey {
+    let carries = |relay: &PublicKey| {
+        inputs.peers.get(relay).is_some_and(|peer| peer.via.is_none() && peer.reach != Reach::Not)
+    };
+    inputs.peers.get(&key).and_then(|peer| peer.via).filter(carries).unwrap_or(key)
+}
+
+/// Returns what is behind each peer, its own addresses among it.
+fn networks_of_peers(
+    addresses: &BTreeMap<PublicKey, Vec<IpAddr>>,
+    routes: &BTreeMap<IpNet, PublicKey>,
+) -> BTreeMap<PublicKey, BTreeSet<IpNet>> {
+    let hosts = addresses.iter().map(|(&key, all)| (key, all.iter().map(|&one| IpNet::from(one)).collect()));
+    let mut networks: BTreeMap<_, BTreeSet<IpNet>> = hosts.collect();
+    for (&route, &key) in routes {
+        networks.entry(key).or_default().insert(route);
+    }
+    networks
+}
+
+/// Returns what may pass from one peer of a pair to the other, both ways.
+fn between_peers(
+    pairs: &BTreeSet<[PublicKey; 2]>,
+    networks: &BTreeMap<PublicKey, BTreeSet<IpNet>>,
+) -> BTreeSet<(IpNet, IpNet)> {
+    let mut between = BTreeSet::new();
+    for [one, other] in pairs {
+        let (Some(one), Some(other)) = (networks.get(one), networks.get(other)) else { continue };
+        let both = one.iter().flat_map(|&one| other.iter().map(move |&other| (one, other)));
+        let alike = both.filter(|(one, other)| one.addr().is_ipv4() == other.addr().is_ipv4());
+        between.extend(alike.flat_map(|(one, other)| [(one, other), (other, one)]));
+    }
+    between
+}
+
 /// Returns the mesh's own routes, those of the peers, and one to each address of a peer whose path carries less than the
-/// link: so nothing is sent to it that would be lost on the way.
+/// link, so that nothing is sent to it that would be lost on the way, or that is behind a relay.
 fn kernel_routes(
     inputs: &Inputs<'_>,
     addresses: &BTreeMap<PublicKey, Vec<IpAddr>>,
     routes: BTreeMap<IpNet, PublicKey>,
 ) -> BTreeSet<Route> {
-    let mtu = |key: &PublicKey| inputs.peers.get(key).and_then(|peer| peer.mtu);
-    let narrow = addresses.iter().filter(|(key, _)| mtu(key).is_some());
-    let hosts = narrow.flat_map(|(key, addresses)| {
-        let mtu = mtu(key);
-        addresses.iter().map(move |&address| (IpNet::from(address), mtu))
-    });
-    let own = subnets(inputs.subnets).into_iter().map(|subnet| (subnet, None));
-    let networks = routes.into_iter().map(|(route, owner)| (route, mtu(&owner)));
-    own.chain(networks).chain(hosts).map(|(destination, mtu)| on_link(destination, mtu)).collect()
+    let route_to = |destination: IpNet, key: PublicKey| {
+        let carrier = carrier(inputs, key);
+        let is_of_family = |address: &&IpAddr| address.is_ipv4() == destination.addr().is_ipv4();
+        let relay = addresses.get(&carrier).filter(|_| carrier != key);
+        let gateway = relay.and_then(|relay| relay.iter().find(is_of_family).copied());
+        Route { gateway, ..on_link(destination, inputs.peers.get(&carrier).and_then(|peer| peer.mtu)) }
+    };
+    let hosts = addresses.iter().flat_map(|(&key, all)| all.iter().map(move |&one| (one.into(), key)));
+    let hosts = hosts.map(|(address, key)| route_to(address, key));
+    let apart = hosts.filter(|route| route.mtu.is_some() || route.gateway.is_some());
+    let own = subnets(inputs.subnets).into_iter().map(|subnet| on_link(subnet, None));
+    let networks = routes.into_iter().map(|(route, owner)| route_to(route, owner));
+    own.chain(networks).chain(apart).collect()
 }
 
 fn is_accepted(route: IpNet, inputs: &Inputs<'_>) -> bool {

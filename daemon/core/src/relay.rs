@@ -4,7 +4,8 @@
 //! the other to the second node, and the other way round; to the kernels of both the relay is one more endpoint. Where an
 //! end is, a relay only learns from a sealed, proved `Bind` that the node sends from WireGuard's port.
 //!
-//! [`Server`] is the relay's side and [`Seeker`] that of a node that wants one. [`Forwarding`] is what the shell must carry
+//! [`Server`] is the relay's side and [`Seeker`] that of a node that wants one. A node may also have its packets routed by
+//! a relay, which can read them then ([`Router`], DESIGN 7). [`Forwarding`] is what the shell must carry
 //! out; nothing here forwards anything.
 //!
 //! Invariants:
@@ -19,9 +20,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::key::PublicKey;
 
+mod router;
 mod seeker;
 mod server;
 
+pub use router::Router;
 pub use seeker::{Seeker, Step};
 pub use server::{Bound, Limits, Server};
 

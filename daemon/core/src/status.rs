@@ -256,6 +256,9 @@ pub struct Relay {
     pub pairs: usize,
     /// The most of them.
     pub max_pairs: usize,
+    /// The pairs of nodes between which it routes packets, and can read them.
+    #[serde(default)]
+    pub routed_pairs: usize,
     /// What was passed on.
     #[serde(flatten)]
     pub traffic: RelayTraffic,

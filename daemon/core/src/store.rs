@@ -366,6 +366,16 @@ impl PeerStore {
         }
     }
 
+    /// Counts no time for a while in which nothing could be heard.
+    pub fn skip(&mut self, span: Duration) {
+        for peer in self.peers.values_mut() {
+            peer.last_seen = peer.last_seen + span;
+            peer.candidates
+                .values_mut()
+                .for_each(|candidate| candidate.last_seen = candidate.last_seen + span);
+        }
+    }
+
     /// Forgets peers without news for [`REMOVED_AFTER`] and returns them.
     pub fn remove_stale(&mut self, now: Monotonic) -> Vec<PublicKey> {
         let stale = |(key, peer): &(&PublicKey, &Peer)| {

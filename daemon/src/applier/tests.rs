@@ -392,7 +392,8 @@ async fn what_is_passed_on_follows_the_plan_and_is_taken_back_first() {
     tokio::time::sleep(INTERVAL * 3).await;
     assert_eq!(taken(&bench), [Forwarding::default()], "an earlier run may have left something");
 
-    let forwarding = Forwarding { networks: ["10.7.0.0/24".parse().unwrap()].into(), between_peers: false };
+    let forwarding =
+        Forwarding { networks: ["10.7.0.0/24".parse().unwrap()].into(), ..Forwarding::default() };
     let wanted = Desired { forwarding: forwarding.clone(), ..desired(&[1]) };
     bench.want(2, Want::Present(Arc::new(wanted)));
     tokio::time::sleep(INTERVAL * 3).await;

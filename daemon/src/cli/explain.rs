@@ -27,7 +27,7 @@ fn lines(explanation: &Explanation) -> Vec<String> {
     let by = peer.path.as_ref().map(|path| format!(" by {}", status::path(path))).unwrap_or_default();
     let since = explanation.since_s.filter(|_| peer.path.is_some());
     let since = since.map(|seconds| format!(", since {}", ago(seconds))).unwrap_or_default();
-    let mut lines = vec![format!("{} is {}{by}{since}", peer::label(peer), status::state(peer.state))];
+    let mut lines = vec![format!("{} is {}{by}{since}", peer::label(peer), status::state(peer))];
     if let Some(seconds) = peer.last_handshake_s {
         lines.push(format!("  handshake  {}", ago(seconds)));
     }

@@ -5,6 +5,7 @@ pub(super) mod units;
 use std::io::{self, IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use wgmesh_core::path::Kind;
 use wgmesh_core::status::{Health, Path, Peer, PeerState, Relay, SourceState, Status, Traffic};
 
 use self::units::{ago, bytes, span};
@@ -82,6 +83,10 @@ fn head(status: &Status, style: Style) -> Vec<String> {
         lines.push(format!("  NAT       {nat}{seen}"));
     }
     lines.push(format!("  kernel    {}", kernel(status)));
+    if !status.kernel.forwarding.is_empty() {
+        let links: Vec<_> = status.kernel.forwarding.iter().map(String::as_str).collect();
+        lines.push(format!("  forwards  on {}, for as long as it is wanted", links.join(", ")));
+    }
     lines.push(format!("  eBPF      {}", ebpf(status)));
     lines.push(format!("  sources   {}", sources(status)));
     lines.extend(relay(&status.relay).map(|relay| format!("  relay     {relay}")));
@@ -122,9 +127,13 @@ fn ebpf(status: &Status) -> String {
 
 /// Says what this node does for others, if it does or would do anything.
 fn relay(relay: &Relay) -> Option<String> {
-    let Relay { serving, pairs, max_pairs, traffic } = relay;
+    let Relay { serving, pairs, max_pairs, routed_pairs, traffic } = relay;
     let passed_on = format!("{} passed on in {} packets", bytes(traffic.bytes), traffic.packets);
-    (*serving || *pairs > 0).then(|| format!("for {pairs} of at most {max_pairs} pairs, {passed_on}"))
+    let routed = (*routed_pairs > 0).then(|| format!(", routing for {routed_pairs} pairs"));
+    let text = || {
+        format!("for {pairs} of at most {max_pairs} pairs, {passed_on}{}", routed.clone().unwrap_or_default())
+    };
+    (*serving || *pairs > 0 || *routed_pairs > 0).then(text)
 }
 
 /// Says what was wrong with tunnels since the start, if anything was.
@@ -200,7 +209,7 @@ fn row(peer: &Peer, counted: bool, style: Style) -> Vec<String> {
     let mut cells = vec![
         peer::label(peer),
         peer.mesh_ipv4.to_string(),
-        state(peer.state).to_owned(),
+        state(peer),
         peer.path.as_ref().map_or_else(none, path),
         peer.last_handshake_s.map_or_else(|| "never".to_owned(), ago),
         bytes(peer.rx_bytes),
@@ -216,13 +225,17 @@ fn row(peer: &Peer, counted: bool, style: Style) -> Vec<String> {
     cells
 }
 
-pub(super) fn state(state: PeerState) -> &'static str {
-    match state {
+/// Names how a peer is reached; of a relay that routes it is said, because that one can read.
+pub(super) fn state(peer: &Peer) -> String {
+    let is_routed = peer.path.as_ref().is_some_and(|path| path.kind == Kind::Routed.name());
+    let name = match peer.state {
         PeerState::Connecting => "connecting",
         PeerState::Direct => "direct",
+        PeerState::Relayed if is_routed => "relayed (routed)",
         PeerState::Relayed => "relayed",
         PeerState::Offline => "offline",
-    }
+    };
+    name.to_owned()
 }
 
 fn colour(state: PeerState) -> &'static str {

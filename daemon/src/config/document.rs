@@ -43,7 +43,7 @@ const KEYS: [(&str, &str); 30] = [
     ("nat.stun_servers", "a list of hosts, such as [\"stun.example.org:3478\"]"),
     ("nat.punching", "true or false"),
     ("relay", "a table: [relay]"),
-    ("relay.mode", "one of \"sealed\", \"off\""),
+    ("relay.mode", "one of \"sealed\", \"routed\", \"off\""),
     ("relay.serve", "true or false"),
     ("relay.max_pairs", "a number of pairs from 1 to 65535"),
     ("limits", "a table: [limits]"),

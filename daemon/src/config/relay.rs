@@ -33,6 +33,8 @@ pub enum Mode {
     /// Through nodes that pass on what they cannot read.
     #[default]
     Sealed,
+    /// Through nodes that route it and can read it, where both ends and the relay are set to this.
+    Routed,
     /// Not at all.
     Off,
 }
@@ -43,6 +45,7 @@ impl TryFrom<String> for Mode {
     fn try_from(name: String) -> Result<Self, String> {
         match name.as_str() {
             "sealed" => Ok(Self::Sealed),
+            "routed" => Ok(Self::Routed),
             "off" => Ok(Self::Off),
             _ => Err(format!("unknown mode `{name}`")),
         }
@@ -54,6 +57,7 @@ impl Relay {
     pub(super) fn settings(&self) -> RelaySettings {
         let mode = match self.mode {
             Mode::Sealed => RelayMode::Sealed,
+            Mode::Routed => RelayMode::Routed,
             Mode::Off => RelayMode::Off,
         };
         RelaySettings { mode, serve: self.serve, max_pairs: self.max_pairs.get().into() }

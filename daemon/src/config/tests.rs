@@ -115,6 +115,7 @@ fn every_key_is_read() {
     assert_eq!(settings.exchange_port, Some(51901));
     assert_eq!(settings.max_peers, 50);
     assert_eq!(settings.relay, RelaySettings { mode: RelayMode::Off, serve: Some(true), max_pairs: 7 });
+    assert!(!settings.relay.routes() && !settings.relay.is_wanted());
     assert_eq!(settings.advertise_routes.len(), 2);
     assert_eq!(settings.accept_routes, BTreeSet::from(["192.168.0.0/16".parse().unwrap()]));
 }
@@ -246,4 +247,15 @@ fn a_file_that_speaks_of_another_interface_is_refused() {
     std::fs::write(directory.path().join("mesh7.toml"), "interface = \"mesh8\"").unwrap();
     let error = File::of_interface_in(directory.path(), &"mesh7".parse().unwrap()).unwrap_err().to_string();
     assert!(error.contains("`interface = \"mesh8\"` but was found by the name mesh7"), "{error}");
+}
+
+/// W-D11: that a relay may read is opted into, and never the default.
+#[test]
+fn relays_route_only_where_the_operator_says_so() {
+    for (text, routes) in
+        [("", false), ("[relay]\nmode = \"sealed\"", false), ("[relay]\nmode = \"routed\"", true)]
+    {
+        let relay = parse(text).unwrap().settings("ignored").relay;
+        assert!(relay.is_wanted() && relay.routes() == routes, "{text}");
+    }
 }

@@ -129,10 +129,9 @@ impl Forwarder {
     /// Says what keeps packets from being passed on, as far as it can be seen. What cannot be read is no obstacle.
     fn obstacles(&mut self, route: &mut Socket, interface: &InterfaceName, want: &Forwarding) -> Vec<String> {
         let mut obstacles = Vec::new();
-        let wants_ipv6 = want.networks.iter().any(|network| network.addr().is_ipv6());
-        if wants_ipv6 && !netconf::forwards_everywhere(route, true).unwrap_or(true) {
+        if want.has_family(true) && !netconf::forwards_everywhere(route, true).unwrap_or(true) {
             obstacles.push(
-                "IPv6 forwarding is off on this host, so the IPv6 networks behind it cannot be reached: set \
+                "IPv6 forwarding is off on this host, so no IPv6 packets are passed on to or from the mesh: set \
                  net.ipv6.conf.all.forwarding=1 (and accept_ra=2 on a link that gets its routes by router advertisements)"
                     .to_owned(),
             );

@@ -5,6 +5,7 @@ use wgmesh_core::config::Settings;
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::identity::NodeState;
 use wgmesh_core::kernel::Underlay;
+use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::Mesh;
 use wgmesh_core::relay::Forwarding;
 use wgmesh_core::standing::Book;
@@ -32,6 +33,7 @@ pub(super) struct Remembered {
     cache: Vec<CacheEntry>,
     book: Book,
     relayed: Vec<Forwarding>,
+    routed: Vec<[PublicKey; 2]>,
     settings: Settings,
     network: Network,
     wanted: Wanted,
@@ -47,6 +49,7 @@ impl Remembered {
             book: state::StateFile::new(config.peerstore_path()),
             dht_nodes: state::StateFile::new(config.dht_nodes_path()),
             relay: state::StateFile::new(config.relay_path()),
+            routed: state::StateFile::new(config.routed_path()),
         };
         let node = match files.node.load()? {
             Some(node) => node,
@@ -55,6 +58,7 @@ impl Remembered {
         let cache = files.peers.load()?.unwrap_or_default();
         let book = files.book.load()?.unwrap_or_default();
         let relayed = files.relay.load()?.unwrap_or_default();
+        let routed = files.routed.load()?.unwrap_or_default();
         let hostname = nix::unistd::gethostname().unwrap_or_default();
         let settings = config.settings(&hostname.to_string_lossy());
         let wanted = Wanted::new(config, files.pins.load()?.unwrap_or_default());
@@ -63,7 +67,7 @@ impl Remembered {
             network.remember_dht(files.dht_nodes.load()?.unwrap_or_default());
         }
         network.set_bootstrap(wanted.bootstrap_nodes());
-        Ok(Self { files, node, cache, book, relayed, settings, network, wanted })
+        Ok(Self { files, node, cache, book, relayed, routed, settings, network, wanted })
     }
 }
 
@@ -74,12 +78,14 @@ impl Node {
         remembered: Remembered,
         underlay: Vec<Underlay>,
     ) -> Result<Self, Error> {
-        let Remembered { files, node, cache, book, relayed, settings, mut network, wanted } = remembered;
+        let Remembered { files, node, cache, book, relayed, routed, settings, mut network, wanted } =
+            remembered;
         let (now, punching) = (clock::now(), settings.punching);
         let mut mesh = Mesh::new(settings, keys, node, underlay, random()?, now);
         mesh.take_book(book, now);
         let restored = mesh.restore(&cache, now);
         mesh.restore_relay(&relayed, now);
+        mesh.restore_routed(&routed, now);
         tracing::info!(key = %mesh.public_key(), restored, "starting");
         let storage = Storage::start(files).map_err(system("start a thread"))?;
         if punching {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use wgmesh_core::cache::CacheEntry;
 use wgmesh_core::identity::NodeState;
+use wgmesh_core::key::PublicKey;
 use wgmesh_core::relay::Forwarding;
 use wgmesh_core::standing::Book;
 
@@ -36,6 +37,8 @@ pub(super) struct Files {
     pub(super) dht_nodes: StateFile<Vec<SocketAddrV4>>,
     /// The pairs that it is a relay for.
     pub(super) relay: StateFile<Vec<Forwarding>>,
+    /// The pairs between which it routes.
+    pub(super) routed: StateFile<Vec<[PublicKey; 2]>>,
 }
 
 /// Something to write.
@@ -52,6 +55,8 @@ pub(super) enum Job {
     DhtNodes(Vec<SocketAddrV4>),
     /// The pairs that it is a relay for.
     Relay(Arc<Vec<Forwarding>>),
+    /// The pairs between which it routes.
+    Routed(Vec<[PublicKey; 2]>),
 }
 
 /// The writing thread. Dropping it waits until everything is written, or was tried once more.
@@ -111,13 +116,14 @@ struct Waiting {
     book: Option<Book>,
     dht_nodes: Option<Vec<SocketAddrV4>>,
     relay: Option<Arc<Vec<Forwarding>>>,
+    routed: Option<Vec<[PublicKey; 2]>>,
 }
 
 impl Waiting {
     const fn is_empty(&self) -> bool {
-        let Self { node, peers, pins, book, dht_nodes, relay } = self;
+        let Self { node, peers, pins, book, dht_nodes, relay, routed } = self;
         let are_ours = node.is_none() && peers.is_none() && pins.is_none();
-        are_ours && book.is_none() && dht_nodes.is_none() && relay.is_none()
+        are_ours && book.is_none() && dht_nodes.is_none() && relay.is_none() && routed.is_none()
     }
 }
 
@@ -151,12 +157,13 @@ impl Writer {
             Job::Book(book) => self.waiting.book = Some(book),
             Job::DhtNodes(nodes) => self.waiting.dht_nodes = Some(nodes),
             Job::Relay(relay) => self.waiting.relay = Some(relay),
+            Job::Routed(routed) => self.waiting.routed = Some(routed),
         }
     }
 
     fn write(&mut self) {
         let Self { files, report, waiting } = self;
-        let Waiting { node, peers, pins, book, dht_nodes, relay } = waiting;
+        let Waiting { node, peers, pins, book, dht_nodes, relay, routed } = waiting;
         let wrote = [
             write(node, |node| files.node.save(node), report),
             write(peers, |peers| files.peers.save(peers), report),
@@ -164,6 +171,7 @@ impl Writer {
             write(book, |book| files.book.save(book), report),
             write(dht_nodes, |nodes| files.dht_nodes.save(nodes), report),
             write(relay, |relay| files.relay.save(relay), report),
+            write(routed, |routed| files.routed.save(routed), report),
         ];
         if wrote.contains(&true) && waiting.is_empty() {
             report.send_replace(None);

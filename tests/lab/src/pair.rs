@@ -75,31 +75,27 @@ impl Pair {
     /// Starts a pair whose two daemons have more in their settings, keys of the top level.
     pub fn start_with(internet: &Internet, number: u8, kinds: [NatKind; 2], settings: Settings) -> Self {
         let introducer = Settings::new(&settings.secret).over_internet(&[]).with("[relay]\nserve = false");
-        Self::start_around(internet, number, kinds, settings, &introducer)
+        let settings = settings.over_internet(&[Self::introducer_address(number)]);
+        Self::start_as(internet, number, kinds, &[settings.clone(), settings, introducer])
     }
 
     /// Starts a pair whose introducer is also a relay.
     pub fn start_relayed(internet: &Internet, number: u8, kinds: [NatKind; 2]) -> Self {
         let settings = Settings::new(&secret(number));
         let introducer = settings.clone().over_internet(&[]);
-        Self::start_around(internet, number, kinds, settings, &introducer)
+        let settings = settings.over_internet(&[Self::introducer_address(number)]);
+        Self::start_as(internet, number, kinds, &[settings.clone(), settings, introducer])
     }
 
-    fn start_around(
-        internet: &Internet,
-        number: u8,
-        kinds: [NatKind; 2],
-        settings: Settings,
-        introducer: &Settings,
-    ) -> Self {
+    /// Starts a pair with these settings, of the two and of the introducer.
+    pub fn start_as(internet: &Internet, number: u8, kinds: [NatKind; 2], settings: &[Settings; 3]) -> Self {
         let address = Self::introducer_address(number);
         let introducer_host = internet.server(&format!("p{number}-introducer"), &[address]);
         let names = ["left", "right"].map(|side| format!("p{number}-{side}"));
         let sites = [0, 1].map(|index| internet.site(&names[index], kinds[index]));
-        let introducer = introducer_host.daemon(introducer);
+        let introducer = introducer_host.daemon(&settings[2]);
         introducer.wait_ready();
-        let settings = settings.over_internet(&[address]);
-        let daemons = [0, 1].map(|index| sites[index].host.daemon(&settings));
+        let daemons = [0, 1].map(|index| sites[index].host.daemon(&settings[index]));
         Self { kinds, daemons, introducer, sites, introducer_host }
     }
 

@@ -2,11 +2,14 @@
 //!
 //! That every pair of kinds meets is shown by `cargo xtask lab nat-matrix`; here stands what can change afterwards.
 
+mod bad_relays;
 mod changes;
 mod hostile;
+mod lives;
 mod member;
 mod neighbours;
 mod relays;
+mod routed;
 
 use std::io::Write;
 use std::net::Ipv4Addr;

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use wgmesh_core::forwarding::Forwarding;
 use wgmesh_core::kernel::{Desired, Observed, OwnerMark, Write};
 use wgmesh_core::mesh::{KernelReport, KernelTrouble};
 use wgmesh_core::reconcile;
@@ -131,12 +132,12 @@ impl Applier {
                 if !self.has_new_goal {
                     self.mirror = None;
                 }
-                self.begin_turn(now)
+                self.begin_turn(kernel, now)
             }
             Turn::Reading { .. } => {
                 self.readings += 1;
                 self.mirror = Some(Arc::new(kernel.observe()));
-                self.compare(true, now)
+                self.compare(true, kernel, now)
             }
             Turn::Writing { generation, writes, was_read, .. } => {
                 let outcome = self.write(&writes, kernel, now);
@@ -148,24 +149,28 @@ impl Applier {
 
     /// Withdraws at once what the owner's mark is on; for a process that waits for it before it ends.
     pub fn withdraw(&self, kernel: &mut Kernel, now: Now) {
+        kernel.set_forwarding(Forwarding::default());
         for write in reconcile::withdraw(&kernel.observe(), &self.owner) {
             kernel.apply(&write, now).expect("what was just read can be deleted");
         }
     }
 
-    fn begin_turn(&mut self, now: Now) -> Option<KernelReport> {
+    fn begin_turn(&mut self, kernel: &mut Kernel, now: Now) -> Option<KernelReport> {
         if self.mirror.is_some() {
-            return self.compare(false, now);
+            return self.compare(false, kernel, now);
         }
         self.turn = Turn::Reading { until: now.monotonic + self.pace.read };
         None
     }
 
     /// Compares the goal with the mirror, then writes or is done.
-    fn compare(&mut self, was_read: bool, now: Now) -> Option<KernelReport> {
+    fn compare(&mut self, was_read: bool, kernel: &mut Kernel, now: Now) -> Option<KernelReport> {
         let mirror = Arc::clone(self.mirror.as_ref().expect("it was read"));
         let generation = self.generation;
         self.has_new_goal = false;
+        if let Some(Some(desired)) = &self.goal {
+            kernel.set_forwarding(desired.forwarding.clone());
+        }
         let writes = match &self.goal {
             None => Ok(Vec::new()),
             Some(None) => Ok(reconcile::withdraw(&mirror, &self.owner)),

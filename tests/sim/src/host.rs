@@ -8,18 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use wgmesh_core::cache::CacheEntry;
 use wgmesh_core::config::{RelayMode, RelaySettings, Settings};
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::dht::{DhtEvent, Order};
 use wgmesh_core::exchange::{SessionEvent, SessionId, Target};
-use wgmesh_core::identity::NodeState;
 use wgmesh_core::kernel::{OwnerMark, Underlay};
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Seed, Stop, Transmit, Via};
 use wgmesh_core::pool::Places;
 use wgmesh_core::relay::Forwarding;
-use wgmesh_core::standing::Book;
 use wgmesh_core::time::{Monotonic, Now, WallClock};
 
 use crate::applier::{Applier, Pace};
@@ -28,11 +25,13 @@ use crate::network::HostId;
 use crate::random::Random;
 use crate::world::LAN_PORT;
 
+mod disk;
 mod probing;
 mod record;
 mod relaying;
 mod totals;
 
+pub use disk::Disk;
 use probing::Probing;
 pub use relaying::Relaying;
 pub use totals::Totals;
@@ -64,6 +63,8 @@ pub struct HostPlan {
     pub serve: Option<bool>,
     /// The most pairs that it is a relay for.
     pub max_pairs: usize,
+    /// How it has to do with relays.
+    pub relay_mode: RelayMode,
     /// What it does with the packets of others.
     pub relaying: Relaying,
     /// The most peers that it holds.
@@ -93,6 +94,7 @@ impl Default for HostPlan {
             bootstrap: Vec::new(),
             serve: Some(false),
             max_pairs: 1024,
+            relay_mode: RelayMode::Sealed,
             relaying: Relaying::Honest,
             max_peers: 1000,
             sessions: Places { target: 4, max: 32 },
@@ -131,17 +133,6 @@ pub struct Surroundings {
     pub bootstrap: Vec<Target>,
 }
 
-/// What the daemon keeps in files.
-#[derive(Clone, Debug)]
-pub struct Disk {
-    /// The node's own state.
-    pub state: NodeState,
-    /// The peer cache.
-    pub cache: Vec<CacheEntry>,
-    /// What others are worth.
-    pub book: Book,
-}
-
 struct Process {
     mesh: Mesh,
     applier: Applier,
@@ -160,6 +151,8 @@ pub struct Host {
     pub disk: Disk,
     /// What it did.
     pub totals: Totals,
+    /// Whether it stands still, all but its clocks.
+    pub is_asleep: bool,
     keys: MeshKeys,
     boot_offset: Duration,
     process: Option<Process>,
@@ -181,12 +174,9 @@ impl Host {
         Self {
             plan,
             kernel: Kernel::new(Random::new(random.below(u64::MAX))),
-            disk: Disk {
-                state: NodeState::from_random(random.bytes()),
-                cache: Vec::new(),
-                book: Book::default(),
-            },
+            disk: Disk::new(random),
             totals: Totals::default(),
+            is_asleep: false,
             keys,
             boot_offset: random.up_to(Duration::from_secs(86_400)),
             process: None,
@@ -261,6 +251,7 @@ impl Host {
         let mut mesh = Mesh::new(settings, self.keys.clone(), self.disk.state.clone(), underlay, seed, now);
         mesh.take_book(self.disk.book.clone(), now);
         mesh.restore(&self.disk.cache, now);
+        mesh.restore_routed(&self.disk.routed, now);
         let owner = OwnerMark::new(self.keys.owner_tag());
         let applier = Applier::new(self.plan.pace, owner, now.monotonic);
         let (inbox, probing) = (VecDeque::new(), Probing::default());
@@ -335,6 +326,7 @@ impl Host {
     pub fn handle_timeout(&mut self, world: Monotonic) {
         let now = self.now(world);
         self.kernel.handle_timeout(now);
+        self.read_packets();
         self.pass_on_kernel_events(now);
         let Some(process) = &mut self.process else { return };
         if let Some(report) = process.applier.handle_timeout(&mut self.kernel, now) {
@@ -353,6 +345,9 @@ impl Host {
 
     /// Returns when [`Host::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Monotonic> {
+        if self.is_asleep {
+            return None;
+        }
         let process = self.process.as_ref();
         let daemon = process.into_iter().flat_map(|process| {
             let inbox = process.inbox.front().map(|_| process.free_at);
@@ -397,7 +392,7 @@ impl Host {
             exchange_port: None,
             dht: self.plan.dht,
             relay: RelaySettings {
-                mode: RelayMode::Sealed,
+                mode: self.plan.relay_mode,
                 serve: self.plan.serve,
                 max_pairs: self.plan.max_pairs,
             },
@@ -460,6 +455,7 @@ impl Host {
                 }
                 Command::Send(transmit) => self.sends.push_back(transmit),
                 Command::Relay(table) => self.forwardings = table,
+                Command::SaveRouted(pairs) => self.disk.routed = pairs,
                 Command::Dial(target) => self.requests.push_back(Request::Dial(target)),
                 Command::SendFrame { id, bytes } => self.requests.push_back(Request::Send(id, bytes)),
                 Command::CloseSession(id) => self.requests.push_back(Request::Close(id)),

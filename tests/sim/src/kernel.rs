@@ -17,8 +17,10 @@ use wgmesh_core::time::{Monotonic, Now};
 
 use crate::random::Random;
 
+mod routing;
 pub mod wireguard;
 
+pub use routing::Packet;
 use wireguard::{Body, Context, Message, Peer};
 
 /// A message that WireGuard wants sent.
@@ -43,6 +45,7 @@ pub struct Kernel {
     writes: u64,
     is_changed: bool,
     has_answered_handshake: bool,
+    routing: routing::Routing,
 }
 
 #[derive(Clone, Debug)]
@@ -62,7 +65,7 @@ struct WireGuardLink {
 
 impl Kernel {
     /// Boots a kernel without any WireGuard link.
-    pub const fn new(random: Random) -> Self {
+    pub fn new(random: Random) -> Self {
         Self {
             link: None,
             links_made: 0,
@@ -72,6 +75,7 @@ impl Kernel {
             writes: 0,
             is_changed: false,
             has_answered_handshake: false,
+            routing: routing::Routing::default(),
         }
     }
 
@@ -185,7 +189,8 @@ impl Kernel {
         }
         let key = message.from;
         self.has_answered_handshake |= message.body.is_response();
-        self.step(key, now, |peer, context| peer.receive(from, &message.body, context));
+        let packet = self.step(key, now, |peer, context| peer.receive(from, &message.body, context));
+        self.take_packet(packet.flatten(), now);
     }
 
     /// Sends so many bytes of somebody's packets to a peer.
@@ -194,7 +199,7 @@ impl Kernel {
         let mut left = bytes;
         while left > 0 {
             let packet = left.min(mtu);
-            self.step(key, now, |peer, context| peer.send_data(packet, context));
+            self.step(key, now, |peer, context| peer.send_data(packet, None, context));
             left -= packet;
         }
     }

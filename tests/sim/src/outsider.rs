@@ -7,7 +7,7 @@ use wgmesh_core::derive::{MeshKeys, PairKeys};
 use wgmesh_core::dht::Notice;
 use wgmesh_core::identity::Sequence;
 use wgmesh_core::key::{PublicKey, SecretKey};
-use wgmesh_core::message::{Announce, Disco, DiscoBody, Offer, Paired as _, Stamp, Token};
+use wgmesh_core::message::{Announce, Choice, Disco, DiscoBody, Offer, Paired as _, Stamp, Token};
 use wgmesh_core::record::{Record, SignedRecord};
 use wgmesh_core::seal::{Kind, seal};
 use wgmesh_core::time::Now;
@@ -95,8 +95,14 @@ impl Forgery<'_> {
             answer: false,
             relays: Vec::new(),
             wants_relay: false,
+            routed: false,
         };
         offer.encode_proved(self.to, &self.pair())
+    }
+
+    /// Makes a word that a relay was chosen.
+    pub fn choice(&self, relay: PublicKey) -> Vec<u8> {
+        Choice { key: self.claimed, stamp: self.stamp(), relay }.encode_proved(self.to, &self.pair())
     }
 
     fn stamp(&self) -> Stamp {

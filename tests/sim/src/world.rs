@@ -20,7 +20,7 @@ use wgmesh_core::time::Monotonic;
 
 use crate::dht::VirtualDht;
 use crate::host::{Host, HostPlan};
-use crate::kernel::Sabotage;
+use crate::kernel::{Packet, Sabotage};
 use crate::log::Log;
 use crate::network::{Arrival, Datagram, HostId, Network, Payload, SegmentId, Stop as Reached};
 use crate::random::Random;
@@ -199,6 +199,12 @@ impl World {
         self.reschedule(id);
     }
 
+    /// Has a host stand still from now on, all of it but its clocks, or go on.
+    pub fn sleep(&mut self, id: HostId, is_asleep: bool) {
+        self.hosts[id.0].is_asleep = is_asleep;
+        self.reschedule(id);
+    }
+
     /// Changes what is not the daemon's: files, clock, plan.
     pub fn change(&mut self, id: HostId, change: impl FnOnce(&mut Host)) {
         change(&mut self.hosts[id.0]);
@@ -340,6 +346,9 @@ impl World {
 
     /// Lets one host do something, then sends what it wants sent and sees to its next wake.
     fn act(&mut self, id: HostId, act: impl FnOnce(&mut Host, Monotonic)) -> Result<(), Violation> {
+        if self.host(id).is_asleep {
+            return Ok(());
+        }
         let now = self.now;
         self.log.set_place(format!("{:?} node-{}", self.elapsed(), id.0));
         let host = &mut self.hosts[id.0];
@@ -388,6 +397,14 @@ impl World {
             Via::WireGuard => host.kernel.open_port(),
         };
         let Some(port) = port else { return Ok(()) };
+        if let Some(source) = host.kernel.inner_source(to.ip()) {
+            let from = SocketAddr::new(source, port);
+            let packet = Packet { from, to, datagram: Some(transmit.bytes.into()) };
+            let (length, clocks) =
+                (packet.datagram.as_ref().map_or(0, |bytes| bytes.len()), host.now(self.now));
+            host.kernel.send_to(&packet, length as u64, clocks);
+            return Ok(());
+        }
         let payload = Payload::Daemon(transmit.bytes.into());
         self.keep(SocketAddr::new(self.address_or_any(id), port), to, &payload);
         let arrivals = match transmit.via {

@@ -45,13 +45,12 @@ impl Mesh {
     /// Whether an address that somebody named is worth a ping: no host of the mesh answers at it as an inner address,
     /// no route leads to it through the mesh, and it is not this host.
     pub(super) fn is_candidate(&self, address: SocketAddr) -> bool {
-        let inside = match address.ip() {
-            IpAddr::V4(ip) => self.subnets.v4.contains(&ip),
-            IpAddr::V6(ip) => self.subnets.v6.contains(&ip),
-        };
         let ours =
             self.underlay.iter().flat_map(|link| &link.addresses).any(|net| net.addr() == address.ip());
-        may_be_an_endpoint(address) && !inside && !ours && !self.is_behind_a_peer(address.ip())
+        may_be_an_endpoint(address)
+            && !self.is_inner(address.ip())
+            && !ours
+            && !self.is_behind_a_peer(address.ip())
     }
 
     /// Whether packets to an address would go through the mesh: a tunnel inside a tunnel, that ends with the outer one.

@@ -4,18 +4,25 @@
 //! boot, would make every session of the host look dead or newborn. So a step is noticed beside the clock that never
 //! steps, and what was noted before it is told in the time that the wall clock shows now.
 //!
+//! A host that sleeps, or a daemon that was stopped, hears nobody. So a gap between two calls is noticed too: no peer counts
+//! as silent for as long as nobody listened, and whatever may have changed meanwhile is looked at.
+//!
 //! What is kept is one entry for each peer that the kernel held when the clock was set, until its next handshake.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Mesh;
 use crate::kernel::Observed;
 use crate::key::PublicKey;
 use crate::time::{Now, WallClock};
 
 /// A difference that is no more than this is the clock being steered, not set.
 const STEP: Duration = Duration::from_secs(1);
+
+/// Whoever is not called for this long has stood still: the applier's readings alone come each five seconds.
+const ASLEEP: Duration = Duration::from_secs(60);
 
 /// The wall clock as it ran so far.
 #[derive(Debug, Default)]
@@ -27,9 +34,26 @@ pub(super) struct Clock {
     shifted: BTreeMap<PublicKey, (WallClock, WallClock)>,
 }
 
+impl Mesh {
+    /// Follows both clocks.
+    pub(super) fn follow_clocks(&mut self, now: Now) {
+        let slept = self.clock.last.map(|last| now.monotonic.since(last.monotonic));
+        self.clock.follow(&mut self.observed, now);
+        if let Some(slept) = slept.filter(|&slept| slept >= ASLEEP) {
+            tracing::info!(seconds = slept.as_secs(), "this host was asleep");
+            self.store.skip(slept);
+            self.restart_stun(now);
+            self.verify_paths(now);
+            self.hurry_dht(now);
+            self.announce_soon(now);
+            self.dirty = true;
+        }
+    }
+}
+
 impl Clock {
     /// Follows the time. If the wall clock was set, what is known of the kernel is shifted with it.
-    pub(super) fn follow(&mut self, observed: &mut Option<Arc<Observed>>, now: Now) {
+    fn follow(&mut self, observed: &mut Option<Arc<Observed>>, now: Now) {
         let Some(last) = self.last.replace(now) else { return };
         let expected = millis(last.wall)
             + i128::try_from(now.monotonic.since(last.monotonic).as_millis()).unwrap_or(i128::MAX);

@@ -166,6 +166,8 @@ pub enum Command {
     Relay(Arc<Vec<Forwarding>>),
     /// Probes these peers, at these addresses inside the mesh, and no others, as [`crate::health`] says.
     Probe(BTreeMap<PublicKey, SocketAddr>),
+    /// Writes to disk between which pairs of nodes this one routes; that it does so is part of [`Command::Apply`].
+    SaveRouted(Vec<[PublicKey; 2]>),
     /// Has the applier read the kernel soon.
     Look,
 }

@@ -51,7 +51,10 @@ impl Mesh {
         let peer = self.peer_status(key, self.store.get(key)?, now);
         let paths = self.reach.paths.get(&key);
         let journey = self.journeys.0.get(&key);
-        let in_use = peer.path.as_ref().map(|path| path.endpoint);
+        let in_use = match self.routed_by(key) {
+            Some(_) => paths.and_then(Paths::current),
+            None => peer.path.as_ref().map(|path| path.endpoint),
+        };
         let mut candidates: Vec<_> = paths.into_iter().flat_map(Paths::candidates).collect();
         candidates.sort_by_key(|&(address, candidate)| {
             (Some(address) != in_use, candidate.answered.is_none(), candidate.kind, candidate.rtt)

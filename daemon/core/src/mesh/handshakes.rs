@@ -11,6 +11,7 @@ use super::kernel::SESSION_LIFETIME;
 use super::{Command, Mesh};
 use crate::kernel::Observed;
 use crate::key::PublicKey;
+use crate::path::Paths;
 use crate::time::{Monotonic, Now};
 
 /// The first wait for a session: several times what a handshake takes between continents.
@@ -65,7 +66,9 @@ impl Mesh {
             let peer = observed.peers.get(&key);
             let session = peer.and_then(|peer| peer.last_handshake);
             let is_live = session.is_some_and(|at| now.wall.since(at) <= SESSION_LIFETIME);
-            if !contact.is_active() || is_live {
+            let paths = self.reach.paths.get(&key);
+            let is_routed = self.relays.via.contains_key(&key) && !paths.is_some_and(Paths::works_directly);
+            if !contact.is_active() || is_live || is_routed {
                 self.attempts.remove(&key);
                 continue;
             }

@@ -43,6 +43,7 @@ impl Mesh {
                 .filter(|(key, _)| unknown(key))
                 .map(|(&key, peer)| (key, peer.clone()))
                 .collect();
+            self.adopt_routed(&observed, now.monotonic);
             self.observed = Some(observed);
         } else {
             self.observed = Some(Arc::new(Observed::default()));

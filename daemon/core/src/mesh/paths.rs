@@ -31,7 +31,7 @@ const IPV4_BYTES: usize = 28;
 const IPV6_MORE_BYTES: usize = 20;
 
 /// A session this old should have been renewed by a keepalive (`REKEY_AFTER_TIME`, 120 s, and some seconds to do it).
-const SESSION_OVERDUE: Duration = Duration::from_secs(135);
+pub(super) const SESSION_OVERDUE: Duration = Duration::from_secs(135);
 
 /// For so long a peer counts as being where its last message came from.
 const HEARD_LATELY: Duration = Duration::from_secs(5);
@@ -235,12 +235,18 @@ impl Mesh {
             DiscoBody::Allocate { peer } => self.on_allocate(key, peer, from, now),
             DiscoBody::Allocated { peer, port } => self.on_allocated(key, peer, port, from, now),
             DiscoBody::Refused { peer, refusal } => self.on_refused(key, peer, refusal, now),
+            DiscoBody::Route { peer, choice } => self.on_route(key, peer, choice.to_vec(), from, now),
+            DiscoBody::Routed { peer, choice } => {
+                self.on_routed(key, peer, choice.as_deref().map(Vec::as_slice), from, now);
+            }
+            DiscoBody::Direct { answer } => self.on_direct(key, answer, from, now),
         }
     }
 
     fn on_ping(&mut self, key: PublicKey, id: u64, from: SocketAddr, now: Now) {
         self.send_disco(key, from, DiscoBody::Pong { id, seen: from }, now);
-        if !self.is_candidate(from) || !self.settings.punching {
+        let is_routed = self.is_inner(from.ip()) && self.relay_at(key, from).is_some();
+        if !(self.is_candidate(from) || is_routed) || !self.settings.punching {
             return;
         }
         let kind = self.kind_at(key, from);
@@ -250,6 +256,11 @@ impl Mesh {
     /// Follows the answer to a ping. Returns whether it was asked for.
     fn on_pong(&mut self, key: PublicKey, id: u64, token: Token, from: SocketAddr, now: Now) -> bool {
         self.take_up_link(key, now.monotonic);
+        if self.is_inner(from.ip()) && self.relay_at(key, from).is_none() {
+            // It may have come by the peer's own tunnel.
+            self.drop_input("unasked", from);
+            return false;
+        }
         let Some(paths) = self.reach.paths.get_mut(&key) else { return false };
         let Some(answered) = paths.handle_pong(from, id, now.monotonic) else {
             self.drop_input("unasked", from);
@@ -311,6 +322,10 @@ impl Mesh {
             Some(relay) => tracing::info!(peer = %key, endpoint = %address, path, %relay, "found a path"),
             None => tracing::info!(peer = %key, endpoint = %address, path, "found a path"),
         }
+        if self.is_inner(address.ip()) {
+            // The peer's own tunnel has no part in it.
+            return;
+        }
         let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry());
         let installed = self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key));
         let contact = self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, now.monotonic));
@@ -369,9 +384,9 @@ impl Mesh {
         self.commands.push_back(Command::Send(Transmit { via: Via::WireGuard, to, bytes }));
     }
 
-    /// Returns where a peer's WireGuard answers now.
+    /// Returns where a peer's WireGuard answers now, unless a relay routes to it.
     pub(super) fn live_endpoint(&self, key: PublicKey, now: Now) -> Option<SocketAddr> {
-        let observed = self.observed.as_ref()?.peers.get(&key)?;
+        let observed = self.observed.as_ref()?.peers.get(&key).filter(|_| self.via(key).is_none())?;
         let age = now.wall.since(observed.last_handshake?);
         observed.endpoint.filter(|_| age <= SESSION_LIFETIME)
     }
@@ -385,9 +400,10 @@ impl Mesh {
 
     /// Whether packets reach a peer, or soon will by what is already under way.
     pub(super) fn is_reached(&self, key: PublicKey, now: Now) -> bool {
-        let works =
-            self.reach.paths.get(&key).is_some_and(|paths| paths.works() || paths.current().is_none());
-        self.is_met_on_link(key) || works && self.live_endpoint(key, now).is_some()
+        let paths = self.reach.paths.get(&key);
+        let may_work = paths.is_some_and(|paths| paths.works() || paths.current().is_none());
+        let is_routed = self.via(key).is_some() && paths.is_some_and(Paths::works);
+        self.is_met_on_link(key) || is_routed || may_work && self.live_endpoint(key, now).is_some()
     }
 
     pub(super) fn is_met_on_link(&self, key: PublicKey) -> bool {

@@ -75,6 +75,7 @@ impl Mesh {
             network_id: self.keys.network_id(),
             subnets: self.subnets,
             advertise_routes: &self.settings.advertise_routes,
+            routed_pairs: &self.relays.routed_pairs,
             accept_routes: &self.settings.accept_routes,
             own_networks: self.own_networks(),
             peers: self
@@ -83,7 +84,10 @@ impl Mesh {
                 .map(|(key, peer)| {
                     let record = peer.record().record();
                     let (preshared_key, mtu) = (&peer.pair.preshared, self.route_mtu(key));
-                    (key, PlannedPeer { record, preshared_key, reach: reaches[&key], mtu })
+                    (
+                        key,
+                        PlannedPeer { record, preshared_key, reach: reaches[&key], mtu, via: self.via(key) },
+                    )
                 })
                 .collect(),
             orphans: &self.orphans,

@@ -6,7 +6,7 @@
 //!
 //! A relay that answers pings and drops the rest is found out by the kernel's counters ([`UNHEARD`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use super::{Command, Mesh, Recipient, Transmit};
 use crate::config::RelaySettings;
 use crate::contact::Via;
 use crate::key::PublicKey;
-use crate::message::{Bind, DiscoBody, Paired as _};
+use crate::message::{Bind, DiscoBody, Offer, Paired as _};
 use crate::path::{Kind, Origin, Paths, is_quicker};
-use crate::relay::{Limits, MAX_OFFERED, Reached, Refusal, Seeker, Server, Step};
+use crate::relay::{Limits, MAX_OFFERED, Reached, Refusal, Router, Seeker, Server, Step};
 use crate::seal;
 use crate::time::{Monotonic, Now};
 
@@ -38,6 +38,11 @@ pub(super) struct Relays {
     /// At most one for each peer.
     pub(super) unheard: BTreeMap<PublicKey, Unheard>,
     pub(super) server: Server,
+    /// The relay that routes to each peer for which one does or is tried; follows `seekers`.
+    pub(super) via: BTreeMap<PublicKey, PublicKey>,
+    pub(super) router: Router,
+    /// The pairs of `router` that the plan has.
+    pub(super) routed_pairs: BTreeSet<[PublicKey; 2]>,
 }
 
 impl Relays {
@@ -47,7 +52,19 @@ impl Relays {
             pairs_per_peer: PAIRS_PER_PEER.min(settings.max_pairs),
             ports: super::kernel::DYNAMIC_PORTS,
         };
-        Self { seekers: BTreeMap::new(), unheard: BTreeMap::new(), server: Server::new(limits) }
+        Self {
+            seekers: BTreeMap::new(),
+            unheard: BTreeMap::new(),
+            server: Server::new(limits),
+            via: BTreeMap::new(),
+            router: Router::default(),
+            routed_pairs: BTreeSet::new(),
+        }
+    }
+
+    /// Returns when a pair that this node serves is to be forgotten.
+    pub(super) fn next_expiry(&self) -> Option<Monotonic> {
+        self.server.poll_timeout().into_iter().chain(self.router.poll_timeout()).min()
     }
 
     /// Lets go of everything that concerns a node.
@@ -55,6 +72,7 @@ impl Relays {
         self.seekers.remove(&key);
         self.unheard.remove(&key);
         self.server.forget(key);
+        self.router.forget(key);
     }
 }
 
@@ -77,6 +95,7 @@ impl Mesh {
         for key in keys {
             self.drive_relay(key, now);
         }
+        self.follow_routed();
     }
 
     /// Whether relays are used where there is no direct path.
@@ -102,6 +121,7 @@ impl Mesh {
             return;
         }
         self.follow_use(key, now.monotonic);
+        self.come_back(key, now);
         while let Some(step) =
             self.relays.seekers.get_mut(&key).and_then(|seeker| seeker.poll_step(now.monotonic))
         {
@@ -154,11 +174,13 @@ impl Mesh {
 
     fn take_step(&mut self, key: PublicKey, step: Step, now: Now) {
         match step {
+            Step::Ask(relay) if self.is_to_be_routed(key) => self.ask_to_route(key, relay, now),
             Step::Ask(relay) => {
                 if let Some(endpoint) = self.direct_endpoint(relay, now) {
                     self.send_disco(relay, endpoint, DiscoBody::Allocate { peer: key }, now);
                 }
             }
+            Step::Bind(relay, address) if self.is_inner(address.ip()) => self.ask_to_route(key, relay, now),
             Step::Bind(relay, address) => {
                 self.bind_to(relay, address, now);
                 self.compare_relays(key, relay, now);
@@ -197,11 +219,17 @@ impl Mesh {
     /// that is about to be sent apart, or it never answered.
     pub(super) fn bind_before_ping(&mut self, key: PublicKey, address: SocketAddr, now: Now) {
         let candidate = self.reach.paths.get(&key).and_then(|paths| paths.candidate(address));
-        let is_unsure = candidate
-            .is_some_and(|one| one.kind == Kind::Relay && (one.answered.is_none() || one.unanswered() > 1));
+        let is_unsure = candidate.is_some_and(|one| match one.kind {
+            Kind::Relay => one.answered.is_none() || one.unanswered() > 1,
+            // The relay has just been asked, and both ends' kernels take their time.
+            Kind::Routed => one.unanswered() > 2,
+            Kind::Lan | Kind::Ipv6 | Kind::Ipv4 => false,
+        });
         let relay = self.relays.seekers.get(&key).and_then(|seeker| seeker.relay_at(address));
-        if let Some(relay) = relay.filter(|_| is_unsure) {
-            self.bind_to(relay, address, now);
+        match relay.filter(|_| is_unsure) {
+            Some(relay) if self.is_inner(address.ip()) => self.ask_to_route(key, relay, now),
+            Some(relay) => self.bind_to(relay, address, now),
+            None => {}
         }
     }
 
@@ -217,14 +245,14 @@ impl Mesh {
     }
 
     /// Follows what a peer says of the relays that it reaches.
-    pub(super) fn hear_relays(&mut self, key: PublicKey, theirs: &[Reached], wants_relay: bool, now: Now) {
+    pub(super) fn hear_relays(&mut self, key: PublicKey, offer: &Offer, now: Now) {
         if !self.uses_relays() || self.is_met_on_link(key) {
             return;
         }
         let works = self.reach.paths.get(&key).is_some_and(Paths::works);
         let seeker = self.relays.seekers.entry(key).or_default();
-        seeker.hear(theirs);
-        if wants_relay && !works {
+        seeker.hear(&offer.relays, offer.routed);
+        if offer.wants_relay && !works {
             self.seek_relay(key, now);
         }
     }
@@ -303,7 +331,9 @@ impl Mesh {
 
     /// Follows what a reading says of packets through relays: sent ones that nobody answers were never passed on.
     pub(super) fn follow_relayed(&mut self, key: PublicKey, sent: bool, received: u64, now: Now) {
-        let is_relayed = self.reach.paths.get(&key).is_some_and(|paths| paths.works() && paths.is_relayed());
+        let paths = self.reach.paths.get(&key);
+        // What is routed counts as the relay's own.
+        let is_relayed = paths.is_some_and(|paths| paths.works() && paths.is_relayed() && !paths.is_routed());
         if is_relayed && !self.relays.seekers.contains_key(&key) {
             self.drive_relay(key, now);
         }
@@ -357,6 +387,7 @@ impl Mesh {
     /// Returns what kind of path leads to a peer at an address.
     pub(super) fn kind_at(&self, key: PublicKey, address: SocketAddr) -> Kind {
         match self.relay_at(key, address) {
+            _ if self.is_inner(address.ip()) => Kind::Routed,
             Some(_) => Kind::Relay,
             None => self.kind_of(address.ip()),
         }
@@ -371,7 +402,7 @@ impl Mesh {
         }
         let known = self.reach.paths.get(&key).and_then(|paths| paths.candidate(address));
         match known {
-            Some(candidate) if candidate.kind != Kind::Relay => None,
+            Some(candidate) if !candidate.kind.is_relayed() => None,
             Some(_) | None => self.relay_on(key, address.ip()),
         }
     }

@@ -57,8 +57,11 @@ impl Mesh {
         if !self.reach.paths.entry(origin).or_default().is_new(offer.stamp, now.monotonic) {
             return self.drop_input("replayed", from);
         }
+        if offer.relays.len() > MAX_OFFERED {
+            return self.drop_input("malformed", from);
+        }
         self.note_spent(origin, bytes.len() + CARRYING_BYTES);
-        for address in offer.candidates {
+        for &address in &offer.candidates {
             match may_be_an_endpoint(address) {
                 true => drop(self.add_candidate(origin, address, Origin::Offer, now.monotonic)),
                 false => self.drop_input("bad address", from),
@@ -78,7 +81,7 @@ impl Mesh {
         if !offer.answer {
             self.send_offer(origin, introducer, true, now);
         }
-        self.hear_relays(origin, &offer.relays, offer.wants_relay, now);
+        self.hear_relays(origin, &offer, now);
         self.drive(origin, now);
     }
 
@@ -141,6 +144,7 @@ impl Mesh {
             answer,
             relays: self.offered_relays(key, now),
             wants_relay: self.wants_relay(key, now),
+            routed: self.settings.relay.routes(),
         };
         let offer = offer.encode_proved(key, &pair);
         if let Some(endpoint) = self.live_endpoint(introducer, now) {

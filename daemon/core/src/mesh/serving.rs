@@ -45,7 +45,7 @@ impl Mesh {
     }
 
     /// Whether this node is a relay if it is asked.
-    const fn may_serve(&self) -> bool {
+    pub(super) const fn may_serve(&self) -> bool {
         !matches!(self.settings.relay.serve, Some(false))
     }
 
@@ -67,12 +67,22 @@ impl Mesh {
                 self.send_disco(key, from, DiscoBody::Allocated { peer, port: own }, now);
                 self.tell_allocated(peer, key, theirs, now);
             }
-            Err(refusal) => {
-                tracing::debug!(asked_by = %key, %peer, ?refusal, "refused to be a relay");
-                *self.drops.entry("relay refused").or_default() += 1;
-                self.send_disco(key, from, DiscoBody::Refused { peer, refusal }, now);
-            }
+            Err(refusal) => self.refuse_relay(key, peer, refusal, from, now),
         }
+    }
+
+    /// Tells a node that this one is no relay between it and another.
+    pub(super) fn refuse_relay(
+        &mut self,
+        key: PublicKey,
+        peer: PublicKey,
+        refusal: Refusal,
+        from: SocketAddr,
+        now: Now,
+    ) {
+        tracing::debug!(asked_by = %key, %peer, ?refusal, "refused to be a relay");
+        *self.drops.entry("relay refused").or_default() += 1;
+        self.send_disco(key, from, DiscoBody::Refused { peer, refusal }, now);
     }
 
     /// Follows a datagram that came to one of the relay's ports.
@@ -119,11 +129,15 @@ impl Mesh {
         if let Some(table) = self.relays.server.poll_table() {
             self.commands.push_back(Command::Relay(table));
         }
+        self.drive_router(now);
     }
 
-    /// Takes back every port.
+    /// Takes back every port, and forgets for whom it routes.
     pub(super) fn stop_serving(&mut self) {
         self.relays.server.clear();
+        if !self.relays.routed_pairs.is_empty() {
+            self.commands.push_back(Command::SaveRouted(Vec::new()));
+        }
         if let Some(table) = self.relays.server.poll_table() {
             self.commands.push_back(Command::Relay(table));
         }

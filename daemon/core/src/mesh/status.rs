@@ -1,6 +1,7 @@
 //! What `wgmesh status` shows of a node. The shell adds what only it knows: eBPF's counters and the kernel's name.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -49,6 +50,7 @@ impl Mesh {
                 serving: self.record.record().relay,
                 pairs: self.relays.server.len(),
                 max_pairs: self.relays.server.limit(),
+                routed_pairs: self.relays.routed_pairs.len(),
                 ..Relay::default()
             },
             health: self.health_counts().into(),
@@ -59,7 +61,9 @@ impl Mesh {
 
     /// Returns how many peers are known, and how many of them have a live tunnel.
     pub fn count_peers(&self, now: Now) -> (usize, usize) {
-        let live = |key: PublicKey| self.session_age(key, now).is_some_and(|age| age <= SESSION_LIFETIME);
+        let has_session =
+            |key: PublicKey| self.session_age(key, now).is_some_and(|age| age <= SESSION_LIFETIME);
+        let live = |key: PublicKey| self.routed_by(key).is_some() || has_session(key);
         (self.store.len(), self.store.iter().filter(|(key, _)| live(*key)).count())
     }
 
@@ -69,7 +73,7 @@ impl Mesh {
         observed.peers.values().any(|peer| peer.last_handshake.is_none())
     }
 
-    fn session_age(&self, key: PublicKey, now: Now) -> Option<std::time::Duration> {
+    fn session_age(&self, key: PublicKey, now: Now) -> Option<Duration> {
         let observed = self.observed.as_ref()?.peers.get(&key)?;
         observed.last_handshake.map(|at| now.wall.since(at))
     }
@@ -80,14 +84,17 @@ impl Mesh {
         let age = self.session_age(key, now);
         let relay =
             observed.and_then(|observed| observed.endpoint).and_then(|endpoint| self.relay_at(key, endpoint));
+        let routed_by = self.routed_by(key);
         let state = match age {
+            _ if routed_by.is_some() => PeerState::Relayed,
             Some(age) if age <= SESSION_LIFETIME && relay.is_some() => PeerState::Relayed,
             Some(age) if age <= SESSION_LIFETIME => PeerState::Direct,
             Some(_) => PeerState::Offline,
             None if self.reach.tunnels.health.trouble(key).is_some() => PeerState::Offline,
             None => PeerState::Connecting,
         };
-        let allowed = self.planned.desired.as_ref().and_then(|desired| desired.peers.get(&key));
+        let carrier = self.via(key).unwrap_or(key);
+        let allowed = self.planned.desired.as_ref().and_then(|desired| desired.peers.get(&carrier));
         let addresses = derive_mesh_addresses(self.keys.network_id(), self.subnets, record.key, record.nonce);
         let is_route = |net: &&IpNet| record.routes.contains(net);
         Peer {
@@ -96,9 +103,12 @@ impl Mesh {
             mesh_ipv4: addresses.v4,
             mesh_ipv6: addresses.v6,
             state,
-            path: observed
-                .and_then(|observed| observed.endpoint)
-                .map(|endpoint| Path { relay, ..self.path(key, endpoint, peer) }),
+            path: match routed_by {
+                Some(relay) => self.routed_path(key, relay),
+                None => observed
+                    .and_then(|observed| observed.endpoint)
+                    .map(|endpoint| Path { relay, ..self.path(key, endpoint, peer) }),
+            },
             last_handshake_s: age.map(|age| age.as_secs()),
             rx_bytes: observed.map_or(0, |observed| observed.rx_bytes),
             tx_bytes: observed.map_or(0, |observed| observed.tx_bytes),
@@ -123,8 +133,17 @@ impl Mesh {
         };
         let mtu = self.reach.paths.get(&key).and_then(Paths::mtu).map(u32::from);
         let rtt = tried.and_then(|candidate| candidate.rtt).or_else(|| self.reach.tunnels.health.rtt(key));
-        let rtt_ms = rtt.map(|rtt| u32::try_from(rtt.as_millis()).unwrap_or(u32::MAX));
+        let rtt_ms = rtt.map(in_milliseconds);
         Path { kind: kind.name().to_owned(), endpoint, relay: None, rtt_ms, mtu }
+    }
+
+    /// Returns the path to a peer through the tunnel of the relay that routes to it.
+    fn routed_path(&self, key: PublicKey, relay: PublicKey) -> Option<Path> {
+        let endpoint = self.observed.as_ref()?.peers.get(&relay)?.endpoint?;
+        let paths = self.reach.paths.get(&key)?;
+        let rtt_ms = paths.candidate(paths.current()?)?.rtt.map(in_milliseconds);
+        let kind = Kind::Routed.name().to_owned();
+        Some(Path { kind, endpoint, relay: Some(relay), rtt_ms, mtu: None })
     }
 
     fn why(
@@ -147,7 +166,7 @@ impl Mesh {
             .as_ref()
             .and_then(|desired| desired.peers.get(&key))
             .is_some_and(|p| p.allowed_ips.is_empty());
-        if without_addresses {
+        if without_addresses && self.via(key).is_none() {
             return Some("a lower key has its mesh address; it will take another".to_owned());
         }
         match (state, observed) {
@@ -200,6 +219,10 @@ impl Mesh {
         }
         problems
     }
+}
+
+fn in_milliseconds(rtt: Duration) -> u32 {
+    u32::try_from(rtt.as_millis()).unwrap_or(u32::MAX)
 }
 
 fn describe(trouble: &KernelTrouble) -> String {

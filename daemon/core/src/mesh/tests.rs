@@ -86,7 +86,7 @@ impl Node {
             | Command::Probe(_)
             | Command::Look => None,
             Command::Dht(_) | Command::SaveDhtNodes(_) => None,
-            Command::Relay(_) => None,
+            Command::Relay(_) | Command::SaveRouted(_) => None,
             Command::Dial(_) | Command::SendFrame { .. } | Command::CloseSession(_) => None,
         });
         sent.collect()

@@ -66,9 +66,17 @@ pub enum Kind {
     Ipv4,
     /// A port of a third node that passes packets on. Left for any other that answers, and never preferred to one.
     Relay,
+    /// The peer's own mesh address, to which a relay routes packets. Left like the other kind of relay. Packets to it say
+    /// nothing of the peer's tunnel.
+    Routed,
 }
 
 impl Kind {
+    /// Whether a third node passes packets on.
+    pub const fn is_relayed(self) -> bool {
+        matches!(self, Self::Relay | Self::Routed)
+    }
+
     /// Returns the name that `status` uses.
     pub const fn name(self) -> &'static str {
         match self {
@@ -76,6 +84,7 @@ impl Kind {
             Self::Ipv6 => "direct-ipv6",
             Self::Ipv4 => "direct",
             Self::Relay => "relay",
+            Self::Routed => "routed",
         }
     }
 }

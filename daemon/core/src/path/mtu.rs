@@ -241,9 +241,10 @@ impl Paths {
         }
     }
 
-    /// Measures the path in use if that was not done yet.
+    /// Measures the path in use if that was not done yet. One that is routed consists of two, each of which is measured by
+    /// its own ends.
     pub(super) fn ensure_mtu(&mut self, now: Monotonic) {
-        if let Some(current) = self.current.filter(|current| !current.lost) {
+        if let Some(current) = self.current.filter(|current| !current.lost && !self.is_routed()) {
             self.mtu.ensure(current.address, now);
         }
     }

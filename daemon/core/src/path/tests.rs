@@ -325,3 +325,31 @@ fn what_was_never_taken_is_too_late_after_seconds() {
 fn stamp(sequence: u64, counter: u64) -> Stamp {
     Stamp { sequence: Sequence(sequence), counter }
 }
+
+/// W-D11: what is routed is no tunnel of the peer's own: the kernel's word on that moves nothing, its length is not
+/// measured, and it is watched without traffic, which nobody sees. A direct path that answers replaces it all the same.
+#[test]
+fn a_path_that_a_relay_routes_is_watched_by_itself_and_left_for_a_direct_one() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, None)]);
+    peer.paths.add(address(9), Origin::Relay, Kind::Routed, at(0));
+    peer.rtt.insert(address(9), 30);
+    peer.paths.begin(at(0));
+    peer.run(0, 5000);
+    assert_eq!(peer.paths.current(), Some(address(9)));
+    assert!(peer.paths.is_routed() && !peer.paths.works_directly());
+    peer.paths.follow_kernel(address(1), Kind::Ipv4, at(5000));
+    assert_eq!((peer.paths.current(), peer.long_pings), (Some(address(9)), 0));
+
+    peer.rtt.insert(address(1), 80);
+    peer.run(5000, 60_000);
+    assert_eq!(peer.paths.current(), Some(address(1)));
+
+    let mut peer = Peer::new(&[]);
+    peer.paths.add(address(9), Origin::Relay, Kind::Routed, at(0));
+    peer.rtt.insert(address(9), 30);
+    peer.paths.begin(at(0));
+    peer.run(0, 20_000);
+    peer.rtt.clear();
+    peer.run(20_000, 23_000);
+    assert!(!peer.paths.works());
+}

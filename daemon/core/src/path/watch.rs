@@ -149,9 +149,9 @@ impl Paths {
         }
     }
 
-    /// Whether traffic was seen lately.
+    /// Whether traffic was seen lately, or may be there unseen: packets that a relay routes count as the relay's.
     pub fn is_used(&self, now: Monotonic) -> bool {
-        self.used_until.is_some_and(|until| now < until)
+        self.is_routed() || self.used_until.is_some_and(|until| now < until)
     }
 
     /// Whether the path in use was lost since this was last asked.

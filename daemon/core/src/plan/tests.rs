@@ -39,6 +39,7 @@ struct Node {
     preshared_key: PresharedKey,
     subnets: MeshSubnets,
     advertise_routes: BTreeSet<IpNet>,
+    routed_pairs: BTreeSet<[PublicKey; 2]>,
     accept_routes: BTreeSet<IpNet>,
     orphans: BTreeMap<PublicKey, ObservedPeer>,
 }
@@ -51,6 +52,7 @@ impl Node {
             preshared_key: PresharedKey::from_bytes([1; 32]),
             subnets: subnets(),
             advertise_routes: BTreeSet::new(),
+            routed_pairs: BTreeSet::new(),
             accept_routes: BTreeSet::new(),
             orphans: BTreeMap::new(),
         }
@@ -62,7 +64,10 @@ impl Node {
 
     fn inputs<'a>(&'a self, records: &'a [Record], reach: Reach) -> Inputs<'a> {
         let planned = |record: &'a Record| {
-            (record.key, PlannedPeer { record, preshared_key: &self.preshared_key, reach, mtu: None })
+            (
+                record.key,
+                PlannedPeer { record, preshared_key: &self.preshared_key, reach, mtu: None, via: None },
+            )
         };
         Inputs {
             interface: &self.interface,
@@ -74,6 +79,7 @@ impl Node {
             network_id: &NETWORK,
             subnets: self.subnets,
             advertise_routes: &self.advertise_routes,
+            routed_pairs: &self.routed_pairs,
             accept_routes: &self.accept_routes,
             own_networks: ["192.168.1.0/24".parse().unwrap()].into(),
             peers: records.iter().map(planned).collect(),
@@ -214,4 +220,54 @@ fn what_an_earlier_run_left_stays_unless_somebody_has_its_addresses() {
     let desired = desired(&node.inputs(&records, Reach::Passive));
     assert_eq!(desired.peers[&orphan].allowed_ips, [other].into());
     assert_eq!((desired.peers[&orphan].endpoint, desired.peers[&orphan].keepalive), (Endpoint::Keep, 25));
+}
+
+/// W-D11, W-D45: what belongs to a peer moves to the relay, by whose mesh address the routes go; and back in one plan.
+#[test]
+fn a_peer_behind_a_routed_relay_gives_its_networks_to_the_relay() {
+    let node = Node::accepting(&["10.77.0.0/16"]);
+    let records = [record(1, &["10.77.1.0/24"]), record(2, &[])];
+    let [peer, relay] = [records[0].key, records[1].key];
+    let network: IpNet = "10.77.1.0/24".parse().unwrap();
+    let address = |key| derive_mesh_addresses(&NETWORK, subnets(), key, AddressNonce(0)).both();
+    let mut inputs = node.inputs(&records, Reach::Passive);
+    inputs.peers.get_mut(&peer).unwrap().via = Some(relay);
+    inputs.peers.get_mut(&relay).unwrap().mtu = Some(1300);
+    let plan = desired(&inputs);
+    assert!(plan.peers[&peer].allowed_ips.is_empty());
+    let hosts = [peer, relay].into_iter().flat_map(address).map(IpNet::from);
+    assert_eq!(plan.peers[&relay].allowed_ips, hosts.chain([network]).collect());
+    let way = |destination: IpNet| {
+        let route = plan.routes.iter().find(|route| route.destination == destination);
+        route.map(|route| (route.gateway, route.mtu))
+    };
+    let [relay_v4, relay_v6] = address(relay);
+    assert_eq!(way(network), Some((Some(relay_v4), Some(1300))), "it must fit the relay's own path");
+    assert_eq!(address(peer).map(|one| way(one.into()).unwrap().0), [Some(relay_v4), Some(relay_v6)]);
+    assert_eq!(way(relay_v4.into()), Some((None, Some(1300))));
+
+    inputs.peers.get_mut(&relay).unwrap().reach = Reach::Not;
+    assert!(!desired(&inputs).peers[&peer].allowed_ips.is_empty(), "a relay that is gone carries nothing");
+}
+
+/// W-D46: a relay lets through what belongs to the two that have asked, and what it takes of their routes.
+#[test]
+fn a_routed_relay_passes_on_between_the_networks_of_a_pair_only() {
+    let mut node = Node::accepting(&["10.77.0.0/16"]);
+    let records = [record(1, &["10.77.1.0/24", "10.66.0.0/24"]), record(2, &[]), record(3, &[])];
+    let [one, other, third] = [0, 1, 2].map(|index: usize| records[index].key);
+    assert!(desired(&node.inputs(&records, Reach::Passive)).forwarding.is_nothing());
+    node.routed_pairs = [[one, other]].into();
+    let between = desired(&node.inputs(&records, Reach::Passive)).forwarding.between;
+    let address = |key| derive_mesh_addresses(&NETWORK, subnets(), key, AddressNonce(0)).both();
+    let [one_v4, one_v6] = address(one).map(IpNet::from);
+    let [other_v4, other_v6] = address(other).map(IpNet::from);
+    let network = "10.77.1.0/24".parse().unwrap();
+    let ways = [(one_v4, other_v4), (network, other_v4), (one_v6, other_v6)];
+    assert_eq!(between, ways.into_iter().flat_map(|(a, b)| [(a, b), (b, a)]).collect());
+    assert!(
+        !between
+            .iter()
+            .any(|(from, to)| address(third).iter().any(|one| [from, to].contains(&&(*one).into())))
+    );
 }

@@ -42,6 +42,10 @@ const BIND_INTERVAL: Duration = Duration::from_secs(60);
 /// For how long a relay is kept that is not used: a direct path may turn out to be none.
 const KEPT_UNUSED: Duration = Duration::from_secs(60);
 
+/// When the peer is told again that the tunnel is up, and for how long its own word on that counts.
+const TELL_AGAIN: Duration = Duration::from_millis(250);
+const BELIEVED: Duration = Duration::from_secs(10);
+
 /// The rest of a relay after it has failed once; doubled after each next time.
 const FIRST_REST: Duration = Duration::from_secs(1);
 
@@ -70,9 +74,22 @@ pub enum Step {
 pub struct Seeker {
     /// The relays that the peer reaches.
     theirs: BTreeMap<PublicKey, Duration>,
+    /// Whether the peer takes relays that route.
+    is_routed: bool,
     leases: BTreeMap<PublicKey, Lease>,
     failures: BTreeMap<PublicKey, Failure>,
     pause: Option<Pause>,
+    comeback: Comeback,
+}
+
+/// How far the pair has come to do without a relay that routes: both must leave it at the same time, because the kernel
+/// takes packets of a node from one peer only.
+#[derive(Clone, Copy, Debug, Default)]
+struct Comeback {
+    /// When the peer is told again that the tunnel is up here.
+    tell_at: Option<Monotonic>,
+    /// Until when the peer's word counts that it is up there.
+    heard_until: Option<Monotonic>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -107,8 +124,9 @@ struct Pause {
 }
 
 impl Seeker {
-    /// Takes note of the relays that the peer says it reaches.
-    pub fn hear(&mut self, theirs: &[Reached]) {
+    /// Takes note of the relays that the peer says it reaches, and whether it takes such that route.
+    pub fn hear(&mut self, theirs: &[Reached], is_routed: bool) {
+        self.is_routed = is_routed;
         self.theirs = theirs.iter().map(|one| (one.relay, one.rtt())).collect();
     }
 
@@ -157,6 +175,46 @@ impl Seeker {
             self.leases.insert(relay, Lease::Tried { address, until: now + TRIAL });
         }
         is_news
+    }
+
+    /// Whether the peer has said that it takes relays that route.
+    pub const fn is_routed(&self) -> bool {
+        self.is_routed
+    }
+
+    /// Takes the relay that the peer has chosen, in place of every other. Returns whether it is another.
+    pub fn take_choice(&mut self, relay: PublicKey, address: SocketAddr, now: Monotonic) -> bool {
+        let is_news = self.relay_at(address) != Some(relay);
+        if is_news {
+            self.leases = [(relay, Lease::Tried { address, until: now + TRIAL })].into();
+            self.comeback = Comeback::default();
+        }
+        is_news
+    }
+
+    /// Lets go of a relay of which nothing bad is known.
+    pub fn leave(&mut self, relay: PublicKey) {
+        self.leases.remove(&relay);
+        self.comeback = Comeback::default();
+    }
+
+    /// Notes that the peer says that the tunnel is up there.
+    pub fn hear_direct(&mut self, now: Monotonic) {
+        self.comeback.heard_until = Some(now + BELIEVED);
+    }
+
+    /// Whether the peer has said lately that the tunnel is up there.
+    pub fn has_heard_direct(&self, now: Monotonic) -> bool {
+        self.comeback.heard_until.is_some_and(|until| now < until)
+    }
+
+    /// Whether the peer is to be told now that the tunnel is up here, if it is, and notes it as done.
+    pub fn take_telling(&mut self, is_up: bool, now: Monotonic) -> bool {
+        let is_due = is_up && self.comeback.tell_at.is_none_or(|at| at <= now);
+        if is_due || !is_up {
+            self.comeback.tell_at = is_up.then(|| now + TELL_AGAIN);
+        }
+        is_due
     }
 
     /// Takes up a relay that packets of the peer come through, whoever has begun with it.
@@ -214,7 +272,12 @@ impl Seeker {
 
     /// Returns the relay behind an address of the peer.
     pub fn relay_at(&self, address: SocketAddr) -> Option<PublicKey> {
-        let found = self.leases.iter().find(|(_, lease)| lease.address() == Some(address));
+        self.relay_where(|one| one == address)
+    }
+
+    /// Returns the relay that is tried or used for an address of this kind.
+    pub fn relay_where(&self, fits: impl Fn(SocketAddr) -> bool) -> Option<PublicKey> {
+        let found = self.leases.iter().find(|(_, lease)| lease.address().is_some_and(&fits));
         found.map(|(&relay, _)| relay)
     }
 
@@ -266,7 +329,7 @@ impl Seeker {
 
     /// Returns when [`Seeker::poll_step`] has something to do.
     pub fn poll_timeout(&self) -> Option<Monotonic> {
-        self.leases.values().map(Lease::due).min()
+        self.leases.values().map(Lease::due).chain(self.comeback.tell_at).min()
     }
 
     /// Returns when [`Seeker::take_turn`] says yes.

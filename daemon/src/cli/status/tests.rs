@@ -146,9 +146,10 @@ fn what_is_passed_on_for_others_is_told() {
     let mut status = example();
     assert!(!render(&status, Style::default()).contains("relay"));
     let traffic = RelayTraffic { packets: 10, bytes: 2048, ..RelayTraffic::default() };
-    status.relay = Relay { serving: true, pairs: 2, max_pairs: 1024, traffic };
+    status.relay = Relay { serving: true, pairs: 2, max_pairs: 1024, routed_pairs: 3, traffic };
     let text = render(&status, Style::default());
-    let expected = "\n  relay     for 2 of at most 1024 pairs, 2.0 KiB passed on in 10 packets\n";
+    let expected =
+        "\n  relay     for 2 of at most 1024 pairs, 2.0 KiB passed on in 10 packets, routing for 3 pairs\n";
     assert!(text.contains(expected), "{text}");
 }
 
@@ -221,4 +222,14 @@ fn the_json_has_the_documented_names() {
     );
     assert_eq!(json["sources"][0]["state"], "running");
     assert_eq!(serde_json::from_value::<Status>(json).unwrap(), example());
+}
+
+/// W-D11: whoever reads the table sees that a relay may read.
+#[test]
+fn a_peer_behind_a_relay_that_routes_is_told_from_one_behind_a_sealed_one() {
+    let mut peer = example().peers[0].clone();
+    peer.state = PeerState::Relayed;
+    assert_eq!(state(&peer), "relayed");
+    peer.path.as_mut().unwrap().kind = "routed".into();
+    assert_eq!(state(&peer), "relayed (routed)");
 }

@@ -170,7 +170,10 @@ fn expressions(rule: &Rule, interface: &InterfaceName) -> Vec<Expression> {
     let (from_mesh, to_mesh) =
         (has_link(MetaKey::Iifname, interface.as_str()), has_link(MetaKey::Oifname, interface.as_str()));
     let (matches, verdict) = match rule {
-        Rule::BetweenPeers => (vec![from_mesh, to_mesh], ACCEPT),
+        Rule::Between(from, to) => {
+            let networks = [in_network(*from, Side::Source), in_network(*to, Side::Destination)].concat();
+            (vec![from_mesh, to_mesh, networks], ACCEPT)
+        }
         Rule::To(network) => (vec![from_mesh, in_network(*network, Side::Destination)], ACCEPT),
         Rule::From(network) => (vec![to_mesh, in_network(*network, Side::Source)], ACCEPT),
         Rule::Rest(link) => (vec![has_link(MetaKey::Iifname, link), has_family(false)], DROP),

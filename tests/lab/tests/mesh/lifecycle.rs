@@ -111,6 +111,39 @@ fn hosts_are_in_two_meshes_at_once() {
     assert!(lan.hosts[0].pings(mesh_ipv4(&daemons[1])), "the other mesh has not noticed");
 }
 
+/// L-28, L-30, L-31: a healthy host has nothing wrong; a firewall is looked at; a dead daemon and a foreign link are found.
+#[test]
+fn the_doctor_finds_what_is_wrong_and_only_that() {
+    let lan = Lan::new("doctor", 2);
+    let mut daemons = mesh(&lan, &Settings::new(SECRET));
+    let host = &lan.hosts[1];
+    eventually(PATIENCE, || daemons[1].status_json()["ebpf"]["active"] == true);
+    let well = wgmesh(host, &["doctor"], &daemons[1]);
+    println!("{}", printed(&well));
+    assert!(printed(&well).contains("ok     firewall") && !printed(&well).contains("WRONG"));
+    host.feed(
+        ["nft", "-f", "-"],
+        "add table inet fw\nadd chain inet fw in { type filter hook input priority 0; policy drop; }\n\
+         add rule inet fw in accept\n",
+    );
+    let guarded = printed(&wgmesh(host, &["doctor"], &daemons[1]));
+    assert!(
+        guarded.contains("look   firewall       the policy of nftables chain inet fw in drops"),
+        "{guarded}"
+    );
+    assert!(guarded.contains("UDP 51820 (WireGuard)"), "{guarded}");
+
+    let config = daemons[1].config().to_owned();
+    daemons.pop().unwrap().stop();
+    host.run(["ip", "link", "add", "wgmesh0", "type", "bridge"]);
+    let ill = host.wgmesh([Path::new("doctor"), Path::new("--json"), Path::new("--config"), &config]);
+    assert_eq!(ill.status.code(), Some(1));
+    let findings: Value = serde_json::from_slice(&ill.stdout).unwrap();
+    let wrong = findings.as_array().unwrap().iter().filter(|finding| finding["state"] == "error");
+    let wrong: Vec<_> = wrong.filter_map(|finding| finding["check"].as_str()).collect();
+    assert_eq!(wrong, ["interface", "daemon"], "{findings}");
+}
+
 /// A daemon of another mesh on a host that has one.
 struct Second {
     process: wgmesh_lab::Process,

@@ -326,6 +326,7 @@ impl Member {
             answer: true,
             relays: Vec::new(),
             wants_relay: false,
+            routed: false,
         };
         let offer = offer.encode_proved(to, &pair).into();
         self.disco(self.secret.public(), to, DiscoBody::Carried { from: claimed, offer })

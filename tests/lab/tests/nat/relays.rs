@@ -18,8 +18,8 @@ const LIMIT: Duration = Duration::from_secs(18);
 const PLAINTEXT: &[u8] = b"wgmeshplain";
 
 /// A pair and its relays; the introducer is one of them.
-struct World {
-    pair: Pair,
+pub(super) struct World {
+    pub(super) pair: Pair,
     others: Vec<(Host, Daemon)>,
     _stun: StunServers,
     _internet: Internet,
@@ -27,7 +27,7 @@ struct World {
 
 impl World {
     /// Starts a pair with so many relays, and waits until it is joined by one.
-    fn meet(name: &str, kinds: [NatKind; 2], relays: u8, before: impl FnOnce(&Pair)) -> Self {
+    pub(super) fn meet(name: &str, kinds: [NatKind; 2], relays: u8, before: impl FnOnce(&Pair)) -> Self {
         let internet = Internet::new(name);
         let stun = StunServers::start(&internet);
         let pair = Pair::start_relayed(&internet, 1, kinds);
@@ -42,18 +42,28 @@ impl World {
         world
     }
 
-    fn is_relayed(&self) -> bool {
+    pub(super) fn is_relayed(&self) -> bool {
         self.pair.views().iter().all(|view| view.state == "relayed" && view.path == "relay")
     }
 
-    /// Returns the host that is the relay now.
-    fn relay(&self) -> &Host {
+    /// Returns the host that is the relay now, with its daemon.
+    pub(super) fn relay(&self) -> (&Host, &Daemon) {
         let key = self.pair.views()[0].relay.clone();
         let Pair { introducer, introducer_host, .. } = &self.pair;
-        let mut all =
-            self.others.iter().map(|(host, daemon)| (host, daemon)).chain([(introducer_host, introducer)]);
+        let others = self.others.iter().map(|(host, daemon)| (host, daemon));
+        let mut all = others.chain([(introducer_host, introducer)]);
         let found = all.find(|(_, daemon)| daemon.status_json()["node"]["public_key"] == *key);
-        found.expect("the relay is one of them").0
+        found.expect("the relay is one of them")
+    }
+
+    /// Whether both hosts of the pair have a tunnel to everybody.
+    pub(super) fn knows_all(&self) -> bool {
+        let everybody = self.others.len() + 2;
+        self.pair.daemons.iter().all(|daemon| {
+            let status = daemon.status_json();
+            let peers = status["peers"].as_array().unwrap();
+            peers.iter().filter(|peer| peer["state"] != "connecting").count() == everybody
+        })
     }
 }
 
@@ -106,13 +116,13 @@ fn reads_nothing(world: &World) {
 fn a_pair_whose_relay_is_cut_off_moves_to_another() {
     let world = World::meet("relay-killed", [Symmetric, Symmetric], 2, |_| {});
     let target = world.pair.mesh_ipv4(1);
-    eventually(PATIENCE, || knows_all(&world));
+    eventually(PATIENCE, || world.knows_all());
     let pings = Pings::start(&world.pair.sites[0].host, target, PING_INTERVAL, PING_BYTES);
     std::thread::sleep(Duration::from_secs(3));
     let first = world.pair.views()[0].relay.clone();
     let before = SystemTime::now();
     // Its daemon alone would not be missed: what eBPF relays outlives it.
-    world.relay().run(["ip", "link", "set", "eth0", "down"]);
+    world.relay().0.run(["ip", "link", "set", "eth0", "down"]);
     std::thread::sleep(WATCHED);
     let silence = pings.finish().longest_silence(before);
     let verdict = if silence < GOAL { "" } else { ", goal of 3 s MISSED" };
@@ -137,18 +147,8 @@ fn a_direct_path_that_opens_is_taken_without_a_loss() {
     assert!(world.pair.views().iter().all(|view| view.is_direct), "{:?}", world.pair.views());
 }
 
-/// Whether both hosts of a pair have a tunnel to everybody.
-fn knows_all(world: &World) -> bool {
-    let everybody = world.others.len() + 2;
-    world.pair.daemons.iter().all(|daemon| {
-        let status = daemon.status_json();
-        let peers = status["peers"].as_array().unwrap();
-        peers.iter().filter(|peer| peer["state"] != "connecting").count() == everybody
-    })
-}
-
 /// Has each of a pair drop all UDP from and to the other's address.
-fn block(pair: &Pair) {
+pub(super) fn block(pair: &Pair) {
     for (own, other) in [(0, 1), (1, 0)] {
         let other: Ipv4Addr = pair.sites[other].public();
         let rules = format!(
@@ -159,7 +159,7 @@ fn block(pair: &Pair) {
     }
 }
 
-fn unblock(pair: &Pair) {
+pub(super) fn unblock(pair: &Pair) {
     for site in &pair.sites {
         site.host.run(["nft", "delete", "table", "inet", "between"]);
     }

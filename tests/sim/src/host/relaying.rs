@@ -26,6 +26,15 @@ impl Host {
         self.forwardings.iter().any(|pair| pair.ports.contains(&port))
     }
 
+    /// Puts what came through the mesh into the daemon's socket on WireGuard's port.
+    pub(super) fn read_packets(&mut self) {
+        while let Some(packet) = self.kernel.poll_packet() {
+            if let Some(bytes) = &packet.datagram {
+                self.receive(0, packet.from, packet.to.port(), bytes);
+            }
+        }
+    }
+
     /// Puts a bind into the daemon's socket for one of its relay ports.
     pub fn receive_bind(&mut self, local: IpAddr, from: SocketAddr, port: u16, bytes: &[u8]) {
         let Some(process) = &mut self.process else { return };

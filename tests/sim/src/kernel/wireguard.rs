@@ -6,7 +6,7 @@
 //! stamps that must rise, roaming, and the life of a session.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -14,6 +14,7 @@ use wgmesh_core::kernel::ObservedPeer;
 use wgmesh_core::key::{PresharedKey, PublicKey};
 use wgmesh_core::time::{Monotonic, Now, WallClock};
 
+use super::Packet;
 use crate::random::Random;
 
 /// No second handshake message to the same peer sooner than this after the last.
@@ -90,6 +91,8 @@ pub enum Body {
         session: Handshake,
         /// How long they are.
         bytes: u64,
+        /// From where to where, inside the mesh, where that matters.
+        packet: Option<Box<Packet>>,
     },
 }
 
@@ -279,19 +282,19 @@ impl Peer {
     }
 
     /// Sends packets in the session of now; without one they are lost, and a handshake begins.
-    pub fn send_data(&mut self, bytes: u64, context: &mut Context<'_>) {
+    pub fn send_data(&mut self, bytes: u64, packet: Option<Packet>, context: &mut Context<'_>) {
         let now = context.now.monotonic;
         self.silence.note_sent(now);
         let Some(keypair) = self.current.filter(|keypair| keypair.is_alive(now)) else {
             return self.send_keepalive(context);
         };
         self.unanswered_until.get_or_insert(now + NEW_HANDSHAKE_AFTER);
-        self.send(Body::Data { session: keypair.handshake, bytes }, context);
+        self.send(Body::Data { session: keypair.handshake, bytes, packet: packet.map(Box::new) }, context);
         self.renew_if_old(keypair, context);
     }
 
-    /// Takes in a message of this peer.
-    pub fn receive(&mut self, from: SocketAddr, body: &Body, context: &mut Context<'_>) {
+    /// Takes in a message of this peer. Returns the packet in it, if the sender may have the packet's source.
+    pub fn receive(&mut self, from: SocketAddr, body: &Body, context: &mut Context<'_>) -> Option<Packet> {
         match body {
             Body::Initiation { handshake, stamp } => {
                 self.on_initiation(from, *handshake, *stamp, context);
@@ -302,17 +305,24 @@ impl Peer {
             Body::Keepalive { session } => {
                 self.on_data(from, *session, body.bytes(), context);
             }
-            Body::Data { session, bytes } => {
+            Body::Data { session, bytes, packet } => {
                 if self.on_data(from, *session, body.bytes(), context) {
                     self.silence.heard = Some(context.now.monotonic);
                     match *bytes {
-                        PROBE_BYTES => self.send_data(ANSWER_BYTES, context),
+                        PROBE_BYTES => self.send_data(ANSWER_BYTES, None, context),
                         ANSWER_BYTES => self.probe_answered = Some(context.now.monotonic),
                         _ => self.data_received += 1,
                     }
+                    return packet.as_deref().filter(|packet| self.owns(packet.from.ip())).cloned();
                 }
             }
         }
+        None
+    }
+
+    /// Whether an inner address belongs to the peer.
+    pub fn owns(&self, address: IpAddr) -> bool {
+        self.allowed_ips.iter().any(|net| net.contains(&address))
     }
 
     /// Forgets all sessions and timers, as when the device goes down.

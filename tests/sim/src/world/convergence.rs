@@ -76,11 +76,15 @@ impl World {
     /// [`Violation`].
     pub fn check_addresses(&self) -> Result<(), Violation> {
         let mut owners: BTreeMap<(u8, IpNet), PublicKey> = BTreeMap::new();
+        let routers: Vec<_> = self.hosts.iter().filter(|host| host.kernel.is_router()).collect();
+        let is_routed = |net: IpNet, key| {
+            routers.iter().any(|host| host.public_key() == key && host.kernel.forwards_from(net.addr()))
+        };
         for (id, host) in self.running() {
             let own = host.kernel.addresses().map(|net| (single(net), host.public_key()));
             let peers = host.kernel.peers();
             let peers = peers.flat_map(|(key, peer)| peer.allowed_ips.iter().map(move |&net| (net, key)));
-            for (net, key) in own.chain(peers) {
+            for (net, key) in own.chain(peers).filter(|&(net, key)| !is_routed(net, key)) {
                 let owner = *owners.entry((host.plan.secret, net)).or_insert(key);
                 if owner != key {
                     return Err(self.violation(id, format!("{net} is {key}'s here and {owner}'s elsewhere")));
@@ -119,6 +123,10 @@ impl World {
         let (from, to) = (self.host(one), self.host(other));
         let Some(peer) = from.kernel.peer(to.public_key()) else { return Some("no peer in its kernel") };
         let addresses: BTreeSet<IpNet> = to.kernel.addresses().map(single).collect();
+        let carrier = addresses.first().and_then(|net| from.kernel.owner(net.addr()));
+        if let Some(relay) = carrier.filter(|carrier| *carrier != to.public_key()) {
+            return self.missing_routed(one, other, relay);
+        }
         if addresses.is_empty() || !peer.allowed_ips.is_superset(&addresses) {
             return Some("its kernel does not send the peer's addresses there");
         }
@@ -137,6 +145,22 @@ impl World {
             return Some("its session is unknown to the peer");
         }
         None
+    }
+
+    /// Says what one node lacks to send to another through a relay that routes.
+    fn missing_routed(&self, one: HostId, other: HostId, relay: PublicKey) -> Option<&'static str> {
+        let Some((relay, host)) = self.hosts().find(|(_, host)| host.public_key() == relay) else {
+            return Some("its kernel sends the peer's addresses to nobody");
+        };
+        let v4 = |id: HostId| self.host(id).kernel.addresses().find(|net| net.addr().is_ipv4());
+        let (Some(from), Some(to)) = (v4(one), v4(other)) else { return Some("no address") };
+        if !host.kernel.forwards(from.addr(), to.addr()) {
+            return Some("the relay does not route");
+        }
+        if self.host(other).kernel.owner(from.addr()) != Some(host.public_key()) {
+            return Some("the peer does not take from the relay");
+        }
+        self.missing(one, relay).or_else(|| self.missing(relay, other))
     }
 
     /// Whether what one host's WireGuard sends to an endpoint would reach the other's now.

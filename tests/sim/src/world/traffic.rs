@@ -1,10 +1,12 @@
 //! What users send through the mesh: pairs of hosts that talk all the time, and how long either hears nothing.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use wgmesh_core::time::Monotonic;
 
 use super::{Happening, Violation, World};
+use crate::kernel::Packet;
 use crate::network::HostId;
 
 /// How often each side of a talk sends.
@@ -51,10 +53,16 @@ impl World {
         silences.max().unwrap_or_default()
     }
 
+    /// Returns a host's IPv4 address inside the mesh, with no port of note.
+    fn inner_address(&self, id: HostId) -> Option<SocketAddr> {
+        let own = self.host(id).kernel.addresses().find(|net| net.addr().is_ipv4())?;
+        Some(SocketAddr::new(own.addr(), 0))
+    }
+
     pub(super) fn on_talk(&mut self, number: usize) -> Result<(), Violation> {
         let Talk { from, to, bytes, .. } = self.talks[number];
-        let keys = [from, to].map(|id| self.host(id).public_key());
-        let heard = self.host(to).kernel.peer(keys[0]).map_or(0, |peer| peer.data_received());
+        let [source, destination] = [from, to].map(|id| self.inner_address(id));
+        let heard = source.map_or(0, |source| self.host(to).kernel.heard_from(source.ip()));
         let talk = &mut self.talks[number];
         if heard != talk.heard {
             talk.longest_silence = talk.longest_silence.max(self.now.since(talk.heard_at));
@@ -63,7 +71,9 @@ impl World {
         self.schedule.push(self.now + INTERVAL, Happening::Talk(number));
         self.act(from, |host, now| {
             let clocks = host.now(now);
-            host.kernel.send_data(keys[1], bytes, clocks);
+            if let (Some(from), Some(to)) = (source, destination) {
+                host.kernel.send_to(&Packet { from, to, datagram: None }, bytes, clocks);
+            }
             host.handle_timeout(now);
         })
     }

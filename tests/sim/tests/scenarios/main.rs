@@ -14,4 +14,6 @@ mod path_attacks;
 mod random;
 mod relays;
 mod restart;
+mod routed;
 mod sessions;
+mod sleep;

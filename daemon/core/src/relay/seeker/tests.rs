@@ -20,7 +20,7 @@ fn distances(relays: &[(u8, u64)]) -> BTreeMap<PublicKey, Duration> {
 fn heard(relays: &[(u8, u64)]) -> Seeker {
     let mut seeker = Seeker::default();
     let theirs = distances(relays);
-    seeker.hear(&theirs.iter().map(|(&relay, &rtt)| Reached::new(relay, rtt)).collect::<Vec<_>>());
+    seeker.hear(&theirs.iter().map(|(&relay, &rtt)| Reached::new(relay, rtt)).collect::<Vec<_>>(), false);
     seeker
 }
 
@@ -145,4 +145,33 @@ fn where_there_is_no_relay_tries_become_rarer() {
     let mut seeker = Seeker::default();
     let turns: Vec<u64> = (0..200).filter(|second| seeker.take_turn(at(second * 1000))).collect();
     assert_eq!(turns[..8], [0, 1, 3, 7, 15, 31, 61, 91]);
+}
+
+/// The lower key's proved word counts more than what this node holds.
+#[test]
+fn a_relay_that_the_peer_has_chosen_takes_the_place_of_every_other() {
+    let mut seeker = Seeker::default();
+    assert!(seeker.take_choice(key(10), address(1), at(0)));
+    seeker.handle_answer(address(1), at(100));
+    assert!(!seeker.take_choice(key(10), address(1), at(60_000)), "it is the one in use");
+    assert!(seeker.take_choice(key(11), address(1), at(60_100)));
+    assert_eq!(seeker.relay_at(address(1)), Some(key(11)));
+    assert_eq!(run(&mut seeker, 65_000), [(62_100, Step::Failed(key(11), Some(address(1))))]);
+}
+
+/// Word that the tunnel is up is repeated until both have left the relay, and is believed for a while only.
+#[test]
+fn the_peer_is_told_again_and_again_that_the_tunnel_is_up() {
+    let mut seeker = Seeker::default();
+    seeker.take_choice(key(10), address(1), at(0));
+    seeker.handle_answer(address(1), at(10));
+    assert!(!seeker.take_telling(false, at(100)));
+    let told: Vec<u64> = (100..1000).step_by(10).filter(|&now| seeker.take_telling(true, at(now))).collect();
+    assert_eq!(told, [100, 350, 600, 850]);
+    assert!(!seeker.take_telling(false, at(1000)) && seeker.poll_timeout() > Some(at(1100)));
+    assert!(!seeker.has_heard_direct(at(1000)));
+    seeker.hear_direct(at(1000));
+    assert!(seeker.has_heard_direct(at(10_999)) && !seeker.has_heard_direct(at(11_000)));
+    seeker.leave(key(10));
+    assert!(!seeker.is_under_way() && !seeker.has_heard_direct(at(1001)));
 }

@@ -1,0 +1,105 @@
+//! Daemons that die, hang, hand over and come back while a tunnel between NATs is in use.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use wgmesh_lab::NatKind::{PortRestricted, Symmetric};
+use wgmesh_lab::{Internet, NatKind, Pair, Settings, StunServers, eventually, least_of_three};
+
+use super::{PATIENCE, routed};
+use crate::mesh::SECRET;
+
+/// Issue 4, 6: nothing that happens to any of the three daemons costs a packet of two that meet behind NATs.
+#[test]
+fn no_packet_is_lost_whatever_happens_to_the_daemons_of_a_direct_pair() {
+    let settings = settings("[relay]\nserve = false");
+    nothing_is_lost("lives", [PortRestricted; 2], &settings, "direct");
+}
+
+/// Issue 4, 6: nor of two that have a relay, whose own daemon is one of the three.
+#[test]
+fn no_packet_is_lost_whatever_happens_to_the_daemons_of_a_relayed_pair() {
+    nothing_is_lost("lives-sealed", [Symmetric; 2], &settings("[relay]\nserve = true"), "relay");
+}
+
+/// Issue 4, 6: nor where the relay routes.
+#[test]
+fn no_packet_is_lost_whatever_happens_to_the_daemons_of_a_routed_pair() {
+    nothing_is_lost("lives-routed", [Symmetric; 2], &routed::settings(), "routed");
+}
+
+fn settings(introducer: &str) -> [Settings; 3] {
+    let node = Settings::new(SECRET).over_internet(&[Pair::introducer_address(1)]);
+    [node.clone(), node, Settings::new(SECRET).over_internet(&[]).with(introducer)]
+}
+
+/// Joins a pair by a path of this kind, then has its daemons and the introducer's die and hang in turn.
+fn nothing_is_lost(name: &str, kinds: [NatKind; 2], settings: &[Settings; 3], path: &str) {
+    let internet = Internet::new(name);
+    let _stun = StunServers::start(&internet);
+    let mut pair = Pair::start_as(&internet, 1, kinds, settings);
+    pair.meet(PATIENCE);
+    eventually(PATIENCE, || is_joined(&pair, path));
+    for signal in [Signal::SIGKILL, Signal::SIGUSR1] {
+        for index in 0..3 {
+            let lost = least_of_three(|| {
+                let lost = lost_during(&mut pair, |pair| replace(pair, index, signal, settings));
+                eventually(PATIENCE, || is_joined(&pair, path));
+                lost
+            });
+            println!("{name}: {signal} and a new daemon {index}: {lost} pings lost");
+            assert_eq!(lost, 0, "{signal} for daemon {index}");
+        }
+    }
+    let lost = least_of_three(|| {
+        lost_during(&mut pair, |pair| {
+            let hung = [&pair.daemons[0], &pair.introducer];
+            hung.iter().for_each(|daemon| daemon.signal(Signal::SIGSTOP));
+            std::thread::sleep(Duration::from_secs(5));
+            hung.iter().for_each(|daemon| daemon.signal(Signal::SIGCONT));
+        })
+    });
+    println!("{name}: two daemons hung for 5 s: {lost} pings lost");
+    assert_eq!(lost, 0, "hung");
+    eventually(PATIENCE, || is_joined(&pair, path));
+}
+
+/// Whether both kernels and both daemons have a path of this kind.
+fn is_joined(pair: &Pair, path: &str) -> bool {
+    pair.views().iter().all(|view| match path {
+        "direct" => view.is_direct && view.state == "direct",
+        _ => view.state == "relayed" && view.path == path,
+    })
+}
+
+/// Ends a daemon, the introducer's with the last index, and starts another a second later.
+fn replace(pair: &mut Pair, index: usize, signal: Signal, settings: &[Settings; 3]) {
+    let Pair { daemons, sites, introducer, introducer_host, .. } = pair;
+    let (daemon, host) = match daemons.get_mut(index) {
+        Some(daemon) => (daemon, &sites[index].host),
+        None => (introducer, &*introducer_host),
+    };
+    daemon.signal(signal);
+    daemon.wait_exit();
+    std::thread::sleep(Duration::from_secs(1));
+    *daemon = host.daemon(&settings[index]);
+    daemon.wait_ready();
+    // Long enough for the new daemon to make its plan and carry it out.
+    std::thread::sleep(Duration::from_secs(3));
+}
+
+/// Counts the pings, ten a second, that stay unanswered while something is done and a second longer.
+fn lost_during(pair: &mut Pair, act: impl FnOnce(&mut Pair)) -> u32 {
+    let target = pair.mesh_ipv4(1).to_string();
+    let ping = pair.sites[0].host.spawn(["ping", "-n", "-q", "-i", "0.1", &target]);
+    std::thread::sleep(Duration::from_secs(1));
+    act(pair);
+    std::thread::sleep(Duration::from_secs(1));
+    let report = String::from_utf8(ping.interrupt().stdout).unwrap();
+    let counts = report.lines().find(|line| line.contains("transmitted")).unwrap();
+    println!("{counts}");
+    let number = |place| counts.split(' ').nth(place).unwrap().parse::<u32>().unwrap();
+    assert!(number(0) > 15, "{report}");
+    // The last one may have been under way.
+    (number(0) - number(3)).saturating_sub(1)
+}

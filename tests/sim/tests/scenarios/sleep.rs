@@ -1,0 +1,70 @@
+//! Hosts that sleep while the world goes on.
+
+use std::time::Duration;
+
+use wgmesh_sim::nat::Kind;
+use wgmesh_sim::world::Violation;
+
+use crate::fleet::{Fleet, mins, secs};
+use crate::meeting::Meeting;
+
+/// What a host that wakes may take to be back.
+const BACK: Duration = Duration::from_secs(5);
+
+/// Where others have let go of it, so that it must dial its introducer anew: the old session is given up after 10 s.
+const BACK_BY_INTRODUCER: Duration = Duration::from_secs(13);
+
+/// Issue 4 (suspend): on a common link, after minutes or hours; nobody was silent only because this host did not listen.
+#[test]
+fn a_host_that_wakes_on_a_link_is_back_within_seconds_and_has_forgotten_nobody() -> Result<(), Violation> {
+    for span in [mins(2), mins(9), mins(180)] {
+        let mut fleet = Fleet::resting(1, 5)?;
+        let node = fleet.nodes[2];
+        let known = |fleet: &Fleet| fleet.world.host(node).mesh().expect("it runs").store().len();
+        fleet.world.sleep(node, true);
+        fleet.world.run_for(span)?;
+        fleet.world.sleep(node, false);
+        fleet.world.run_for(Duration::from_millis(10))?;
+        assert_eq!(known(&fleet), 4, "after {span:?}");
+        let back = fleet.world.run_until_meshed(secs(60))?;
+        assert!(back < BACK, "{back:?} after {span:?}");
+        fleet.world.run_for(mins(11))?;
+        assert_eq!(known(&fleet), 4);
+    }
+    Ok(())
+}
+
+/// Issue 4 (suspend): behind NATs, which have forgotten it meanwhile.
+#[test]
+fn a_host_that_wakes_behind_a_nat_is_back_within_seconds() -> Result<(), Violation> {
+    for span in [mins(2), mins(30), mins(180)] {
+        let mut meeting = Meeting::new(2, [Kind::PortRestricted; 2]);
+        meeting.meet()?;
+        let [one, other] = meeting.nodes;
+        meeting.world.talk(one, other);
+        meeting.world.run_for(secs(30))?;
+        meeting.world.sleep(one, true);
+        meeting.world.run_for(span)?;
+        meeting.world.sleep(one, false);
+        let back = meeting.world.run_until_meshed(secs(60))?;
+        assert!(back < BACK_BY_INTRODUCER, "{back:?} after {span:?}");
+    }
+    Ok(())
+}
+
+/// What is dead stays dead: a host that sleeps makes nobody younger than when it fell asleep.
+#[test]
+fn whoever_was_dead_before_a_sleep_is_forgotten_after_it() -> Result<(), Violation> {
+    let mut fleet = Fleet::resting(3, 4)?;
+    let (dead, node) = (fleet.nodes[0], fleet.nodes[1]);
+    fleet.world.reboot(dead);
+    fleet.world.run_for(mins(5))?;
+    fleet.world.sleep(node, true);
+    fleet.world.run_for(mins(60))?;
+    fleet.world.sleep(node, false);
+    fleet.world.run_for(mins(4))?;
+    assert!(fleet.holds(node, dead));
+    fleet.world.run_for(mins(3))?;
+    assert!(!fleet.holds(node, dead));
+    Ok(())
+}
