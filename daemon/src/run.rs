@@ -347,6 +347,7 @@ impl Daemon {
                 self.outside.traffic.follow_relay(Arc::clone(&table));
                 self.storage.write(Job::Relay(table));
             }
+            Command::Gossip { to, bytes } => self.network.send_gossip(to, &bytes),
             Command::Dial(target) => self.network.dial(target),
             Command::SendFrame { id, bytes } => self.network.send_frame(id, bytes),
             Command::CloseSession(id) => self.network.close_session(id),
@@ -374,6 +375,7 @@ impl Daemon {
                 if let Link::WireGuard { index, .. } = outcome.observed.link {
                     self.outside.traffic.follow_link(index);
                 }
+                self.network.follow_mesh(&outcome.observed);
                 let taken =
                     outcome.failures.iter().any(|failure| matches!(failure, KernelError::PortInUse { .. }));
                 self.failures = outcome.failures.first().map(ToString::to_string);

@@ -107,6 +107,7 @@ impl Mesh {
             exchange_port: self.exchange_port,
             introducer: nat == NatType::Open,
             relay: self.serves(),
+            lifetime: self.record_lifetime(),
         }
     }
 }
