@@ -226,18 +226,21 @@ pub enum Method {
     Exchange,
     /// Notices and announcements in Mainline DHT.
     Dht,
+    /// Datagrams inside the mesh in which nodes tell each other of others.
+    Gossip,
 }
 
 impl Method {
-    const NAMES: [(&'static str, Self); 6] = [
+    const NAMES: [(&'static str, Self); 7] = [
         ("manual", Self::Manual),
         ("lan", Self::Lan),
         ("bootstrap", Self::Bootstrap),
         ("dns", Self::Dns),
         ("exchange", Self::Exchange),
         ("dht", Self::Dht),
+        ("gossip", Self::Gossip),
     ];
-    const LATER: [&'static str; 5] = ["mdns", "gossip", "file", "http", "github"];
+    const LATER: [&'static str; 4] = ["mdns", "file", "http", "github"];
 }
 
 impl TryFrom<String> for Method {
@@ -373,6 +376,7 @@ impl File {
             lan: self.discovery.enabled_methods.contains(&Method::Lan),
             punching: self.nat.punching,
             exchange: self.discovery.enabled_methods.contains(&Method::Exchange),
+            gossip: self.discovery.enabled_methods.contains(&Method::Gossip),
             exchange_port: self.discovery.exchange_port.map(NonZeroU16::get),
             dht: self.discovery.enabled_methods.contains(&Method::Dht),
             relay: self.relay.settings(),

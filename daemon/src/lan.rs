@@ -221,7 +221,8 @@ fn receive_now(socket: &Socket) -> io::Result<Received> {
     Ok(Received { interface, from, bytes: buffer[..length].to_vec() })
 }
 
-fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+/// Returns the address of IP that the kernel has told.
+pub(crate) fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
     let v4 = address.as_sockaddr_in().map(|&v4| SocketAddr::V4(SocketAddrV4::from(v4)));
     v4.or_else(|| address.as_sockaddr_in6().map(|&v6| SocketAddr::V6(SocketAddrV6::from(v6))))
 }

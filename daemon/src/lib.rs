@@ -11,6 +11,7 @@ pub mod config;
 pub mod dht;
 pub mod ebpf;
 pub mod exchange;
+pub mod gossip;
 mod inbox;
 pub mod install;
 pub mod journal;

@@ -348,6 +348,7 @@ impl Daemon {
                 self.storage.write(Job::Relay(table));
             }
             Command::SaveRouted(pairs) => self.storage.write(Job::Routed(pairs)),
+            Command::Gossip { to, bytes } => self.network.send_gossip(to, &bytes),
             Command::Dial(target) => self.network.dial(target),
             Command::SendFrame { id, bytes } => self.network.send_frame(id, bytes),
             Command::CloseSession(id) => self.network.close_session(id),
@@ -377,6 +378,7 @@ impl Daemon {
                     self.outside.traffic.follow_link(index);
                     self.network.answer_probes(index, &self.mesh);
                 }
+                self.network.follow_mesh(&outcome.observed);
                 let taken =
                     outcome.failures.iter().any(|failure| matches!(failure, KernelError::PortInUse { .. }));
                 self.failures = outcome.failures.first().map(ToString::to_string);

@@ -9,6 +9,8 @@ use wgmesh_sim::nat::Kind;
 use wgmesh_sim::network::{Conditions, HostId};
 use wgmesh_sim::world::World;
 
+mod knowledge;
+
 /// What to simulate.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -24,6 +26,14 @@ pub(crate) struct Arguments {
     /// For how many virtual seconds the meshed fleet is watched at rest.
     #[arg(long, default_value_t = 300)]
     duration: u64,
+    /// Shows how knowledge spreads in meshes of these sizes instead, over simplified kernels: after a cold start, after one
+    /// node's change and after half an hour of partition.
+    #[arg(long, value_name = "NODES", num_args = 0.., value_delimiter = ',', default_missing_value = "100,300,1000",
+        conflicts_with_all = ["nats", "loss", "nodes"])]
+    knowledge: Option<Vec<usize>>,
+    /// For how many virtual hours (`24h`) nodes come and go, over simplified kernels.
+    #[arg(long, value_name = "HOURS", value_parser = hours, conflicts_with_all = ["nats", "loss", "knowledge"])]
+    churn: Option<u64>,
     /// The share of datagrams that get lost, from 0 to 1.
     #[arg(long, default_value_t = 0.0)]
     loss: f64,
@@ -40,7 +50,14 @@ const SETTLING: Duration = Duration::from_secs(20);
 /// # Errors
 /// The violated invariant, or that the fleet was not meshed in time.
 pub(crate) fn main(arguments: &Arguments) -> Result<()> {
-    ensure!(arguments.nodes >= 2, "a mesh takes at least two nodes");
+    let mut sizes = arguments.knowledge.iter().flatten().chain([&arguments.nodes]);
+    ensure!(sizes.all(|&nodes| nodes >= 2), "a mesh takes at least two nodes");
+    if let Some(sizes) = &arguments.knowledge {
+        return knowledge::spread(arguments.seed, sizes, arguments.duration);
+    }
+    if let Some(hours) = arguments.churn {
+        return knowledge::churn(arguments.seed, arguments.nodes, hours);
+    }
     ensure!(!arguments.nats || arguments.nodes <= 200, "a virtual internet has room for 200 NATs");
     ensure!((0.0..1.0).contains(&arguments.loss), "--loss takes a share from 0 to below 1");
     let clock = Instant::now();
@@ -71,6 +88,10 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     println!("trace                        {}", world.trace());
     println!("virtual, real                {:?}, {:.1} s", world.elapsed(), clock.elapsed().as_secs_f64());
     Ok(())
+}
+
+fn hours(text: &str) -> Result<u64, std::num::ParseIntError> {
+    text.strip_suffix('h').unwrap_or(text).parse()
 }
 
 fn on_lan(arguments: &Arguments, world: &mut World) -> Vec<HostId> {
@@ -110,6 +131,8 @@ impl Sum {
             sum.totals.probes += host.totals.probes;
             sum.totals.bytes += host.totals.bytes;
             sum.totals.session_bytes += host.totals.session_bytes;
+            sum.totals.gossip += host.totals.gossip;
+            sum.totals.gossip_bytes += host.totals.gossip_bytes;
             sum.totals.overflows += host.totals.overflows;
             sum.writes += host.kernel.writes();
             sum.readings += host.readings();
@@ -126,6 +149,8 @@ impl Sum {
                 probes: self.totals.probes - earlier.totals.probes,
                 bytes: self.totals.bytes - earlier.totals.bytes,
                 session_bytes: self.totals.session_bytes - earlier.totals.session_bytes,
+                gossip: self.totals.gossip - earlier.totals.gossip,
+                gossip_bytes: self.totals.gossip_bytes - earlier.totals.gossip_bytes,
                 overflows: self.totals.overflows - earlier.totals.overflows,
                 relayed: self.totals.relayed - earlier.totals.relayed,
             },
@@ -143,6 +168,9 @@ impl Sum {
         let datagrams = self.share(sent) / seconds;
         let bytes = self.share(|sum| sum.totals.bytes) / seconds;
         let sessions = self.share(|sum| sum.totals.session_bytes) / seconds;
-        format!("{datagrams:.2}{unit} datagrams, {bytes:.0}{unit} bytes, {sessions:.0}{unit} in sessions")
+        let gossip = self.share(|sum| sum.totals.gossip_bytes) / seconds;
+        format!(
+            "{datagrams:.2}{unit} datagrams, {bytes:.0}{unit} bytes, {sessions:.0}{unit} in sessions, {gossip:.0}{unit} of gossip"
+        )
     }
 }

@@ -39,6 +39,8 @@ pub struct Settings {
     pub dht: bool,
     /// How it has to do with relays.
     pub relay: RelaySettings,
+    /// Whether records are gossiped over the mesh (`discovery.enabled_methods` has `gossip`).
+    pub gossip: bool,
     /// The most peers to hold; more are refused (seed 003, W-D19).
     pub max_peers: usize,
     /// How many sessions to hold (M-21).

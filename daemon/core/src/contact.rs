@@ -28,6 +28,7 @@ use std::time::Duration;
 use crate::identity::Sequence;
 use crate::message::{Hello, Phase, Stamp, Token};
 use crate::time::Monotonic;
+use crate::timed::Deadline;
 
 /// First wait for an answer of the only peer that is being met; doubled each time. Longer than a neighbour takes to
 /// install a peer.
@@ -308,12 +309,6 @@ impl Contact {
         })
     }
 
-    /// Returns when the contact next wants [`Contact::handle_timeout`] or [`Contact::poll_hello`]. Changes with
-    /// every call of a `handle_…` method.
-    pub fn poll_timeout(&self) -> Option<Monotonic> {
-        self.due.into_iter().chain(self.initiate_at).min()
-    }
-
     /// Returns where the peer is, as it proved in this run.
     pub fn proved_place(&self) -> Option<Place> {
         self.token.map(|_| self.place)
@@ -374,6 +369,14 @@ impl Contact {
         self.phase = Phase::Active;
         self.attempts = 0;
         self.due = Some(now);
+    }
+}
+
+impl Deadline for Contact {
+    /// Returns when the contact next wants [`Contact::handle_timeout`] or [`Contact::poll_hello`]. Changes with
+    /// every call of a `handle_…` method.
+    fn deadline(&self) -> Option<Monotonic> {
+        self.due.into_iter().chain(self.initiate_at).min()
     }
 }
 

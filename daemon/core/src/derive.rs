@@ -20,6 +20,9 @@ const SECONDS_PER_HOUR: u64 = 3600;
 /// The lowest port that a mesh's exchange may listen on (seed 000).
 const FIRST_EXCHANGE_PORT: u16 = 51_821;
 
+/// How far gossip's port lies above the exchange's.
+const GOSSIP_PORT_OFFSET: u16 = 1000;
+
 /// Length of the tag that marks a datagram as this mesh's for one hour.
 pub const TAG_BYTES: usize = 8;
 
@@ -101,6 +104,11 @@ impl MeshKeys {
     /// Returns the TCP port of the exchange between nodes, one of a thousand.
     pub const fn exchange_port(&self) -> u16 {
         self.exchange_port
+    }
+
+    /// Returns the UDP port of gossip on mesh addresses (seed 000, W-X13).
+    pub const fn gossip_port(&self) -> u16 {
+        self.exchange_port + GOSSIP_PORT_OFFSET
     }
 
     /// Returns the seed of the Ed25519 key that every node of the mesh shows in TLS: it proves that it has the

@@ -34,12 +34,14 @@ use crate::standing::Book;
 use crate::store::PeerStore;
 use crate::stun::Stun;
 use crate::time::{Monotonic, Now};
+use crate::timed::Timed;
 
 mod candidates;
 mod clock;
 mod dht;
 mod events;
 mod explain;
+mod gossip;
 mod handshakes;
 mod health;
 mod kernel;
@@ -83,12 +85,13 @@ pub struct Mesh {
     /// What strangers may cost, by where they seem to be.
     strangers: AddressBuckets,
     store: PeerStore,
-    contacts: BTreeMap<PublicKey, Contact>,
+    contacts: Timed<PublicKey, Contact>,
     underlay: Vec<Underlay>,
     reach: Reaching,
     dht: Option<dht::DhtSource>,
     relays: relays::Relays,
     exchange: Option<Exchange>,
+    talk: Option<gossip::Talk>,
     exchange_port: Option<u16>,
     bootstrap: Vec<Seed>,
     targets_stale: bool,
@@ -147,7 +150,7 @@ struct Reaching {
     seen_at: BTreeMap<PublicKey, SocketAddr>,
     /// Where each peer's last message to WireGuard's port has come from, and when; relays apart.
     heard_at: BTreeMap<PublicKey, (SocketAddr, Monotonic)>,
-    paths: BTreeMap<PublicKey, Paths>,
+    paths: Timed<PublicKey, Paths>,
     /// What each peer may still have carried to others.
     carries: BTreeMap<PublicKey, TokenBucket>,
     /// What was sent to addresses at which nobody has answered.
@@ -160,7 +163,7 @@ impl Mesh {
     pub fn new(
         settings: Settings,
         keys: MeshKeys,
-        state: NodeState,
+        mut state: NodeState,
         underlay: Vec<Underlay>,
         seed: [u8; 32],
         now: Now,
@@ -174,7 +177,6 @@ impl Mesh {
             0 => kernel::random_port(&mut rng),
             port => port,
         };
-        let mut state = state;
         let exchange_port = settings.exchange.then(|| settings.exchange_port.unwrap_or(keys.exchange_port()));
         let whereabouts = Whereabouts {
             listen_port,
@@ -183,17 +185,19 @@ impl Mesh {
             exchange_port,
             introducer: false,
             relay: settings.relay.serve.unwrap_or_default(),
+            lifetime: RECORD_LIFETIME,
         };
         let exchange = settings.exchange.then(|| Exchange::new(settings.sessions, random(&mut rng)));
         let dht = settings.dht.then(|| dht::DhtSource::new(state.wg_pubkey, random(&mut rng), now));
         let record = sign_record(&settings, &keys, subnets, &mut state, whereabouts, now, &mut rng);
-        let token = Token(rng.next_u64());
         let mut mesh = Self {
             opener: Opener::new(now),
             leads: TokenBucket::new(lan::LEAD_BURST, lan::LEAD_INTERVAL, now.monotonic),
             strangers: AddressBuckets::new(lan::STRANGER_BURST, lan::STRANGER_INTERVAL),
             store: PeerStore::new(settings.max_peers),
             relays: relays::Relays::new(&settings.relay),
+            token: Token(rng.next_u64()),
+            talk: settings.gossip.then(|| gossip::Talk::new(&settings, random(&mut rng), now.monotonic)),
             settings,
             keys,
             subnets,
@@ -201,10 +205,9 @@ impl Mesh {
             listen_port,
             port_moves: 0,
             record,
-            token,
             counter: 0,
             rng,
-            contacts: BTreeMap::new(),
+            contacts: Timed::default(),
             underlay,
             reach: Reaching::default(),
             dht,
@@ -259,6 +262,7 @@ impl Mesh {
         self.on_time(now);
         self.greet_named(now);
         self.drive_exchange(now);
+        self.drive_gossip(now);
         self.drive_stun(now);
         self.drive_paths(now);
         self.drive_dht(now);
@@ -266,6 +270,8 @@ impl Mesh {
         self.drive_server(now);
         self.replan(now);
         self.send_hellos(now);
+        self.contacts.settle();
+        self.reach.paths.settle();
     }
 
     fn on_event(&mut self, event: Event, now: Now) {
@@ -283,6 +289,7 @@ impl Mesh {
             }
             Event::Bind(received) => self.on_bind(&received, now),
             Event::RelayPortTaken(port) => self.on_relay_port_taken(port, now),
+            Event::Gossip { from, bytes } => self.on_gossip(from, &bytes, now),
             Event::Kernel(report) => self.on_kernel(report, now),
             Event::AddPeer(key, endpoint) => self.add_named(key, endpoint, now),
             Event::ReleasePeer(key) => self.release_named(key),
@@ -325,9 +332,9 @@ impl Mesh {
             (self.next_greeting(), TimeoutReason::Greet),
             (self.dht.as_ref().and_then(dht::DhtSource::poll_timeout), TimeoutReason::Dht),
             (self.exchange.as_ref().and_then(Exchange::poll_timeout), TimeoutReason::Exchange),
+            (self.talk.as_ref().map(gossip::Talk::poll_timeout), TimeoutReason::Gossip),
         ];
-        let contacts = self.contacts.values().filter_map(Contact::poll_timeout).min();
-        let paths = self.reach.paths.values().filter_map(Paths::poll_timeout).min();
+        let (contacts, paths) = (self.contacts.first(), self.reach.paths.first());
         fixed
             .into_iter()
             .chain([(contacts, TimeoutReason::Contact), (paths, TimeoutReason::Path)])
@@ -369,7 +376,8 @@ impl Mesh {
         if self.refresh_at <= now.monotonic {
             self.renew_record(now);
         }
-        for contact in self.contacts.values_mut() {
+        for key in self.contacts.due(now.monotonic) {
+            let Some(contact) = self.contacts.get_mut(&key) else { continue };
             let was_active = contact.is_active();
             contact.handle_timeout(now.monotonic);
             self.dirty |= contact.is_active() != was_active;

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use crate::message::Stamp;
 use crate::time::Monotonic;
+use crate::timed::Deadline;
 
 mod candidate;
 mod history;
@@ -286,17 +287,6 @@ impl Paths {
         Some(Ping { to, id, mtu })
     }
 
-    /// Returns when [`Paths::handle_timeout`] or [`Paths::poll_ping`] has something to do.
-    pub fn poll_timeout(&self) -> Option<Monotonic> {
-        let effort = match self.effort {
-            Effort::None => None,
-            Effort::Attempt { until } | Effort::Rest { until } => Some(until),
-        };
-        let schedules = self.candidates.values().filter_map(|candidate| candidate.schedule?.due());
-        let watch = self.current.and_then(|current| current.next_ping);
-        schedules.chain(effort).chain(watch).chain(self.mtu.poll_timeout()).min()
-    }
-
     /// Whether an attempt has begun that the peer should hear of.
     pub const fn take_offer_due(&mut self) -> bool {
         std::mem::replace(&mut self.offer_due, false)
@@ -495,6 +485,19 @@ impl Paths {
             Ordering::Equal => is_quicker(rtt, rtt_now),
             Ordering::Greater => rtt + FARTHER <= rtt_now,
         }
+    }
+}
+
+impl Deadline for Paths {
+    /// Returns when [`Paths::handle_timeout`] or [`Paths::poll_ping`] has something to do.
+    fn deadline(&self) -> Option<Monotonic> {
+        let effort = match self.effort {
+            Effort::None => None,
+            Effort::Attempt { until } | Effort::Rest { until } => Some(until),
+        };
+        let schedules = self.candidates.values().filter_map(|candidate| candidate.schedule?.due());
+        let watch = self.current.and_then(|current| current.next_ping);
+        schedules.chain(effort).chain(watch).chain(self.mtu.poll_timeout()).min()
     }
 }
 

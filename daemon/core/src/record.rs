@@ -87,6 +87,12 @@ pub struct Record {
 }
 
 impl Record {
+    /// Whether it says nothing that an earlier one of the same node does not say, but that it holds for longer.
+    pub fn is_renewal_of(&self, earlier: &Self) -> bool {
+        let Self { sequence, issued, lifetime_s, .. } = *earlier;
+        !self.is_goodbye() && Self { sequence, issued, lifetime_s, ..self.clone() } == *earlier
+    }
+
     /// Whether it says that its node has left.
     pub const fn is_goodbye(&self) -> bool {
         self.lifetime_s == 0

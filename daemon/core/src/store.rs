@@ -7,14 +7,12 @@
 //!   to be there. So a member that invents nodes keeps no honest one out for long.
 //! - What only others told of is passed on at once as long as it comes at the pace of a fleet that starts; beyond
 //!   [`NEWCOMER_BURST`] it waits for [`MIN_AGE`], or until it proves to be there. So inventions spread slowly.
-//! - Only direct evidence (a fresh hello, the kernel's own counters) keeps a peer alive. A claim from a cache or
-//!   from a third node does not: the dead stay dead.
+//! - Only direct evidence (a fresh hello, the kernel's own counters) keeps a peer alive, our own or that of a third
+//!   node, which counts from the time that it was had. A claim from a cache does not: the dead stay dead.
 //! - What left by its own goodbye comes back only with a newer record ([`Tombstone`]s, at most
 //!   [`MAX_TOMBSTONES`], the oldest forgotten first).
 //! - What fell silent comes back only by itself or with a newer record, for [`SILENT_FOR`]: nodes that still believe in
 //!   it, each for a while longer than the last, would otherwise tell each other of it without end.
-
-mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -29,6 +27,11 @@ use crate::key::PublicKey;
 use crate::record::SignedRecord;
 use crate::time::Monotonic;
 
+mod hashes;
+mod room;
+mod silence;
+
+use hashes::BucketHashes;
 pub use room::{MIN_AGE, NEWCOMER_BURST};
 
 /// A peer without news for this long counts as dead (seed 003, W-D18).
@@ -59,8 +62,13 @@ pub enum Source {
     /// Another node's notice in the DHT, about a third.
     #[serde(rename = "dht-transitive")]
     DhtTransitive,
+    /// Another node's gossip, about a third.
+    #[serde(rename = "gossip-transitive")]
+    GossipTransitive,
     /// The node itself, in an exchange.
     Exchange,
+    /// The node itself, by gossip from its own mesh address.
+    Gossip,
     /// The node itself, by its notice in the DHT.
     Dht,
     /// The node itself, by what came to WireGuard's port.
@@ -81,7 +89,9 @@ impl Source {
             Self::Cache => "cache",
             Self::ExchangeTransitive => "exchange-transitive",
             Self::DhtTransitive => "dht-transitive",
+            Self::GossipTransitive => "gossip-transitive",
             Self::Exchange => "exchange",
+            Self::Gossip => "gossip",
             Self::Dht => "dht",
             Self::Incoming => "incoming",
             Self::Rendezvous => "dht-rendezvous",
@@ -98,8 +108,9 @@ impl Source {
             Self::Rendezvous => 90,
             Self::Incoming => 80,
             Self::Dht => 70,
+            Self::Gossip => 65,
             Self::Exchange => 62,
-            Self::DhtTransitive => 40,
+            Self::DhtTransitive | Self::GossipTransitive => 40,
             Self::ExchangeTransitive => 35,
             Self::Cache => 20,
         }
@@ -108,9 +119,14 @@ impl Source {
     /// Whether it speaks for the node's being alive now.
     const fn is_direct(self) -> bool {
         match self {
-            Self::Lan | Self::Rendezvous | Self::Incoming | Self::Exchange => true,
+            Self::Lan | Self::Rendezvous | Self::Incoming | Self::Exchange | Self::Gossip => true,
             // A notice may outlive its writer by an hour.
-            Self::Cache | Self::ExchangeTransitive | Self::DhtTransitive | Self::Dht | Self::Static => false,
+            Self::Dht
+            | Self::Cache
+            | Self::ExchangeTransitive
+            | Self::DhtTransitive
+            | Self::GossipTransitive
+            | Self::Static => false,
         }
     }
 }
@@ -183,6 +199,8 @@ pub struct Peer {
     pub first_seen: Monotonic,
     /// When it last proved to be alive, or was first heard of.
     pub last_seen: Monotonic,
+    /// For how much longer than since then an earlier run had not heard it, until it is heard of.
+    silent_before: Duration,
     /// Whether it ever proved to be there in this run.
     is_proved: bool,
 }
@@ -211,8 +229,7 @@ impl Peer {
     fn note(&mut self, source: Source, endpoint: Option<SocketAddr>, is_proof: bool, now: Monotonic) {
         self.sources.insert(source, now);
         if is_proof {
-            self.last_seen = now;
-            self.is_proved = true;
+            self.note_proof(now, now);
         }
         if let Some(endpoint) = endpoint {
             self.add_candidate(endpoint, source, now);
@@ -255,6 +272,9 @@ pub struct PeerStore {
     unproved: BTreeSet<PublicKey>,
     /// What has made room since this was last asked.
     evicted: Vec<PublicKey>,
+    hashes: BucketHashes,
+    /// Not after the first peer is stale. Peers that are heard meanwhile only make that later.
+    next_removal: Option<Monotonic>,
 }
 
 impl PeerStore {
@@ -271,11 +291,24 @@ impl PeerStore {
             newcomers: room::newcomers(),
             unproved: BTreeSet::new(),
             evicted: Vec::new(),
+            hashes: BucketHashes::new(),
+            next_removal: None,
         }
     }
 
     /// Takes in a claim; `pair` computes the pair's keys if the peer is new.
     pub fn claim(&mut self, claim: Claim, pair: impl FnOnce() -> PairKeys, now: Monotonic) -> Outcome {
+        self.claim_heard(claim, now, pair, now)
+    }
+
+    /// Takes in a claim of a third node, to whose knowledge the peer was last heard by anybody at `heard_at`.
+    pub fn claim_heard(
+        &mut self,
+        claim: Claim,
+        heard_at: Monotonic,
+        pair: impl FnOnce() -> PairKeys,
+        now: Monotonic,
+    ) -> Outcome {
         let key = claim.record.record().key;
         let sequence = claim.record.record().sequence;
         if let Some(refused) = self.refusal(key, sequence) {
@@ -297,13 +330,16 @@ impl PeerStore {
                 let newer = sequence > peer.record.record().sequence;
                 if newer {
                     peer.record = claim.record;
+                    self.hashes.forget(key);
                 }
                 (if newer { Outcome::Updated } else { Outcome::Refreshed }, peer)
             }
             std::collections::btree_map::Entry::Vacant(entry) => {
                 self.departed.remove(&key);
                 self.silent.remove(&key);
-                (Outcome::New, entry.insert(Peer::new(claim.record, pair(), now)))
+                self.hashes.forget(key);
+                self.next_removal = earliest(self.next_removal, heard_at.min(now) + REMOVED_AFTER);
+                (Outcome::New, entry.insert(Peer::new(claim.record, pair(), heard_at.min(now), now)))
             }
         };
         peer.note(claim.source, claim.endpoint, is_proof, now);
@@ -331,11 +367,13 @@ impl PeerStore {
     /// Exempts a peer from the limit and from being forgotten.
     pub fn pin(&mut self, key: PublicKey) {
         self.pinned.insert(key);
+        self.next_removal = self.first_removal();
     }
 
     /// Takes an exemption back.
     pub fn unpin(&mut self, key: PublicKey) {
         self.pinned.remove(&key);
+        self.next_removal = self.first_removal();
     }
 
     /// Takes no record of a node any more.
@@ -355,50 +393,6 @@ impl PeerStore {
         let Some(peer) = self.peers.get(&key) else { return false };
         let sequence = peer.record.record().sequence;
         self.bury(key, sequence, now) == Outcome::Departed
-    }
-
-    /// Notes that the kernel heard from a peer.
-    pub fn touch(&mut self, key: PublicKey, now: Monotonic) {
-        if let Some(peer) = self.peers.get_mut(&key) {
-            peer.last_seen = now;
-            peer.is_proved = true;
-            self.withheld.remove(&key);
-        }
-    }
-
-    /// Counts no time for a while in which nothing could be heard.
-    pub fn skip(&mut self, span: Duration) {
-        for peer in self.peers.values_mut() {
-            peer.last_seen = peer.last_seen + span;
-            peer.candidates
-                .values_mut()
-                .for_each(|candidate| candidate.last_seen = candidate.last_seen + span);
-        }
-    }
-
-    /// Forgets peers without news for [`REMOVED_AFTER`] and returns them.
-    pub fn remove_stale(&mut self, now: Monotonic) -> Vec<PublicKey> {
-        let stale = |(key, peer): &(&PublicKey, &Peer)| {
-            now.since(peer.last_seen) >= REMOVED_AFTER && !self.pinned.contains(*key)
-        };
-        let keys: Vec<_> = self.peers.iter().filter(stale).map(|(&key, _)| key).collect();
-        self.silent.retain(|_, tombstone| now.since(tombstone.since) < SILENT_FOR);
-        for key in &keys {
-            let Some(peer) = self.peers.remove(key) else { continue };
-            self.withheld.remove(key);
-            // Of one that never was heard itself, only its own silence towards others could tell.
-            if peer.sources.keys().any(|source| source.is_direct()) {
-                let sequence = peer.record.record().sequence;
-                bury_in(&mut self.silent, *key, Tombstone { sequence, since: now });
-            }
-        }
-        keys
-    }
-
-    /// Returns when [`PeerStore::remove_stale`] has something to do.
-    pub fn next_removal(&self) -> Option<Monotonic> {
-        let mortal = self.peers.iter().filter(|(key, _)| !self.pinned.contains(*key));
-        mortal.map(|(_, peer)| peer.last_seen + REMOVED_AFTER).chain(self.withheld.values().copied()).min()
     }
 
     /// Returns one peer.
@@ -424,18 +418,16 @@ impl PeerStore {
     fn bury(&mut self, key: PublicKey, sequence: Sequence, now: Monotonic) -> Outcome {
         bury_in(&mut self.departed, key, Tombstone { sequence, since: now });
         self.withheld.remove(&key);
+        self.hashes.forget(key);
         match self.peers.remove(&key) {
             Some(_) => Outcome::Departed,
             None => Outcome::Refused(Refused::Departed),
         }
     }
+}
 
-    /// Whether a peer was forgotten for its silence just now and this record is no sign of life.
-    fn fell_silent(&self, key: PublicKey, sequence: Sequence, now: Monotonic) -> bool {
-        self.silent.get(&key).is_some_and(|tombstone| {
-            sequence <= tombstone.sequence && now.since(tombstone.since) < SILENT_FOR
-        })
-    }
+fn earliest(one: Option<Monotonic>, other: Monotonic) -> Option<Monotonic> {
+    Some(one.map_or(other, |one| one.min(other)))
 }
 
 fn bury_in(tombstones: &mut BTreeMap<PublicKey, Tombstone>, key: PublicKey, tombstone: Tombstone) {
@@ -448,14 +440,15 @@ fn bury_in(tombstones: &mut BTreeMap<PublicKey, Tombstone>, key: PublicKey, tomb
 }
 
 impl Peer {
-    const fn new(record: SignedRecord, pair: PairKeys, now: Monotonic) -> Self {
+    const fn new(record: SignedRecord, pair: PairKeys, last_seen: Monotonic, now: Monotonic) -> Self {
         Self {
             record,
             pair,
             sources: BTreeMap::new(),
             candidates: BTreeMap::new(),
             first_seen: now,
-            last_seen: now,
+            last_seen,
+            silent_before: Duration::ZERO,
             is_proved: false,
         }
     }

@@ -23,8 +23,12 @@
 //! Nothing here trusts the other side: an entry is a hint, and a record counts once its signature was checked.
 //! Messages hold no state; each is answered by itself, from what is held at that moment. So lost, repeated and
 //! reordered messages are harmless, and the same messages serve a stream and datagrams.
+//!
+//! A record travels with its node's silence: for how long nobody is known to have heard the node itself. So whoever
+//! learns of a node by hearsay forgets it when everyone else does, however long the hearsay took.
 
 use std::array;
+use std::time::Duration;
 
 use minicbor::bytes::{ByteArray, ByteVec};
 use minicbor::{Decode, Encode};
@@ -34,6 +38,7 @@ use crate::identity::Sequence;
 use crate::key::PublicKey;
 use crate::record::SignedRecord;
 use crate::store::PeerStore;
+use crate::time::Monotonic;
 
 /// Into how many buckets keys are sorted, by their first byte: 16 entries each at 1,000 nodes.
 pub const BUCKETS: usize = 64;
@@ -41,14 +46,23 @@ pub const BUCKETS: usize = 64;
 /// The most keys in one [`Message::Ask`]: as many records, of 900 bytes at most, as fit a frame of 64 KiB.
 pub const MAX_ASKED: usize = 64;
 
+/// For how long a message may be under way, most of that in a busy node.
+const LONGEST_WAY: Duration = Duration::from_secs(2);
+
 /// An encoded [`Entry`] at its longest: array head, 34 bytes of key, nine of sequence.
 const ENTRY_BYTES: usize = 44;
 
 /// What a message needs besides its entries or records: heads of arrays and the mask.
 const OVERHEAD_BYTES: usize = 32;
 
+/// What a [`Told`] adds to its record: heads of the array and the bytes, and the silence.
+const TOLD_OVERHEAD_BYTES: usize = 9;
+
 const BUCKET_HASH_BYTES: usize = 8;
 const ALL_HASHES_BYTES: usize = BUCKETS * BUCKET_HASH_BYTES;
+
+/// The hash of one bucket.
+pub type BucketHash = [u8; BUCKET_HASH_BYTES];
 
 /// Up to this many entries are no longer than the buckets' hashes would be.
 const SMALL: usize = ALL_HASHES_BYTES / ENTRY_BYTES;
@@ -69,10 +83,6 @@ impl Entry {
     pub const fn of(record: &SignedRecord) -> Self {
         Self { key: record.record().key, sequence: record.record().sequence }
     }
-
-    const fn bucket(&self) -> usize {
-        bucket(self.key)
-    }
 }
 
 /// What a node holds, as synchronisation sees it.
@@ -85,6 +95,16 @@ pub trait Records {
 
     /// Whether such a record would be news, and be taken.
     fn wants(&self, entry: Entry) -> bool;
+
+    /// Returns for how long a node is not known to have been heard by anyone.
+    fn silence(&self, key: PublicKey) -> Duration;
+
+    /// Returns the hash of all entries of one bucket, in rising order of keys.
+    fn bucket_hash(&self, bucket: usize) -> BucketHash {
+        let mut entries: Vec<Entry> = self.entries().filter(|entry| bucket_of(entry.key) == bucket).collect();
+        entries.sort_unstable();
+        hash_entries(entries)
+    }
 }
 
 /// A node's own record and those of its peers.
@@ -94,6 +114,8 @@ pub struct RecordView<'a> {
     pub own: &'a SignedRecord,
     /// Those of its peers.
     pub peers: &'a PeerStore,
+    /// The time.
+    pub now: Monotonic,
 }
 
 impl Records for RecordView<'_> {
@@ -118,6 +140,20 @@ impl Records for RecordView<'_> {
             && held < Some(entry.sequence)
             && self.peers.refusal(entry.key, entry.sequence).is_none()
     }
+
+    fn silence(&self, key: PublicKey) -> Duration {
+        self.peers.get(key).map_or(Duration::ZERO, |peer| peer.silence(self.now))
+    }
+
+    fn bucket_hash(&self, bucket: usize) -> BucketHash {
+        let own = Entry::of(self.own);
+        if bucket_of(own.key) != bucket {
+            return self.peers.bucket_hash(bucket);
+        }
+        let (before, after): (Vec<_>, Vec<_>) =
+            self.peers.bucket(bucket).partition(|entry| entry.key < own.key);
+        hash_entries(before.into_iter().chain([own]).chain(after))
+    }
 }
 
 /// One hash over everything that a node holds.
@@ -128,7 +164,9 @@ pub struct Summary(#[n(0)] ByteArray<16>);
 impl Summary {
     /// Computes it.
     pub fn of(records: &impl Records) -> Self {
-        Held::of(records).summary()
+        let full = Sha256::digest(bucket_hashes(records));
+        let hash: [u8; 16] = full[..16].try_into().expect("SHA-256 gives 32 bytes");
+        Self(hash.into())
     }
 }
 
@@ -176,13 +214,41 @@ pub enum Message {
     Ask(#[n(0)] Vec<PublicKey>),
     /// Signed records, yet to be verified.
     #[n(5)]
-    Records(#[n(0)] Vec<ByteVec>),
+    Records(#[n(0)] Vec<Told>),
+}
+
+/// A record on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Told {
+    /// The signed record.
+    #[n(0)]
+    pub record: ByteVec,
+    /// For how many seconds nobody is known to have heard its node.
+    #[n(1)]
+    pub silence_s: u32,
+}
+
+impl Told {
+    fn new(record: &SignedRecord, silence: Duration) -> Self {
+        Self { record: record.as_bytes().to_vec().into(), silence_s: whole_seconds(silence) }
+    }
+}
+
+/// Returns the next whole second of a silence, to tell it.
+pub fn whole_seconds(silence: Duration) -> u32 {
+    u32::try_from(silence.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
+}
+
+/// Returns when a node was heard, of which it was just told that it has been silent for so many seconds. It is never later
+/// than that, or nodes would make each other believe that it is alive by telling each other so.
+pub fn heard_at(silence_s: u32, now: Monotonic) -> Monotonic {
+    now - (Duration::from_secs(silence_s.into()) + LONGEST_WAY)
 }
 
 impl Message {
-    /// Makes a message that carries one record.
+    /// Makes a message that carries one record, of a node that was heard just now.
     pub fn record(record: &SignedRecord) -> Self {
-        Self::Records(vec![record.as_bytes().to_vec().into()])
+        Self::Records(vec![Told::new(record, Duration::ZERO)])
     }
 }
 
@@ -202,10 +268,7 @@ pub struct Answer {
 pub fn answer(message: &Message, records: &impl Records, limit: usize) -> Answer {
     match message {
         Message::Summary(theirs) => answer_summary(*theirs, records, limit).into(),
-        Message::Buckets(theirs) => {
-            let held = Held::of(records);
-            held.list(held.differing(theirs), limit).into()
-        }
+        Message::Buckets(theirs) => Held::of(records).list(differing(theirs, records), limit).into(),
         Message::Holdings { buckets, entries } => answer_holdings(*buckets, entries, records, limit),
         Message::Offer(entries) => Answer { messages: Vec::new(), wanted: wanted(entries, records) },
         Message::Ask(keys) => give(keys, records, limit).into(),
@@ -220,14 +283,13 @@ impl From<Vec<Message>> for Answer {
 }
 
 fn answer_summary(theirs: Summary, records: &impl Records, limit: usize) -> Vec<Message> {
-    let held = Held::of(records);
-    if held.summary() == theirs {
+    if Summary::of(records) == theirs {
         return Vec::new();
     }
-    if held.len() <= SMALL {
-        return held.list(Mask::ALL, limit);
+    if records.entries().take(SMALL + 1).count() <= SMALL {
+        return Held::of(records).list(Mask::ALL, limit);
     }
-    vec![Message::Buckets(Box::new(held.hashes().into()))]
+    vec![Message::Buckets(Box::new(bucket_hashes(records).into()))]
 }
 
 fn answer_holdings(buckets: Mask, theirs: &[Entry], records: &impl Records, limit: usize) -> Answer {
@@ -239,7 +301,7 @@ fn answer_holdings(buckets: Mask, theirs: &[Entry], records: &impl Records, limi
     };
     let newer: Vec<Entry> = records
         .entries()
-        .filter(|entry| buckets.has(entry.bucket()) && known(entry.key) < Some(entry.sequence))
+        .filter(|entry| buckets.has(bucket_of(entry.key)) && known(entry.key) < Some(entry.sequence))
         .collect();
     let messages = newer.chunks(entries_within(limit)).map(|part| Message::Offer(part.to_vec())).collect();
     Answer { messages, wanted: wanted(theirs, records) }
@@ -252,16 +314,17 @@ fn wanted(entries: &[Entry], records: &impl Records) -> Vec<Entry> {
 /// Gives the records of `keys`, as many to a message as fit.
 fn give(keys: &[PublicKey], records: &impl Records, limit: usize) -> Vec<Message> {
     let mut messages = Vec::new();
-    let mut part: Vec<ByteVec> = Vec::new();
+    let mut part: Vec<Told> = Vec::new();
     let mut room = limit.saturating_sub(OVERHEAD_BYTES);
-    for record in keys.iter().take(MAX_ASKED).filter_map(|&key| records.record(key)) {
-        let bytes = record.as_bytes().len() + 3;
+    for &key in keys.iter().take(MAX_ASKED) {
+        let Some(record) = records.record(key) else { continue };
+        let bytes = record.as_bytes().len() + TOLD_OVERHEAD_BYTES;
         if bytes > room && !part.is_empty() {
             messages.push(Message::Records(std::mem::take(&mut part)));
             room = limit.saturating_sub(OVERHEAD_BYTES);
         }
         room = room.saturating_sub(bytes);
-        part.push(record.as_bytes().to_vec().into());
+        part.push(Told::new(record, records.silence(key)));
     }
     if !part.is_empty() {
         messages.push(Message::Records(part));
@@ -274,8 +337,34 @@ const fn entries_within(limit: usize) -> usize {
     if entries == 0 { 1 } else { entries }
 }
 
-const fn bucket(key: PublicKey) -> usize {
+/// Returns the bucket of a key.
+pub const fn bucket_of(key: PublicKey) -> usize {
     key.as_bytes()[0] as usize % BUCKETS
+}
+
+/// Hashes the entries of one bucket, which come in rising order of keys.
+pub fn hash_entries(entries: impl IntoIterator<Item = Entry>) -> BucketHash {
+    let mut hasher = Sha256::new();
+    for entry in entries {
+        hasher.update(entry.key.as_bytes());
+        hasher.update(entry.sequence.0.to_be_bytes());
+    }
+    hasher.finalize()[..BUCKET_HASH_BYTES].try_into().expect("SHA-256 gives 32 bytes")
+}
+
+fn bucket_hashes(records: &impl Records) -> [u8; ALL_HASHES_BYTES] {
+    let mut hashes = [0; ALL_HASHES_BYTES];
+    for (bucket, slot) in hashes.chunks_exact_mut(BUCKET_HASH_BYTES).enumerate() {
+        slot.copy_from_slice(&records.bucket_hash(bucket));
+    }
+    hashes
+}
+
+fn differing(theirs: &[u8; ALL_HASHES_BYTES], records: &impl Records) -> Mask {
+    let ours = bucket_hashes(records);
+    let pairs = ours.chunks_exact(BUCKET_HASH_BYTES).zip(theirs.chunks_exact(BUCKET_HASH_BYTES));
+    let differing = pairs.enumerate().filter(|(_, (ours, theirs))| ours != theirs);
+    differing.fold(Mask(0), |mask, (bucket, _)| mask.with(bucket))
 }
 
 /// What a node holds, sorted into buckets.
@@ -285,40 +374,10 @@ impl Held {
     fn of(records: &impl Records) -> Self {
         let mut buckets = array::from_fn(|_| Vec::new());
         for entry in records.entries() {
-            buckets[entry.bucket()].push(entry);
+            buckets[bucket_of(entry.key)].push(entry);
         }
         buckets.iter_mut().for_each(|entries: &mut Vec<Entry>| entries.sort_unstable());
         Self(buckets)
-    }
-
-    fn len(&self) -> usize {
-        self.0.iter().map(Vec::len).sum()
-    }
-
-    fn hashes(&self) -> [u8; ALL_HASHES_BYTES] {
-        let mut hashes = [0; ALL_HASHES_BYTES];
-        for (slot, entries) in hashes.chunks_exact_mut(BUCKET_HASH_BYTES).zip(&self.0) {
-            let mut hasher = Sha256::new();
-            for entry in entries {
-                hasher.update(entry.key.as_bytes());
-                hasher.update(entry.sequence.0.to_be_bytes());
-            }
-            slot.copy_from_slice(&hasher.finalize()[..BUCKET_HASH_BYTES]);
-        }
-        hashes
-    }
-
-    fn summary(&self) -> Summary {
-        let full = Sha256::digest(self.hashes());
-        let hash: [u8; 16] = full[..16].try_into().expect("SHA-256 gives 32 bytes");
-        Summary(hash.into())
-    }
-
-    fn differing(&self, theirs: &[u8; ALL_HASHES_BYTES]) -> Mask {
-        let ours = self.hashes();
-        let pairs = ours.chunks_exact(BUCKET_HASH_BYTES).zip(theirs.chunks_exact(BUCKET_HASH_BYTES));
-        let differing = pairs.enumerate().filter(|(_, (ours, theirs))| ours != theirs);
-        differing.fold(Mask(0), |mask, (bucket, _)| mask.with(bucket))
     }
 
     /// Lists what is held of `wanted`, whole buckets to a message.

@@ -103,7 +103,7 @@ fn conclusion(peer: &Peer, pongs: &[Option<Pong>]) -> String {
     format!(
         "{}: {sent} sent, {received} received{times}; the tunnel is {}{path}",
         label(peer),
-        status::state(peer.state)
+        status::state(peer)
     )
 }
 

@@ -129,6 +129,7 @@ impl Daemon {
         }
         note_failure(&mut status, "lan", self.network.lan_trouble().cloned());
         note_failure(&mut status, "bootstrap", self.network.bootstrap_trouble());
+        note_failure(&mut status, "gossip", self.network.gossip_trouble().cloned());
         status.sources.extend(self.network.dns_status());
         status
     }

@@ -11,7 +11,7 @@ use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::dht::{DhtEvent, Order};
 use wgmesh_core::exchange::{SessionId, Target};
 use wgmesh_core::health::probe_port;
-use wgmesh_core::kernel::Underlay;
+use wgmesh_core::kernel::{Link, Observed, Underlay};
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::{Event, Mesh, Recipient, Seed, Transmit, Via};
 use wgmesh_core::relay::Forwarding;
@@ -21,6 +21,7 @@ use super::dns_seeds::DnsSeeds;
 use crate::config::{BootstrapNode, File};
 use crate::dht::Dht;
 use crate::exchange::Exchange;
+use crate::gossip::{self, Gossip};
 use crate::lan::{Lan, Received};
 use crate::names::{Names, Resolved, Service};
 use crate::probe::{Place, Probes};
@@ -45,6 +46,7 @@ pub(super) struct Network {
     relay: Relay,
     probes: Probes,
     exchange: Option<Exchange>,
+    gossip: Option<Gossip>,
     exchange_port: Option<u16>,
     /// `None` where nobody is looked for in the DHT.
     dht: Option<Dht>,
@@ -79,6 +81,7 @@ impl Network {
             relay: Relay::new(),
             probes: Probes::new(settings.interface.clone()),
             exchange: None,
+            gossip: settings.gossip.then(|| Gossip::new(settings.interface.clone(), keys.gossip_port())),
             exchange_port: settings.exchange.then(|| settings.exchange_port.unwrap_or(keys.exchange_port())),
             services: Services {
                 stun: stun_services(config),
@@ -200,6 +203,7 @@ impl Network {
                 received = receive_wireguard(&self.wireguard) => disco(received),
                 event = self.relay.next() => Some(event),
                 event = self.probes.next() => Some(event),
+                received = receive_gossip(&self.gossip) => gossiped(received),
                 event = next_session(&mut self.exchange) => Some(Event::Session(event)),
                 servers = self.stun_servers.changed() => {
                     Some(Event::StunServers(servers.into_iter().map(|(_, address)| address).collect()))
@@ -228,8 +232,10 @@ impl Network {
         let on_links = self.lan.iter().flat_map(|lan| std::iter::from_fn(|| lan.try_receive()));
         let on_port =
             self.wireguard.iter().flatten().flat_map(|port| std::iter::from_fn(|| port.try_receive()));
+        let in_mesh = self.gossip.iter().flat_map(|gossip| std::iter::from_fn(|| gossip.try_receive()));
         let on_links = on_links.take(WAITING_DATAGRAMS).filter_map(datagram);
-        on_links.chain(on_port.take(WAITING_DATAGRAMS).filter_map(disco))
+        let in_mesh = in_mesh.take(WAITING_DATAGRAMS).filter_map(gossiped);
+        on_links.chain(on_port.take(WAITING_DATAGRAMS).filter_map(disco)).chain(in_mesh)
     }
 
     /// Sends a datagram, as far as there is a way.
@@ -274,6 +280,25 @@ impl Network {
     /// Returns what was passed on for others.
     pub(super) fn relay_traffic(&self) -> RelayTraffic {
         self.relay.traffic()
+    }
+
+    /// Sends a datagram between mesh addresses, as far as there is a way.
+    pub(super) fn send_gossip(&self, to: SocketAddr, bytes: &[u8]) {
+        if let Some(gossip) = &self.gossip {
+            gossip.send(to, bytes);
+        }
+    }
+
+    /// Follows the mesh link and this node's addresses on it.
+    pub(super) fn follow_mesh(&mut self, observed: &Observed) {
+        if let (Some(gossip), Link::WireGuard { index, .. }) = (&mut self.gossip, &observed.link) {
+            gossip.follow(*index, &observed.addresses);
+        }
+    }
+
+    /// Returns why gossip does not work.
+    pub(super) fn gossip_trouble(&self) -> Option<&String> {
+        self.gossip.as_ref()?.trouble()
     }
 
     /// Opens a stream of the exchange.
@@ -396,6 +421,24 @@ fn disco(received: io::Result<wireguard_port::Received>) -> Option<Event> {
             tracing::debug!(%error, "cannot receive on WireGuard's port");
             None
         }
+    }
+}
+
+fn gossiped(received: io::Result<gossip::Received>) -> Option<Event> {
+    match received {
+        Ok(gossip::Received { from, bytes }) => Some(Event::Gossip { from, bytes }),
+        // An error that an earlier send caused; the socket goes on.
+        Err(error) => {
+            tracing::debug!(%error, "cannot receive gossip");
+            None
+        }
+    }
+}
+
+async fn receive_gossip(gossip: &Option<Gossip>) -> io::Result<gossip::Received> {
+    match gossip {
+        Some(gossip) => gossip.receive().await,
+        None => std::future::pending().await,
     }
 }
 

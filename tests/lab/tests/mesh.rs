@@ -1,5 +1,6 @@
 //! The main job: hosts that share a secret become a mesh, whatever happens to them.
 
+mod gossip;
 mod hostile;
 mod lasting;
 mod lifecycle;

@@ -7,31 +7,29 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
-use wgmesh_core::config::{RelayMode, RelaySettings, Settings};
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::dht::{DhtEvent, Order};
 use wgmesh_core::exchange::{SessionEvent, SessionId, Target};
 use wgmesh_core::kernel::{OwnerMark, Underlay};
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::{Command, Event, KernelReport, Mesh, Seed, Stop, Transmit, Via};
-use wgmesh_core::pool::Places;
 use wgmesh_core::relay::Forwarding;
 use wgmesh_core::time::{Monotonic, Now, WallClock};
 
-use crate::applier::{Applier, Pace};
+use crate::applier::Applier;
 use crate::kernel::{Kernel, Sabotage};
-use crate::network::HostId;
 use crate::random::Random;
 use crate::world::LAN_PORT;
 
 mod disk;
+mod plan;
 mod probing;
 mod record;
 mod relaying;
 mod totals;
 
 pub use disk::Disk;
+pub use plan::{HostPlan, settings};
 use probing::Probing;
 pub use relaying::Relaying;
 pub use totals::Totals;
@@ -46,67 +44,6 @@ const WAITING_DATAGRAMS: usize = 64;
 /// The wall clock where a world's time is zero: some day in 2027.
 const EPOCH_MILLIS: u64 = 1_800_000_000_000;
 
-/// What a host is like.
-#[derive(Clone, Debug)]
-pub struct HostPlan {
-    /// Its mesh's secret: hosts with the same number form a mesh.
-    pub secret: u8,
-    /// The mesh's IPv4 subnet, if it is not the derived one.
-    pub subnet: Option<Ipv4Net>,
-    /// Whether it looks for peers on its links.
-    pub lan: bool,
-    /// Whether it holds sessions with others.
-    pub exchange: bool,
-    /// With whom, by configuration.
-    pub bootstrap: Vec<HostId>,
-    /// Whether it is a relay for others; `None` leaves it to the node.
-    pub serve: Option<bool>,
-    /// The most pairs that it is a relay for.
-    pub max_pairs: usize,
-    /// How it has to do with relays.
-    pub relay_mode: RelayMode,
-    /// What it does with the packets of others.
-    pub relaying: Relaying,
-    /// The most peers that it holds.
-    pub max_peers: usize,
-    /// How many sessions it holds.
-    pub sessions: Places,
-    /// Whether it looks for peers in the DHT.
-    pub dht: bool,
-    /// By how many milliseconds its wall clock is ahead of the world's.
-    pub skew_millis: i64,
-    /// What its daemon spends on each datagram; others wait in the socket meanwhile.
-    pub cost: Duration,
-    /// How long its kernel takes.
-    pub pace: Pace,
-    /// Whether its daemon notices at once, by eBPF, handshakes and packets that nothing comes back for, not only at the
-    /// next reading.
-    pub has_ebpf: bool,
-}
-
-impl Default for HostPlan {
-    fn default() -> Self {
-        Self {
-            secret: 1,
-            subnet: None,
-            lan: true,
-            exchange: true,
-            bootstrap: Vec::new(),
-            serve: Some(false),
-            max_pairs: 1024,
-            relay_mode: RelayMode::Sealed,
-            relaying: Relaying::Honest,
-            max_peers: 1000,
-            sessions: Places { target: 4, max: 32 },
-            dht: false,
-            skew_millis: 0,
-            cost: Duration::from_micros(100),
-            pace: Pace::USUAL,
-            has_ebpf: true,
-        }
-    }
-}
-
 /// What a daemon wants done with its sessions, or of the DHT.
 #[derive(Clone, Debug)]
 pub enum Request {
@@ -118,6 +55,8 @@ pub enum Request {
     Close(SessionId),
     /// Something of the DHT.
     Dht(Order),
+    /// A datagram sent to a mesh address; no part of a session.
+    Gossip(SocketAddr, Vec<u8>),
 }
 
 /// What a daemon finds when it starts.
@@ -247,7 +186,7 @@ impl Host {
         self.runs += 1;
         let now = self.now(world);
         let Surroundings { number, underlay, stun_servers, bootstrap } = surroundings;
-        let settings = self.settings(number);
+        let settings = settings(&self.plan, number);
         let mut mesh = Mesh::new(settings, self.keys.clone(), self.disk.state.clone(), underlay, seed, now);
         mesh.take_book(self.disk.book.clone(), now);
         mesh.restore(&self.disk.cache, now);
@@ -322,6 +261,16 @@ impl Host {
         self.kernel.sabotage(sabotage);
     }
 
+    /// Puts a datagram into the daemon's socket on its mesh address.
+    pub fn receive_gossip(&mut self, from: SocketAddr, bytes: Vec<u8>) {
+        let Some(process) = &mut self.process else { return };
+        if process.inbox.len() >= SOCKET_DATAGRAMS {
+            self.totals.overflows += 1;
+            return;
+        }
+        process.inbox.push_back(Event::Gossip { from, bytes });
+    }
+
     /// Does whatever is due.
     pub fn handle_timeout(&mut self, world: Monotonic) {
         let now = self.now(world);
@@ -376,29 +325,6 @@ impl Host {
     /// Tells the daemon of the DHT.
     pub fn hear_dht(&mut self, event: DhtEvent, world: Monotonic) {
         self.handle(Event::Dht(event), self.now(world));
-    }
-
-    fn settings(&self, number: usize) -> Settings {
-        Settings {
-            interface: "wg0".parse().expect("a name that Linux takes"),
-            hostname: format!("node-{number}").parse().expect("a host name"),
-            listen_port: 51820,
-            subnet: self.plan.subnet,
-            advertise_routes: [].into(),
-            accept_routes: [].into(),
-            lan: self.plan.lan,
-            punching: true,
-            exchange: self.plan.exchange,
-            exchange_port: None,
-            dht: self.plan.dht,
-            relay: RelaySettings {
-                mode: self.plan.relay_mode,
-                serve: self.plan.serve,
-                max_pairs: self.plan.max_pairs,
-            },
-            max_peers: self.plan.max_peers,
-            sessions: self.plan.sessions,
-        }
     }
 
     /// Takes what waits in the sockets, if the daemon is free to.
@@ -456,6 +382,7 @@ impl Host {
                 Command::Send(transmit) => self.sends.push_back(transmit),
                 Command::Relay(table) => self.forwardings = table,
                 Command::SaveRouted(pairs) => self.disk.routed = pairs,
+                Command::Gossip { to, bytes } => self.requests.push_back(Request::Gossip(to, bytes)),
                 Command::Dial(target) => self.requests.push_back(Request::Dial(target)),
                 Command::SendFrame { id, bytes } => self.requests.push_back(Request::Send(id, bytes)),
                 Command::CloseSession(id) => self.requests.push_back(Request::Close(id)),

@@ -10,6 +10,7 @@
 //! Not modelled: cryptography of WireGuard itself, packets of users.
 
 pub mod applier;
+pub mod churn;
 pub mod dht;
 pub mod host;
 pub mod kernel;
@@ -18,6 +19,7 @@ pub mod nat;
 pub mod network;
 pub mod outsider;
 pub mod random;
+pub mod scale;
 pub mod schedule;
 pub mod stun;
 pub mod trace;

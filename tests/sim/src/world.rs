@@ -31,11 +31,13 @@ use crate::watch::Watch;
 
 mod convergence;
 mod dht;
+mod gossip;
 mod relays;
 mod sessions;
 mod topology;
 mod traffic;
 
+use gossip::{Gossiped, Owners};
 use sessions::{Flow, Streams};
 use traffic::Talk;
 
@@ -53,6 +55,7 @@ pub struct World {
     streams: Streams,
     talks: Vec<Talk>,
     dht: VirtualDht,
+    owners: Owners,
     hosts: Vec<Host>,
     random: Random,
     trace: Trace,
@@ -68,6 +71,7 @@ enum Happening {
     Flow(Box<Flow>),
     Talk(usize),
     Dht { host: HostId, event: Box<DhtEvent>, run: u64 },
+    Gossip(Box<Gossiped>),
     Wake(HostId),
 }
 
@@ -103,6 +107,7 @@ impl World {
             streams: Streams::default(),
             talks: Vec::new(),
             dht: VirtualDht::default(),
+            owners: Owners::default(),
             hosts: Vec::new(),
             random,
             trace: Trace::default(),
@@ -299,6 +304,7 @@ impl World {
             Happening::Flow(flow) => self.on_flow(*flow),
             Happening::Talk(number) => self.on_talk(number),
             Happening::Dht { host, event, run } => self.on_dht(host, *event, run),
+            Happening::Gossip(gossiped) => self.on_gossiped(*gossiped),
         }
     }
 

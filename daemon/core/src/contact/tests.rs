@@ -73,7 +73,7 @@ fn talk(ends: &mut [End; 2], until: Monotonic, mut lost: impl FnMut(u32) -> bool
                 }
             }
         }
-        let next = ends.iter().filter_map(|end| end.contact.poll_timeout()).min();
+        let next = ends.iter().filter_map(|end| end.contact.deadline()).min();
         match next {
             Some(next) if next <= until => now = next.max(now),
             Some(_) | None => break,
@@ -182,7 +182,7 @@ fn replays_and_echoes_of_an_earlier_run_move_nothing() {
     let stale = Hello { echo: Some(Token(77)), ..hello.clone() };
     assert_eq!(ends[0].hear(&stale, place(9), at(0)), Err(Ignored::NotFresh));
     assert_eq!(ends[0].contact.proved_place(), None);
-    let next = ends[1].contact.poll_timeout().unwrap();
+    let next = ends[1].contact.deadline().unwrap();
     let hello = ends[1].poll(next).unwrap();
     assert_eq!(ends[0].hear(&hello, place(2), next), Ok(()));
     assert_eq!(ends[0].hear(&hello, place(9), next), Err(Ignored::Replayed));

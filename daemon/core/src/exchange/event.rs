@@ -6,6 +6,7 @@ use super::{Forward, PONG_PATIENCE};
 use crate::key::PublicKey;
 use crate::record::{InvalidRecord, SignedRecord};
 use crate::standing::Deed;
+use crate::time::Monotonic;
 
 /// Names a session; the shell gives each stream a number of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -101,6 +102,8 @@ pub enum Output {
         from: PublicKey,
         /// Whether it is that node's own: then the node is alive.
         direct: bool,
+        /// When anybody is known to have heard the record's node.
+        heard_at: Monotonic,
     },
     /// A node answers at an address that was dialed.
     Met {

@@ -74,7 +74,12 @@ impl Exchange {
         match others.len() {
             0 => self.make_room(context.book, now).inspect_err(|_| {
                 // Who it is it has proved: it gets to be known, and finds others through the mesh.
-                self.outputs.push_back(Output::Record { record: record.clone(), from: key, direct: true });
+                self.outputs.push_back(Output::Record {
+                    record: record.clone(),
+                    from: key,
+                    direct: true,
+                    heard_at: now,
+                });
             })?,
             MAX_DUPLICATES.. => return Err(CloseReason::Duplicate),
             _ => {}
@@ -90,7 +95,7 @@ impl Exchange {
         if others.is_empty() {
             self.outputs.push_back(Output::Up { key, remote });
         }
-        self.outputs.push_back(Output::Record { record, from: key, direct: true });
+        self.outputs.push_back(Output::Record { record, from: key, direct: true, heard_at: now });
         self.settle(id, &others, run, context);
         if dialed.is_some() {
             self.ping(id, context.records, now);

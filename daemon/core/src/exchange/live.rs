@@ -10,7 +10,7 @@ use super::{
 use crate::key::PublicKey;
 use crate::record::SignedRecord;
 use crate::standing::Deed;
-use crate::sync::{self, Answer, Entry, Message, Records, Summary};
+use crate::sync::{self, Answer, Entry, Message, Records, Summary, Told};
 use crate::time::Monotonic;
 
 impl Exchange {
@@ -139,20 +139,21 @@ impl Exchange {
     fn on_records<R: Records>(
         &mut self,
         id: SessionId,
-        records: &[minicbor::bytes::ByteVec],
+        records: &[Told],
         context: &Context<'_, R>,
     ) -> Result<(), Misbehaviour> {
         let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return Ok(()) };
         let mut answered = false;
-        for bytes in records.iter().take(sync::MAX_ASKED) {
-            let record =
-                SignedRecord::verify(bytes, context.keys.network_id()).map_err(Misbehaviour::Record)?;
+        for told in records.iter().take(sync::MAX_ASKED) {
+            let record = SignedRecord::verify(&told.record, context.keys.network_id())
+                .map_err(Misbehaviour::Record)?;
             let entry = Entry::of(&record);
             let asked = live.was_asked(entry.key);
             answered |= asked;
             if context.records.wants(entry) && (asked || live.unasked.take(context.now)) {
                 let direct = entry.key == live.key;
-                self.outputs.push_back(Output::Record { record, from: live.key, direct });
+                let heard_at = sync::heard_at(told.silence_s, context.now);
+                self.outputs.push_back(Output::Record { record, from: live.key, direct, heard_at });
             }
         }
         if answered {

@@ -22,6 +22,12 @@ pub const GREETING_PATIENCE: Duration = Duration::from_secs(10);
 /// How often one of the two asks whether the other is alive (M-24). Longer than twice [`PONG_PATIENCE`].
 pub const HEARTBEAT: Duration = Duration::from_secs(30);
 
+/// So many sessions beat each [`HEARTBEAT`]: those that a node looks for by itself, and as many that others opened.
+const FULL_PACE: u32 = 8;
+
+/// With as many as this and more, the heart of each beats every two minutes.
+const SLOWEST_PACE: u32 = 4 * FULL_PACE;
+
 /// How long a pong may take. A session that died without a word is gone after both.
 pub const PONG_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -287,8 +293,11 @@ impl Live {
 }
 
 impl Exchange {
-    /// When the next ping of a session should go out: spread, so that a node's sessions do not beat as one.
+    /// When the next ping of a session should go out: spread, so that a node's sessions do not beat as one. The heartbeats of
+    /// more than [`FULL_PACE`] sessions together cost no more than theirs.
     pub(super) fn next_ping(&mut self, now: Monotonic) -> Monotonic {
-        now + HEARTBEAT * 9 / 10 + super::targets::random_below(HEARTBEAT / 5, &mut self.rng)
+        let sessions = u32::try_from(self.sessions.len()).unwrap_or(u32::MAX);
+        let interval = HEARTBEAT * sessions.clamp(FULL_PACE, SLOWEST_PACE) / FULL_PACE;
+        now + interval * 9 / 10 + super::targets::random_below(interval / 5, &mut self.rng)
     }
 }

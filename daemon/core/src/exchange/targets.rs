@@ -172,6 +172,14 @@ impl TargetView {
         self.expected.or(self.met)
     }
 
+    /// Whether the last attempt failed and none has worked since.
+    pub const fn is_failing(&self) -> bool {
+        match self.state {
+            TargetState::Waiting(_) | TargetState::Dialing => self.error.is_some(),
+            TargetState::Open(_) => false,
+        }
+    }
+
     fn waits_until(&self, is_connected: &impl Fn(PublicKey) -> bool) -> Option<Monotonic> {
         match self.state {
             TargetState::Waiting(at) => (!self.node().is_some_and(is_connected)).then_some(at),

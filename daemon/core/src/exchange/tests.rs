@@ -522,7 +522,8 @@ fn a_node_that_sends_rubbish_is_shut_out_for_a_day() {
     let rubbish = [
         b"hello".to_vec(),
         Frame::Proof([0; 32].into()).encode(),
-        Frame::Sync(Message::Records(vec![record.into()])).encode(),
+        Frame::Sync(Message::Records(vec![crate::sync::Told { record: record.into(), silence_s: 0 }]))
+            .encode(),
     ];
     (0..7).for_each(|n| world.say_bytes(1, rubbish[n % 3].clone()));
     assert!(world.nodes[0].closed.is_empty(), "a few are forgiven");

@@ -49,6 +49,13 @@ pub enum Event {
     Bind(BindReceived),
     /// Another program has one of the relay's ports.
     RelayPortTaken(u16),
+    /// A datagram came to this node's gossip port, on one of its mesh addresses and by its mesh link.
+    Gossip {
+        /// Who sent it.
+        from: SocketAddr,
+        /// What was sent.
+        bytes: Vec<u8>,
+    },
     /// The applier has looked at the kernel, and perhaps changed it.
     Kernel(KernelReport),
     /// The operator names a peer, and perhaps where its WireGuard answers.
@@ -147,6 +154,13 @@ pub enum Command {
     },
     /// Sends a datagram.
     Send(Transmit),
+    /// Sends a datagram from this node's gossip port to another node's, between mesh addresses.
+    Gossip {
+        /// To whom.
+        to: SocketAddr,
+        /// What.
+        bytes: Vec<u8>,
+    },
     /// Opens a session of the exchange.
     Dial(Target),
     /// Sends a frame in a session.
@@ -225,4 +239,6 @@ pub enum TimeoutReason {
     Exchange,
     /// The DHT is to be asked, or a request given up.
     Dht,
+    /// Something is to be gossiped.
+    Gossip,
 }

@@ -62,7 +62,7 @@ impl Mesh {
 
     /// Follows what a reading says of the sessions; `fresh` says whether it shows them as they are now.
     pub(super) fn follow_handshakes(&mut self, observed: &Observed, fresh: bool, now: Now) {
-        for (&key, contact) in &self.contacts {
+        for (&key, contact) in self.contacts.iter() {
             let peer = observed.peers.get(&key);
             let session = peer.and_then(|peer| peer.last_handshake);
             let is_live = session.is_some_and(|at| now.wall.since(at) <= SESSION_LIFETIME);

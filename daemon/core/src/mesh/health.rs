@@ -34,7 +34,8 @@ pub(super) struct Tunnels {
 impl Mesh {
     /// Makes sure of the path to a peer that leaves packets unanswered, wherever it was met.
     pub(super) fn on_unanswered(&mut self, key: PublicKey, now: Now) {
-        if !self.settings.punching {
+        // Where others send too, the next word comes within a second.
+        if !self.settings.punching || self.just_gossiped(key, now) {
             return;
         }
         let Some(endpoint) = self.live_endpoint(key, now) else { return };

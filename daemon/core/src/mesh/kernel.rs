@@ -55,6 +55,7 @@ impl Mesh {
             self.seek(key, now);
         }
         self.restart_stun(now);
+        self.spread_refresh(now);
         self.announce_soon(now);
     }
 
@@ -83,6 +84,7 @@ impl Mesh {
         self.reach.heard_at.remove(&key);
         self.reach.tunnels.health.forget(key);
         self.relays.forget(key);
+        self.forget_gossip(key);
     }
 
     fn on_observed(&mut self, observed: Arc<Observed>, fresh: bool, now: Now) {
@@ -93,7 +95,7 @@ impl Mesh {
         }
         let absent_by_us: BTreeSet<_> =
             self.contacts.keys().copied().filter(|key| self.is_being_put_back(*key)).collect();
-        for (key, contact) in &mut self.contacts {
+        for (key, contact) in self.contacts.iter_mut() {
             let installed = observed.peers.contains_key(key) || absent_by_us.contains(key);
             contact.handle_installed(installed, now.monotonic);
             self.dirty |= contact.is_active() && !self.proved.contains_key(key);
@@ -137,10 +139,13 @@ impl Mesh {
                     self.note_rendezvous(key, endpoint, now);
                 }
                 self.retry_with_introducer(now);
+                self.gossip_with(key, now);
             }
         }
         if peer.last_handshake > handshake_before || peer.rx_bytes > received_before {
-            self.store.touch(key, now.monotonic);
+            // Of one that the last reading lacks only its handshake is known to be heard: that may be long ago.
+            let age = peer.last_handshake.filter(|_| earlier.is_none()).map(|at| now.wall.since(at));
+            self.store.touch(key, now.monotonic - age.unwrap_or_default(), now.monotonic);
         }
     }
 

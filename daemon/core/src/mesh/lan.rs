@@ -15,7 +15,7 @@ use crate::message::{Announce, Hello, Paired as _, Phase, Token, Unproved, attac
 use crate::record::{InvalidRecord, Record, SignedRecord};
 use crate::seal::{Kind, OVERHEAD_BYTES, Unopened, seal};
 use crate::store::{Claim, Outcome, Refused, Source};
-use crate::time::Now;
+use crate::time::{Monotonic, Now};
 
 /// The pace of announces of a node that knows one peer or none (seed 000, W-X3). After a start or a change it is doubled
 /// from announce to announce, up to this for each peer: so whoever listens at rest is woken as often by many as by one.
@@ -56,14 +56,14 @@ impl Mesh {
         self.verify_paths(now);
         self.hurry_dht(now);
         let links: Vec<u32> = self.underlay.iter().map(|link| link.index).collect();
-        let contacts = self.contacts.len();
+        let contacts = self.contacts.count();
         self.contacts.retain(|_, contact| {
             contact.proved_place().is_none_or(|place| match place.via {
                 Via::Link(index) => links.contains(&index),
                 Via::WireGuard => true,
             })
         });
-        if self.contacts.len() < contacts {
+        if self.contacts.count() < contacts {
             // Peers that still look for us on the link that went must begin anew where they hear us now.
             self.token = Token(self.rng.next_u64());
         }
@@ -106,6 +106,7 @@ impl Mesh {
         self.announce(self.state.sequence, attach(&farewell), now);
         self.tell(&farewell, None, now);
         self.tell_at_once(now);
+        self.gossip_at_once(now);
     }
 
     pub(super) fn on_datagram(&mut self, place: Place, bytes: &[u8], now: Now) {
@@ -134,12 +135,12 @@ impl Mesh {
     /// Sends every hello that is due.
     pub(super) fn send_hellos(&mut self, now: Now) {
         let (sequence, retry) = (self.record.record().sequence, self.first_retry());
-        let due: Vec<_> = self
-            .contacts
-            .iter_mut()
-            .filter_map(|(&key, contact)| Some((key, contact.poll_hello(sequence, retry, now.monotonic)?)))
-            .collect();
-        for (key, plan) in due {
+        for key in self.contacts.due(now.monotonic) {
+            let contact = self.contacts.get_mut(&key);
+            let Some(plan) = contact.and_then(|contact| contact.poll_hello(sequence, retry, now.monotonic))
+            else {
+                continue;
+            };
             let Some(peer) = self.store.get(key) else { continue };
             let (pair, known) = (peer.pair.clone(), peer.record().record().sequence);
             self.send_hello(key, &pair, Some(known), plan, now);
@@ -148,7 +149,7 @@ impl Mesh {
 
     /// Returns how long to wait for the first answer of a peer.
     pub(super) fn first_retry(&self) -> Duration {
-        first_retry(self.contacts.values().filter(|contact| contact.is_being_met()).count())
+        first_retry(self.contacts.iter().filter(|(_, contact)| contact.is_being_met()).count())
     }
 
     fn announce(&mut self, sequence: Sequence, record: Option<minicbor::bytes::ByteVec>, now: Now) {
@@ -363,11 +364,19 @@ impl Mesh {
     }
 
     pub(super) fn claim(&mut self, claim: Claim, place: Place, now: Now) {
+        self.claim_heard(claim, now.monotonic, place, now);
+    }
+
+    /// Takes in a claim about a node that anybody has last heard at `heard_at`.
+    pub(super) fn claim_heard(&mut self, claim: Claim, heard_at: Monotonic, place: Place, now: Now) {
         let record = claim.record.record().clone();
         let (source, news, is_fresh) = (claim.source.name(), claim.record.clone(), claim.fresh);
+        let held = self.store.get(record.key).map(|peer| peer.record().record());
+        let is_renewal =
+            held.is_some_and(|held| record.is_renewal_of(held)) && self.is_reached(record.key, now);
         let Self { store, keys, state, .. } = self;
         let pair = || keys.pair(&state.wg_private_key, state.wg_pubkey, record.key);
-        let outcome = store.claim(claim, pair, now.monotonic);
+        let outcome = store.claim_heard(claim, heard_at, pair, now.monotonic);
         self.note_claim(record.key, outcome, is_fresh);
         match outcome {
             Outcome::New => {
@@ -377,12 +386,16 @@ impl Mesh {
                     tracing::info!(peer = %key, "let go of a peer that only others told of: there are too many");
                     self.forget(key);
                 }
+                self.note_addresses(&record);
                 self.seek(record.key, now);
                 self.tell(&news, None, now);
                 self.on_peers_changed(now);
             }
+            Outcome::Updated if is_renewal => self.tell_of_renewal(&news, now),
             Outcome::Updated => {
                 tracing::info!(peer = %record.key, hostname = %record.hostname, "a peer has news");
+                self.forget_addresses(record.key);
+                self.note_addresses(&record);
                 self.seek(record.key, now);
                 self.tell(&news, None, now);
                 self.on_peers_changed(now);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Command, Mesh};
 use crate::cache::{CacheEntry, MAX_AGE};
 use crate::standing::Book;
-use crate::store::{Claim, Outcome, Source};
+use crate::store::{Claim, DEAD_AFTER, Outcome, Source};
 use crate::time::{Now, WallClock};
 
 /// How often the peer cache is written anyway (seed 003, W-D34).
@@ -65,7 +65,7 @@ impl Mesh {
         }
         let observed = self.observed.as_ref();
         let entries = self.store.iter().map(|(key, peer)| {
-            let silence = now.monotonic.since(peer.last_seen);
+            let silence = peer.silence(now.monotonic);
             let kernel =
                 observed.and_then(|observed| observed.peers.get(&key)).and_then(|peer| peer.endpoint);
             let kernel = kernel.filter(|endpoint| self.relay_at(key, *endpoint).is_none());
@@ -84,7 +84,8 @@ impl Mesh {
     }
 
     fn restore_entry(&mut self, entry: &CacheEntry, now: Now) -> bool {
-        if now.wall.since(entry.last_seen) > MAX_AGE {
+        let silence = now.wall.since(entry.last_seen);
+        if silence > MAX_AGE {
             return false;
         }
         let Some(record) = entry.record.verify(self.keys.network_id()) else { return false };
@@ -92,11 +93,20 @@ impl Mesh {
         if key == self.state.wg_pubkey {
             return false;
         }
+        let said = record.record().clone();
         let claim = Claim { record, source: Source::Cache, endpoint: entry.endpoint, fresh: false };
         let Self { store, keys, state, .. } = self;
         let pair = || keys.pair(&state.wg_private_key, state.wg_pubkey, key);
-        match store.claim(claim, pair, now.monotonic) {
-            Outcome::New | Outcome::Updated | Outcome::Refreshed => true,
+        // However long it was silent there is time to look for it: perhaps it was this node that was away.
+        let heard_at = now.monotonic - silence.min(DEAD_AFTER);
+        match store.claim_heard(claim, heard_at, pair, now.monotonic) {
+            outcome @ (Outcome::New | Outcome::Updated | Outcome::Refreshed) => {
+                if outcome == Outcome::New {
+                    store.note_silence(key, silence, now.monotonic);
+                }
+                self.note_addresses(&said);
+                true
+            }
             Outcome::Departed | Outcome::Refused(_) => false,
         }
     }

@@ -109,6 +109,7 @@ impl Mesh {
             exchange_port: self.exchange_port,
             introducer: nat == NatType::Open,
             relay: self.serves(),
+            lifetime: self.record_lifetime(),
         }
     }
 }

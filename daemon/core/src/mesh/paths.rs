@@ -36,7 +36,8 @@ pub(super) const SESSION_OVERDUE: Duration = Duration::from_secs(135);
 /// For so long a peer counts as being where its last message came from.
 const HEARD_LATELY: Duration = Duration::from_secs(5);
 
-/// Bytes that WireGuard's own keepalives and handshakes may take between two readings; more is traffic.
+/// Bytes that WireGuard's own keepalives and handshakes may take between two readings; more is traffic, unless it is
+/// this node's own gossip.
 const QUIET_BYTES: u64 = 300;
 
 impl Mesh {
@@ -126,7 +127,8 @@ impl Mesh {
         for (&key, peer) in &observed.peers {
             let earlier = before.and_then(|before| before.peers.get(&key));
             let sent = earlier.map_or(0, |earlier| peer.tx_bytes.saturating_sub(earlier.tx_bytes));
-            let has_traffic = earlier.is_some() && sent > QUIET_BYTES;
+            let quiet = QUIET_BYTES + self.take_gossiped(key);
+            let has_traffic = earlier.is_some() && sent > quiet;
             let age = peer.last_handshake.map(|at| now.wall.since(at));
             let (Some(age), Some(endpoint)) = (age, peer.endpoint) else { continue };
             let kind = self.kind_at(key, endpoint);
@@ -146,10 +148,7 @@ impl Mesh {
 
     /// Does what is due for every path: pings, offers.
     pub(super) fn drive_paths(&mut self, now: Now) {
-        let due = |paths: &Paths| paths.poll_timeout().is_some_and(|at| at <= now.monotonic);
-        let keys: Vec<_> =
-            self.reach.paths.iter().filter(|(_, paths)| due(paths)).map(|(&key, _)| key).collect();
-        for key in keys {
+        for key in self.reach.paths.due(now.monotonic) {
             if !self.settings.punching || self.store.get(key).is_none() {
                 self.reach.paths.remove(&key);
                 continue;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand_chacha::ChaCha8Rng;
+use rand_core::Rng as _;
 
 use super::{Command, Mesh};
 use crate::address::MeshSubnets;
@@ -21,18 +22,42 @@ pub const RECORD_LIFETIME: Duration = Duration::from_secs(3600);
 /// How often a node signs its record anew: half its lifetime.
 pub const RECORD_REFRESH: Duration = Duration::from_secs(1800);
 
+/// In a mesh of more than forty-five nodes records hold longer: a record signed anew goes to every node, and more than one of
+/// them in this time would cost each node more than all else that a mesh at rest has to say.
+const REFRESH_SHARE: Duration = Duration::from_secs(40);
+
+/// The longest that a record holds, of however many nodes.
+const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
 impl Mesh {
     /// Signs the record anew, with whatever has changed, and tells everyone.
     pub(super) fn renew_record(&mut self, now: Now) {
         let whereabouts = self.whereabouts();
         let Self { settings, keys, subnets, state, rng, .. } = self;
-        self.record = sign_record(settings, keys, *subnets, state, whereabouts, now, rng);
+        let record = sign_record(settings, keys, *subnets, state, whereabouts, now, rng);
+        let before = std::mem::replace(&mut self.record, record.clone());
         self.signed_at = now.monotonic;
-        self.refresh_at = now.monotonic + RECORD_REFRESH;
+        self.spread_refresh(now);
         self.save_state();
-        let record = self.record.clone();
-        self.tell(&record, None, now);
+        match record.record().is_renewal_of(before.record()) {
+            true => self.tell_of_renewal(&record, now),
+            false => self.tell(&record, None, now),
+        }
         self.announce_soon(now);
+    }
+
+    /// Sets when the record is signed anew: after half its lifetime or somewhat sooner, so that nodes which started together
+    /// do not all do so at once.
+    pub(super) fn spread_refresh(&mut self, now: Now) {
+        let longest = Duration::from_secs(self.record.record().lifetime_s.into()) / 2;
+        let sooner = longest.mul_f64(f64::from(self.rng.next_u32()) / f64::from(u32::MAX) / 2.0);
+        self.refresh_at = now.monotonic + longest - sooner;
+    }
+
+    /// Returns for how long a record of a mesh of this size holds.
+    pub(super) fn record_lifetime(&self) -> Duration {
+        let peers = u32::try_from(self.store.len()).unwrap_or(u32::MAX);
+        RECORD_LIFETIME.max(REFRESH_SHARE.saturating_mul(peers) * 2).min(LONGEST_LIFETIME)
     }
 
     /// Returns a stamp for the next message.
@@ -57,6 +82,7 @@ pub(super) struct Whereabouts {
     pub(super) exchange_port: Option<u16>,
     pub(super) introducer: bool,
     pub(super) relay: bool,
+    pub(super) lifetime: Duration,
 }
 
 pub(super) fn sign_record(
@@ -68,7 +94,8 @@ pub(super) fn sign_record(
     now: Now,
     rng: &mut ChaCha8Rng,
 ) -> SignedRecord {
-    let Whereabouts { listen_port, candidates, nat, exchange_port, introducer, relay } = whereabouts;
+    let Whereabouts { listen_port, candidates, nat, exchange_port, introducer, relay, lifetime } =
+        whereabouts;
     state.sequence = state.sequence.advance(now.wall);
     let record = Record {
         key: state.wg_pubkey,
@@ -79,7 +106,7 @@ pub(super) fn sign_record(
         listen_port,
         routes: settings.advertise_routes.iter().copied().collect(),
         issued: now.wall,
-        lifetime_s: u32::try_from(RECORD_LIFETIME.as_secs()).expect("an hour in seconds"),
+        lifetime_s: u32::try_from(lifetime.as_secs()).expect("at most a day in seconds"),
         candidates,
         nat,
         exchange_port,

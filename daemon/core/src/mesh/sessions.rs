@@ -8,7 +8,7 @@
 //! The key that answers first behind a bootstrap node's name is held for that name: from then on only that node will do
 //! . An operator who replaced the node says so by naming the new key, or forgets the old one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::lan::CLOCK_TOLERANCE;
@@ -21,9 +21,9 @@ use crate::plan;
 use crate::pool::{self, Network, Places, Prospect};
 use crate::record::{InvalidRecord, SignedRecord};
 use crate::standing::Deed;
-use crate::store::{Claim, Peer, Source};
+use crate::store::{Claim, Peer, REMOVED_AFTER, Source};
 use crate::sync::RecordView;
-use crate::time::Now;
+use crate::time::{Monotonic, Now};
 
 /// With how many of its successors a node holds sessions.
 const RING: usize = 2;
@@ -84,6 +84,16 @@ impl Mesh {
         if let Some(exchange) = self.exchange.as_mut().filter(|_| may) {
             exchange.push(record, from, now.monotonic);
         }
+        self.gossip_about(record, from, now);
+    }
+
+    /// Tells others of a record that its node has only signed anew. Gossip tells all whom it reaches for the least, and the next
+    /// heartbeat finds whoever else lacks it: nothing depends on it sooner.
+    pub(super) fn tell_of_renewal(&mut self, record: &SignedRecord, now: Now) {
+        match self.talk {
+            Some(_) => self.gossip_about(record, None, now),
+            None => self.tell(record, None, now),
+        }
     }
 
     /// Sends what waits for more to come, because nothing will.
@@ -116,7 +126,7 @@ impl Mesh {
 
     fn with_exchange(&mut self, now: Now, act: impl FnOnce(&mut Exchange, &Context<'_, RecordView<'_>>)) {
         let Self { exchange: Some(exchange), keys, state, record, store, book, .. } = self else { return };
-        let records = RecordView { own: record, peers: store };
+        let records = RecordView { own: record, peers: store, now: now.monotonic };
         let (secret, Now { monotonic: now, wall }) = (&state.wg_private_key, now);
         act(exchange, &Context { keys, secret, own: record, records: &records, book, now, wall });
     }
@@ -139,7 +149,11 @@ impl Mesh {
             }
             Output::Met { address, key } => self.on_met(address, key),
             Output::Deed { key, deed } => self.judge(key, deed, now),
-            Output::Record { record, from, direct } => self.on_exchanged(record, from, direct, now),
+            Output::Record { record, from, direct, heard_at } => {
+                let source = if direct { Source::Exchange } else { Source::ExchangeTransitive };
+                tracing::debug!(peer = %record.record().key, %from, direct, "a record came in an exchange");
+                self.on_told(record, source, heard_at, now);
+            }
             Output::Forwarded { by, forward } => self.on_forwarded(by, forward, now),
             Output::Misbehaved { key, reason } => {
                 if self.book.is_shut_out(key, now.wall) {
@@ -165,15 +179,19 @@ impl Mesh {
         self.targets_stale = true;
     }
 
-    fn on_exchanged(&mut self, record: SignedRecord, from: PublicKey, direct: bool, now: Now) {
-        let source = if direct { Source::Exchange } else { Source::ExchangeTransitive };
+    /// Takes a record that a peer has told, its own or another's that anybody has last heard at `heard_at`.
+    pub(super) fn on_told(&mut self, record: SignedRecord, source: Source, heard_at: Monotonic, now: Now) {
         // Nobody's address: what is refused is not the doing of the node that passed it on.
         let nowhere = Place { via: Via::WireGuard, address: SocketAddr::from(([0; 4], 0)) };
         if record.record().is_expired(now.wall, CLOCK_TOLERANCE) {
             return self.drop_input("expired", nowhere.address);
         }
-        tracing::debug!(peer = %record.record().key, %from, direct, "a record came in an exchange");
-        self.claim(Claim { record, source, endpoint: None, fresh: direct }, nowhere, now);
+        if now.monotonic.since(heard_at) >= REMOVED_AFTER {
+            return self.drop_input("dead", nowhere.address);
+        }
+        let key = record.record().key;
+        self.claim_heard(Claim { record, source, endpoint: None, fresh: true }, heard_at, nowhere, now);
+        self.store.note_heard(key, heard_at, now.monotonic);
     }
 
     fn on_forwarded(&mut self, by: PublicKey, forward: Forward, now: Now) {
@@ -224,7 +242,9 @@ impl Mesh {
             return self.dht_leads().collect();
         }
         let Places { target, max } = self.settings.sessions;
-        let through_mesh = self.prospects(now);
+        let failing = self.failing_targets();
+        let (tried, through_mesh): (Vec<_>, Vec<_>) =
+            self.prospects(now).into_iter().partition(|one| failing.contains(&one.key));
         let ring: Vec<PublicKey> = through_mesh.iter().take(RING.min(target)).map(|one| one.key).collect();
         let staying = self.staying_sessions();
         let rest =
@@ -232,8 +252,19 @@ impl Mesh {
         let held = ring.len() + staying.keys().filter(|key| !ring.contains(key)).count();
         let chosen =
             pool::choose(rest.copied().collect(), target.saturating_sub(held), staying.into_values());
-        let targets = ring.into_iter().chain(chosen).filter_map(|key| self.target_through_mesh(key));
+        // Who fails takes nobody's place, but is tried again now and then.
+        let tried = tried.into_iter().map(|one| one.key).take(target);
+        let targets =
+            ring.into_iter().chain(chosen).chain(tried).filter_map(|key| self.target_through_mesh(key));
         targets.take(max.saturating_sub(self.bootstrap.len())).chain(self.dht_leads()).collect()
+    }
+
+    /// Returns the nodes with which a session was wanted, and has failed.
+    fn failing_targets(&self) -> BTreeSet<PublicKey> {
+        let targets = self.exchange.iter().flat_map(Exchange::targets);
+        let failing =
+            targets.filter(|(_, target)| target.is_failing()).filter_map(|(_, target)| target.node());
+        failing.filter(|key| !self.has_session(*key)).collect()
     }
 
     /// Returns the bootstrap nodes, each with the key that it is held to.

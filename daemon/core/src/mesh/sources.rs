@@ -17,6 +17,7 @@ impl Mesh {
             self.bootstrap_status(now),
             self.exchange_status(now),
             self.dht_status(now),
+            self.gossip_status(now),
         ];
         sources.into_iter().flatten().chain([self.cache_status(now)]).collect()
     }

@@ -30,6 +30,7 @@ impl Node {
             lan: true,
             punching: true,
             exchange: false,
+            gossip: true,
             exchange_port: None,
             dht: false,
             relay: RelaySettings { mode: RelayMode::Sealed, serve: None, max_pairs: 16 },
@@ -87,7 +88,10 @@ impl Node {
             | Command::Look => None,
             Command::Dht(_) | Command::SaveDhtNodes(_) => None,
             Command::Relay(_) | Command::SaveRouted(_) => None,
-            Command::Dial(_) | Command::SendFrame { .. } | Command::CloseSession(_) => None,
+            Command::Gossip { .. }
+            | Command::Dial(_)
+            | Command::SendFrame { .. }
+            | Command::CloseSession(_) => None,
         });
         sent.collect()
     }
@@ -250,10 +254,11 @@ fn each_source_tells_of_itself() {
         sources.into_iter().map(|source| (source.name, source.state)).collect::<Vec<_>>()
     };
     let running = |name: &str| (name.to_owned(), SourceState::Running);
-    assert_eq!(states(&node), [running("lan"), running("cache")]);
+    let starting = |name: &str| (name.to_owned(), SourceState::Starting);
+    assert_eq!(states(&node), [running("lan"), starting("gossip"), running("cache")]);
     let stranger = Node::start(2, now(0)).mesh.public_key();
     node.mesh.handle(Event::AddPeer(stranger, None), now(1));
     node.mesh.handle(Event::Underlay(Vec::new()), now(2));
     let failing = ("lan".to_owned(), SourceState::Failing);
-    assert_eq!(states(&node), [failing, ("manual".to_owned(), SourceState::Starting), running("cache")]);
+    assert_eq!(states(&node), [failing, starting("manual"), starting("gossip"), running("cache")]);
 }

@@ -278,6 +278,7 @@ mod tests {
     use super::super::Origin;
     use super::super::tests::{Peer, address, at};
     use super::*;
+    use crate::timed::Deadline as _;
 
     /// A path in use that carries so much, after a while.
     fn measured(mtu: u16, rtt: u64) -> Peer {
@@ -303,7 +304,7 @@ mod tests {
     fn a_path_that_carries_everything_costs_one_long_ping() {
         let peer = measured(1500, 20);
         assert_eq!(peer.long_pings, 1);
-        assert_eq!(peer.paths.poll_timeout(), None);
+        assert_eq!(peer.paths.deadline(), None);
     }
 
     #[test]

@@ -190,7 +190,7 @@ fn a_path_without_traffic_costs_nothing_and_one_in_use_a_ping_a_second() {
     peer.pings.clear();
     peer.run(5000, 600_000);
     assert_eq!(peer.pings, []);
-    assert_eq!(peer.paths.poll_timeout(), None);
+    assert_eq!(peer.paths.deadline(), None);
     peer.paths.note_traffic(at(600_000));
     peer.run(600_000, 700_000);
     assert!((14..=16).contains(&peer.pings.len()), "{}", peer.pings.len());

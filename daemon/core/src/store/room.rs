@@ -23,9 +23,10 @@ impl PeerStore {
     /// Decides whether what came from `source` is passed on yet.
     pub(super) fn withhold(&mut self, key: PublicKey, outcome: Outcome, source: Source, now: Monotonic) {
         if source.is_direct() {
-            self.withheld.remove(&key);
+            self.release(key);
         } else if outcome == Outcome::New && source != Source::Cache && !self.newcomers.take(now) {
             self.withheld.insert(key, now + MIN_AGE);
+            self.hashes.forget(key);
         }
     }
 
@@ -51,6 +52,7 @@ impl PeerStore {
         // Whoever has it still would only tell of it again.
         bury_in(&mut self.silent, oldest, Tombstone { sequence, since: now });
         self.withheld.remove(&oldest);
+        self.hashes.forget(oldest);
         self.unproved.remove(&oldest);
         self.evicted.push(oldest);
         true
@@ -66,9 +68,19 @@ impl PeerStore {
         !self.withheld.contains_key(&key)
     }
 
+    /// Lets other nodes be told of a peer.
+    pub(super) fn release(&mut self, key: PublicKey) {
+        if self.withheld.remove(&key).is_some() {
+            self.hashes.forget(key);
+        }
+    }
+
     /// Lets go of what was withheld for long enough, and finds out what may make room for others.
     pub fn pass_on_withheld(&mut self, now: Monotonic) {
-        self.withheld.retain(|_, until| *until > now);
+        let over = self.withheld.iter().filter(|(_, until)| **until <= now);
+        for key in over.map(|(&key, _)| key).collect::<Vec<_>>() {
+            self.release(key);
+        }
         self.unproved.clear();
         if self.peers.len() >= self.capacity {
             let is_over = |peer: &Peer| !peer.is_proved && now.since(peer.first_seen) >= MIN_AGE;

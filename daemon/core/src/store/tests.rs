@@ -77,7 +77,7 @@ fn only_direct_evidence_keeps_a_peer_alive() {
     claim(&mut store, cached, 500);
     claim(&mut store, Claim { fresh: false, ..heard(record_of(1, 2)) }, 550);
     assert_eq!(store.next_removal(), Some(at(600)));
-    store.touch(key, at(590));
+    store.touch(key, at(590), at(590));
     assert!(store.remove_stale(at(1189)).is_empty());
     assert_eq!(store.remove_stale(at(1190)), [key]);
     assert!(store.is_empty());
@@ -152,6 +152,30 @@ fn the_addresses_of_one_peer_are_bounded() {
 
 ///
 #[test]
+fn nobodys_word_makes_a_peer_younger_than_somebody_heard_it() {
+    let mut store = PeerStore::new(10);
+    let key = node(1).public();
+    let silence = |store: &PeerStore, seconds| store.get(key).unwrap().silence(at(seconds)).as_secs();
+    let cached = Claim { source: Source::Cache, ..heard(record_of(1, 1)) };
+    store.claim_heard(Claim { fresh: false, ..cached }, at(700), keys, at(1000));
+    store.note_silence(key, Duration::from_secs(590), at(1000));
+    assert_eq!(silence(&store, 1000), 590);
+    store.note_heard(key, at(405), at(1000));
+    assert_eq!(silence(&store, 1000), 590, "that was before");
+    store.note_heard(key, at(420), at(1000));
+    assert_eq!(
+        silence(&store, 1000),
+        580,
+        "not as if the time that was given to look for it were heard time"
+    );
+    store.touch(key, at(800), at(1000));
+    assert_eq!(silence(&store, 1001), 201);
+    store.note_heard(key, at(500), at(1001));
+    assert_eq!(silence(&store, 1001), 201);
+}
+
+///
+#[test]
 fn what_fell_silent_comes_back_by_itself_or_with_a_newer_record_only() {
     let told = |sequence| Claim {
         source: Source::ExchangeTransitive,
@@ -186,7 +210,7 @@ fn who_proves_to_be_there_takes_the_place_of_hearsay() {
     assert_eq!(claim(&mut store, told(record_of(4, 1)), 1), Outcome::Refused(Refused::Full));
     assert_eq!(store.refusal(node(4).public(), Sequence(1)), None, "it may yet prove to be there");
     assert!(!store.has_room_for(node(4).public()));
-    store.touch(node(2).public(), at(2));
+    store.touch(node(2).public(), at(2), at(2));
     assert_eq!(claim(&mut store, heard(record_of(4, 1)), 3), Outcome::New);
     assert_eq!(store.take_evicted(), [node(3).public()]);
     assert_eq!(claim(&mut store, heard(record_of(5, 1)), 4), Outcome::Refused(Refused::Full));
@@ -205,7 +229,7 @@ fn a_flood_of_hearsay_is_passed_on_late() {
     let passed = |store: &PeerStore| store.iter().filter(|(key, _)| store.may_pass_on(*key)).count();
     assert_eq!(passed(&store), 512);
     let withheld: Vec<_> = store.iter().map(|(key, _)| key).filter(|key| !store.may_pass_on(*key)).collect();
-    store.touch(withheld[0], at(101));
+    store.touch(withheld[0], at(101), at(101));
     assert_eq!(passed(&store), 513);
     assert_eq!(store.next_removal(), Some(at(160)));
     store.pass_on_withheld(at(159));
@@ -221,7 +245,7 @@ fn a_flood_of_hearsay_is_passed_on_late() {
 fn hearsay_that_had_its_time_makes_room_for_other_hearsay() {
     let mut store = PeerStore::new(2);
     (1..=2).for_each(|number| assert_eq!(claim(&mut store, told(record_of(number, 1)), 0), Outcome::New));
-    store.touch(node(1).public(), at(1));
+    store.touch(node(1).public(), at(1), at(1));
     store.pass_on_withheld(at(59));
     assert!(!store.has_room_for(node(3).public()));
     store.pass_on_withheld(at(60));

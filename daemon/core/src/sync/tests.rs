@@ -47,6 +47,10 @@ impl Records for Table {
         let held = self.held.get(&entry.key).map(|record| record.record().sequence);
         held < Some(entry.sequence) && !self.buried.contains(&entry.key)
     }
+
+    fn silence(&self, _: PublicKey) -> Duration {
+        Duration::from_secs(7)
+    }
 }
 
 pub(crate) fn record_of(number: u16, sequence: u64) -> SignedRecord {
@@ -94,8 +98,8 @@ fn synchronise(a: &mut Table, b: &mut Table, limit: usize) -> Cost {
 fn hear(table: &mut Table, bytes: &[u8], limit: usize) -> Vec<Message> {
     let message = decode_all(bytes).unwrap();
     if let Message::Records(records) = &message {
-        for bytes in records {
-            table.take(&SignedRecord::verify(bytes, &[5; 32]).unwrap());
+        for told in records {
+            table.take(&SignedRecord::verify(&told.record, &[5; 32]).unwrap());
         }
     }
     let Answer { mut messages, wanted } = answer(&message, table, limit);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use wgmesh_lab::NatKind::Symmetric;
-use wgmesh_lab::{Daemon, Host, Pair, eventually};
+use wgmesh_lab::{Daemon, Host, Pair, Pings, eventually};
 
 use super::relays::World;
 use super::{PATIENCE, PING_BYTES, PING_INTERVAL, WATCHED, show};

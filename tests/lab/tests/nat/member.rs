@@ -21,7 +21,7 @@ use wgmesh_core::seal::{Kind, seal};
 use wgmesh_core::secret::MeshSecret;
 use wgmesh_core::standing::Book;
 use wgmesh_core::store::PeerStore;
-use wgmesh_core::sync::{Entry, Message, RecordView};
+use wgmesh_core::sync::{Entry, Message, RecordView, Told};
 use wgmesh_core::time::{Monotonic, Now, WallClock};
 use wgmesh_lab::{Daemon, Host, Memory, NatKind, Settings, eventually};
 
@@ -433,7 +433,7 @@ fn spoil(member: Member, left: PublicKey) -> String {
     let outcome = in_sessions(member.clone(), async |talk| {
         let id = talk.greet().await.unwrap();
         for _ in 0..8 {
-            talk.say(id, &Message::Records(vec![moved.clone().into()]));
+            talk.say(id, &Message::Records(vec![Told { record: moved.clone().into(), silence_s: 0 }]));
         }
         talk.listen(PATIENCE, |_| Vec::new()).await
     });
@@ -454,7 +454,7 @@ fn fetch(member: Member, key: PublicKey) -> SignedRecord {
         talk.listen(Duration::from_secs(3), |message| {
             if let Message::Records(records) = message {
                 let verified =
-                    records.iter().filter_map(|bytes| SignedRecord::verify(bytes, &network_id).ok());
+                    records.iter().filter_map(|told| SignedRecord::verify(&told.record, &network_id).ok());
                 found = verified.into_iter().find(|record| record.record().key == key).or(found.take());
             }
             Vec::new()
@@ -488,7 +488,7 @@ fn invent(member: Member) -> usize {
                 .iter()
                 .filter_map(|key| secrets.get(key))
                 .map(|secret| record_of(&mesh, secret, vec![(VICTIM, 9).into()], &mut rng))
-                .map(|record| record.as_bytes().to_vec().into())
+                .map(|record| Told { record: record.as_bytes().to_vec().into(), silence_s: 0 })
                 .collect();
             told += records.len();
             if records.is_empty() { Vec::new() } else { vec![Message::Records(records)] }
@@ -554,8 +554,8 @@ impl Talk {
     /// Has the real state machine answer what the other side says.
     fn follow(&mut self, event: SessionEvent) -> Option<Result<(), String>> {
         let Self { member, exchange, peers, book, .. } = self;
-        let records = RecordView { own: &member.record, peers };
         let Now { monotonic, wall } = now();
+        let records = RecordView { own: &member.record, peers, now: monotonic };
         let context = Context {
             keys: &member.keys,
             secret: &member.secret,

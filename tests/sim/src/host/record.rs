@@ -19,7 +19,7 @@ impl Host {
         random: &mut Random,
     ) -> SignedRecord {
         let state = &self.disk.state;
-        let settings = self.settings(surroundings.number);
+        let settings = super::settings(&self.plan, surroundings.number);
         let addresses = surroundings.underlay.iter().flat_map(|link| &link.addresses);
         let candidates = addresses.map(|net| SocketAddr::new(net.addr(), settings.listen_port));
         let record = Record {

@@ -18,6 +18,10 @@ pub struct Totals {
     pub bytes: u64,
     /// The bytes of its sessions, with the headers of IP, TCP and TLS.
     pub session_bytes: u64,
+    /// The daemon's datagrams inside the mesh.
+    pub gossip: u64,
+    /// Their bytes, with IP and UDP headers but without WireGuard's.
+    pub gossip_bytes: u64,
     /// Packets that were passed on for others.
     pub relayed: u64,
     /// Datagrams that came while the daemon's socket was full.

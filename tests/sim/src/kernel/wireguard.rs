@@ -33,6 +33,9 @@ pub const REJECT_AFTER_TIME: Duration = Duration::from_secs(180);
 /// timeout and [`REKEY_TIMEOUT`].
 const REKEY_ON_RECEIVE: Duration = Duration::from_secs(165);
 
+/// Packets are answered by an empty one if there is nothing else to say within this time.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Packets for which nothing at all came back for this long make it begin anew: the 10 s after which the other side
 /// would have sent a keepalive, and [`REKEY_TIMEOUT`].
 const NEW_HANDSHAKE_AFTER: Duration = Duration::from_secs(15);
@@ -167,6 +170,8 @@ pub struct Peer {
     previous: Option<Keypair>,
     retransmit_at: Option<Monotonic>,
     keepalive_at: Option<Monotonic>,
+    /// When to answer packets to which nothing was said.
+    answer_at: Option<Monotonic>,
     /// When packets that nothing came back for make it begin anew.
     unanswered_until: Option<Monotonic>,
     probe_answered: Option<Monotonic>,
@@ -247,7 +252,8 @@ impl Peer {
 
     /// Returns when [`Peer::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Monotonic> {
-        self.retransmit_at.into_iter().chain(self.keepalive_at).chain(self.unanswered_until).min()
+        let timers = [self.retransmit_at, self.keepalive_at, self.answer_at, self.unanswered_until];
+        timers.into_iter().flatten().min()
     }
 
     /// Does what its timers ask for.
@@ -266,6 +272,10 @@ impl Peer {
             self.unanswered_until = None;
             self.attempts = 0;
             self.initiate(context);
+        }
+        if self.answer_at.is_some_and(|at| at <= now) {
+            self.answer_at = None;
+            self.send_keepalive(context);
         }
         if self.keepalive_at.is_some_and(|at| at <= now) {
             self.keepalive_at = None;
@@ -311,7 +321,10 @@ impl Peer {
                     match *bytes {
                         PROBE_BYTES => self.send_data(ANSWER_BYTES, None, context),
                         ANSWER_BYTES => self.probe_answered = Some(context.now.monotonic),
-                        _ => self.data_received += 1,
+                        _ => {
+                            self.data_received += 1;
+                            self.answer_at.get_or_insert(context.now.monotonic + KEEPALIVE_TIMEOUT);
+                        }
                     }
                     return packet.as_deref().filter(|packet| self.owns(packet.from.ip())).cloned();
                 }
@@ -471,6 +484,7 @@ impl Peer {
 
     fn send(&mut self, body: Body, context: &mut Context<'_>) {
         self.arm_keepalive(context.now.monotonic);
+        self.answer_at = None;
         let Some(endpoint) = self.endpoint else { return };
         self.tx_bytes += body.bytes();
         context.outbox.push((endpoint, body));

@@ -94,6 +94,7 @@ impl World {
                         self.flush((id, session));
                     }
                 }
+                Request::Gossip(to, bytes) => self.gossip(id, to, bytes),
                 Request::Close(session) => {
                     if let Some(end) = self.streams.ends.get_mut(&(id, session)) {
                         end.closes = true;
@@ -201,16 +202,12 @@ impl World {
 
     /// Returns who answers at an address, by which way, where the dialer seems to be, and how far that is.
     fn find_listener(
-        &self,
+        &mut self,
         id: HostId,
         port: u16,
         to: SocketAddr,
     ) -> Option<(HostId, Route, SocketAddr, Duration)> {
-        let has_address =
-            |other: HostId| self.host(other).kernel.addresses().any(|net| net.addr() == to.ip());
-        let secret = self.host(id).plan.secret;
-        let is_member = |other: &HostId| self.host(*other).plan.secret == secret && has_address(*other);
-        if let Some(other) = self.hosts().map(|(other, _)| other).find(is_member) {
+        if let Some(other) = self.owner_of(id, to.ip()) {
             let is_v4 = to.is_ipv4();
             let own = self.host(id).kernel.addresses().find(|net| net.addr().is_ipv4() == is_v4)?;
             let delay = self.mesh_delay(id, other)?;
@@ -223,7 +220,7 @@ impl World {
     }
 
     /// Returns how long a packet inside the mesh takes now, if both ways work.
-    fn mesh_delay(&self, one: HostId, other: HostId) -> Option<Duration> {
+    pub(super) fn mesh_delay(&self, one: HostId, other: HostId) -> Option<Duration> {
         let works = self.missing(one, other).is_none() && self.missing(other, one).is_none();
         let endpoint = self.host(one).kernel.peer(self.host(other).public_key())?.endpoint?;
         let port = self.host(one).kernel.open_port()?;

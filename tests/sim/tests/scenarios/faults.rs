@@ -74,9 +74,12 @@ fn halves_that_were_parted_for_half_an_hour_find_each_other_again() -> Result<()
     fleet.world.check_quiet(mins(1))
 }
 
+/// Tunnels at rest, that is: WireGuard itself begins anew where packets find no answer.
 #[test]
 fn a_short_partition_costs_no_session() -> Result<(), Violation> {
-    let mut fleet = Fleet::resting(2, 6)?;
+    let plan = HostPlan { gossip: false, ..HostPlan::default() };
+    let mut fleet = Fleet::starting(2, 6, &plan, Conditions::CLEAN)?;
+    fleet.world.run_for(secs(20))?;
     let before = fleet.sessions(fleet.nodes[0]);
     fleet.world.partition(fleet.lan, |host| u32::from(host.0 % 2 == 0));
     fleet.world.run_for(secs(60))?;

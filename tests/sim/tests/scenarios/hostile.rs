@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use wgmesh_core::key::PublicKey;
 use wgmesh_sim::host::HostPlan;
+use wgmesh_sim::kernel::wireguard::Body;
 use wgmesh_sim::network::{Conditions, HostId, Payload};
 use wgmesh_sim::outsider::invented_announce;
 use wgmesh_sim::world::{LAN_PORT, Violation, World};
@@ -70,7 +71,7 @@ fn replayed_wireguard_messages_end_no_session() -> Result<(), Violation> {
     let recording = fleet.world.take_recording();
     for datagram in &recording {
         if let Payload::WireGuard(message) = &datagram.payload
-            && !matches!(message.body, wgmesh_sim::kernel::wireguard::Body::Keepalive { .. })
+            && matches!(message.body, Body::Initiation { .. } | Body::Response { .. })
         {
             fleet.world.inject(outsider, 51820, datagram.to, &datagram.payload);
             fleet.world.run_for(millis(5))?;

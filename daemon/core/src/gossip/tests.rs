@@ -1,0 +1,210 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::sync::tests::{Table, record_of};
+
+const NETWORK: [u8; 32] = [5; 32];
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Nodes that all reach each other, on virtual time.
+struct World {
+    nodes: BTreeMap<PublicKey, (Table, Gossip)>,
+    now: Monotonic,
+    flying: Vec<(PublicKey, PublicKey, Vec<u8>)>,
+    heard: Vec<(PublicKey, PublicKey, Monotonic)>,
+    sent: usize,
+    bytes: usize,
+    /// Every so many-th datagram is lost.
+    loses: Option<usize>,
+}
+
+impl World {
+    fn new(count: u16) -> Self {
+        let now = Monotonic::from_nanos(1_000_000_000_000);
+        let node = |number: u16| {
+            let own = record_of(number, 1);
+            let mut seed = [0; 32];
+            seed[..2].copy_from_slice(&number.to_be_bytes());
+            (own.record().key, ([&own].into_iter().collect(), Gossip::new(seed, now, now)))
+        };
+        Self {
+            nodes: (0..count).map(node).collect(),
+            now,
+            flying: Vec::new(),
+            heard: Vec::new(),
+            sent: 0,
+            bytes: 0,
+            loses: None,
+        }
+    }
+
+    /// Makes nodes that know each other and rest.
+    fn resting(count: u16) -> Self {
+        let mut world = Self::new(count);
+        let records: Vec<_> = (0..count).map(|number| record_of(number, 1)).collect();
+        world.nodes.values_mut().for_each(|(table, _)| records.iter().for_each(|record| table.take(record)));
+        world
+    }
+
+    fn on(&mut self, key: PublicKey, act: impl FnOnce(&mut Gossip, &Company, &Context<'_, Table>)) {
+        let reached = self.nodes.keys().copied().filter(|other| *other != key).collect();
+        let (table, gossip) = self.nodes.get_mut(&key).unwrap();
+        let company = Company { reached, silent: Vec::new() };
+        let context = Context { network_id: &NETWORK, own: key, records: &*table, now: self.now };
+        act(gossip, &company, &context);
+        for output in gossip.take_outputs() {
+            match output {
+                Output::Send { to, bytes } => {
+                    assert!(bytes.len() <= MAX_GOSSIP_BYTES, "{} bytes", bytes.len());
+                    self.sent += 1;
+                    self.bytes += bytes.len();
+                    if self.loses.is_none_or(|every| !self.sent.is_multiple_of(every)) {
+                        self.flying.push((key, to, bytes));
+                    }
+                }
+                Output::Record { record, from, .. } => {
+                    table.take(&record);
+                    gossip.push(&record, Some(from), self.now);
+                }
+                Output::Heard { key: peer, at } => self.heard.push((key, peer, at)),
+            }
+        }
+    }
+
+    /// Lets time pass in steps of 50 ms.
+    fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        while self.now < end {
+            self.now = self.now + NEWS_DELAY;
+            for (from, to, bytes) in std::mem::take(&mut self.flying) {
+                self.on(to, |gossip, _, context| gossip.handle(from, &bytes, context).unwrap());
+            }
+            for key in self.nodes.keys().copied().collect::<Vec<_>>() {
+                if self.nodes[&key].1.poll_timeout() <= self.now {
+                    self.on(key, |gossip, company, context| gossip.handle_timeout(company, context));
+                }
+            }
+        }
+    }
+
+    fn change(&mut self, number: u16, sequence: u64) {
+        let record = record_of(number, sequence);
+        let (table, gossip) = self.nodes.get_mut(&record.record().key).unwrap();
+        table.take(&record);
+        gossip.push(&record, None, self.now);
+    }
+
+    fn all_hold_the_same(&self) -> bool {
+        let mut tables = self.nodes.values().map(|(table, _)| &table.held);
+        let first = tables.next().unwrap();
+        tables.all(|table| table == first)
+    }
+}
+
+fn key(number: u16) -> PublicKey {
+    record_of(number, 1).record().key
+}
+
+/// W-X14: at once on change, to a few.
+#[test]
+fn a_change_reaches_nearly_everyone_within_a_second_and_everyone_within_some_rounds() {
+    let mut world = World::resting(40);
+    world.change(7, 2);
+    world.run(SECOND);
+    let knows = |world: &World| {
+        let newest = Some(Sequence(2));
+        let sequence = |table: &Table| table.record(key(7)).map(|record| record.record().sequence);
+        world.nodes.values().filter(|(table, _)| sequence(table) == newest).count()
+    };
+    assert!(knows(&world) >= 34, "{} of 40", knows(&world));
+    world.run(ROUND * 4);
+    assert!(world.all_hold_the_same());
+}
+
+/// W-X14, X-7: rounds alone bring two halves together that never told each other of a change.
+#[test]
+fn nodes_that_know_only_themselves_learn_of_all_by_rounds() {
+    let mut world = World::new(30);
+    world.run(ROUND * 6);
+    assert!(world.all_hold_the_same());
+    assert_eq!(world.nodes[&key(0)].0.held.len(), 30);
+}
+
+#[test]
+fn nodes_that_hold_the_same_send_one_small_datagram_a_round() {
+    let mut world = World::resting(40);
+    world.run(ROUND * 10);
+    assert!((350..=450).contains(&world.sent), "{} datagrams of 40 nodes in 10 rounds", world.sent);
+    assert!(world.bytes <= world.sent * 24, "{} bytes in {} datagrams", world.bytes, world.sent);
+}
+
+#[test]
+fn a_third_of_all_datagrams_lost_only_costs_time() {
+    let mut world = World::new(20);
+    world.loses = Some(3);
+    world.run(ROUND * 20);
+    assert!(world.all_hold_the_same());
+}
+
+/// what is told of a node's silence is told as it is, and only of nodes that are known.
+#[test]
+fn a_node_that_is_not_heard_is_asked_after() {
+    let mut world = World::resting(3);
+    let [asker, other, silent] = [0, 1, 2].map(key);
+    let company = Company { reached: vec![other], silent: vec![silent, key(9)] };
+    world.now = world.now + ROUND * 2;
+    world.on(asker, |gossip, _, context| gossip.handle_timeout(&company, context));
+    world.run(SECOND);
+    let at = world.heard.iter().map(|&(by, about, at)| (by, about, world.now.since(at).as_secs()));
+    assert_eq!(
+        at.collect::<Vec<_>>(),
+        [(asker, silent, 9)],
+        "the table's seven seconds, and two for the way"
+    );
+}
+
+#[test]
+fn a_record_that_is_offered_and_never_given_is_forgotten() {
+    let mut world = World::resting(2);
+    let offer = encode(&Body::Sync(Message::Offer(vec![Entry { key: key(9), sequence: Sequence(4) }])));
+    world.on(key(0), |gossip, _, context| gossip.handle(key(1), &offer, context).unwrap());
+    world.loses = Some(1);
+    world.run(ANSWER_PATIENCE * (MAX_TRIES + 1));
+    assert!(world.nodes[&key(0)].1.wanted.is_empty());
+}
+
+#[test]
+fn a_peer_that_says_too_much_is_not_listened_to() {
+    let mut world = World::resting(2);
+    let summary = encode(&Body::Sync(Message::Summary(Summary::of(&world.nodes[&key(1)].0))));
+    let mut refused = 0;
+    world.on(key(0), |gossip, _, context| {
+        refused = (0..5000).filter(|_| gossip.handle(key(1), &summary, context).is_err()).count();
+    });
+    assert!(refused > 3000, "{refused}");
+}
+
+#[test]
+fn a_forged_record_is_refused_and_nothing_after_it_taken() {
+    let mut world = World::resting(2);
+    let mut bytes = record_of(9, 1).as_bytes().to_vec();
+    *bytes.last_mut().unwrap() ^= 1;
+    let told = Told { record: bytes.into(), silence_s: 0 };
+    let gossip = encode(&Body::Sync(Message::Records(vec![told])));
+    let mut outcome = Ok(());
+    world.on(key(0), |machine, _, context| outcome = machine.handle(key(1), &gossip, context));
+    assert_eq!(outcome, Err(Refused::Record(InvalidRecord::Signature)));
+    assert_eq!(world.nodes[&key(0)].0.held.len(), 2);
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let mut world = World::resting(2);
+        world.on(key(0), |gossip, _, context| {
+            let _ = gossip.handle(key(1), &[&[VERSION], bytes.as_slice()].concat(), context);
+        });
+    }
+}
