@@ -129,11 +129,12 @@ fn ebpf(status: &Status) -> String {
 fn relay(relay: &Relay) -> Option<String> {
     let Relay { serving, pairs, max_pairs, routed_pairs, traffic } = relay;
     let passed_on = format!("{} passed on in {} packets", bytes(traffic.bytes), traffic.packets);
-    let routed = (*routed_pairs > 0).then(|| format!(", routing for {routed_pairs} pairs"));
-    let text = || {
-        format!("for {pairs} of at most {max_pairs} pairs, {passed_on}{}", routed.clone().unwrap_or_default())
+    let routed = match routed_pairs {
+        0 => String::new(),
+        pairs => format!(", routing for {pairs} pairs"),
     };
-    (*serving || *pairs > 0 || *routed_pairs > 0).then(text)
+    let does_anything = *serving || *pairs > 0 || *routed_pairs > 0;
+    does_anything.then(|| format!("for {pairs} of at most {max_pairs} pairs, {passed_on}{routed}"))
 }
 
 /// Says what was wrong with tunnels since the start, if anything was.
