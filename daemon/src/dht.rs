@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use mainline::async_dht::AsyncDht;
+use mainline::errors::PutMutableError;
 use mainline::{Id, MutableItem, SigningKey};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use wgmesh_core::dht::{DhtEvent, ItemKey, Order, Request, RequestId};
+use wgmesh_core::dht::{DhtEvent, Failure, ItemKey, Order, Request, RequestId};
 
 /// The hosts that let anybody into Mainline DHT, for those who name none of their own.
 pub const PUBLIC_BOOTSTRAP: [&str; 4] = mainline::DEFAULT_BOOTSTRAP_NODES;
@@ -109,7 +110,7 @@ impl Dht {
         self.tasks.spawn(async move {
             let outcome = match node {
                 Ok(node) => carry_out(&node, id, request, &tell).await,
-                Err(error) => Err(error),
+                Err(error) => Err(Failure::Trouble(error)),
             };
             // Nobody listens at the end of the daemon.
             let _ = tell.send(DhtEvent::Done { id, outcome }).await;
@@ -152,7 +153,7 @@ async fn carry_out(
     id: RequestId,
     request: Request,
     tell: &mpsc::Sender<DhtEvent>,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
     match request {
         Request::FindPeers { swarm } => {
             let mut found = node.get_peers(Id::from(swarm.0));
@@ -163,13 +164,13 @@ async fn carry_out(
         }
         Request::Announce { swarm, port } => {
             let announced = node.announce_peer(Id::from(swarm.0), Some(port)).await;
-            announced.map(drop).map_err(|error| error.to_string())
+            announced.map(drop).map_err(|error| Failure::Trouble(error.to_string()))
         }
         Request::Get { key } => get(node, id, &key, tell).await,
         Request::Put { key, sequence, replaces, value } => {
             let signer = SigningKey::from_bytes(&key.seed);
             let item = MutableItem::new(signer, &value, sequence, Some(&key.salt));
-            let stored = node.put_mutable(item, replaces).await.map_err(|error| error.to_string())?;
+            let stored = node.put_mutable(item, replaces).await.map_err(unstored)?;
             tracing::debug!(nodes = stored.stored_at, "stored a notice in the DHT");
             Ok(())
         }
@@ -181,7 +182,7 @@ async fn get(
     id: RequestId,
     key: &ItemKey,
     tell: &mpsc::Sender<DhtEvent>,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
     let public = SigningKey::from_bytes(&key.seed).verifying_key().to_bytes();
     let mut found = node.get_mutable_detailed(&public, Some(&key.salt), None);
     let mut newest = None;
@@ -194,8 +195,15 @@ async fn get(
         }
     }
     match found.outcome.recv().await.responded() {
-        0 => Err("no node of the DHT answers".to_owned()),
+        0 => Err(Failure::Trouble("no node of the DHT answers".to_owned())),
         _ => Ok(()),
+    }
+}
+
+fn unstored(error: PutMutableError) -> Failure {
+    match error {
+        PutMutableError::Concurrency(_) => Failure::Overtaken,
+        PutMutableError::Query(error) => Failure::Trouble(error.to_string()),
     }
 }
 

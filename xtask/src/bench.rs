@@ -50,6 +50,13 @@ enum Measure {
         #[arg(long)]
         logs: bool,
     },
+    /// The time from two hosts with nothing but the secret in common being ready until they ping each other, by a
+    /// private DHT.
+    Dht {
+        /// How many pairs of each kind meet.
+        #[arg(long, default_value_t = 10)]
+        runs: u8,
+    },
     /// The time until traffic is back after its path has died without a word: both ways, one way, or for large packets
     /// only.
     Failover {
@@ -110,6 +117,7 @@ pub(crate) fn main(arguments: &Arguments) -> Result<()> {
     setup::ensure()?;
     let words = match &arguments.measure {
         Measure::Join { runs } => vec!["join".to_owned(), format!("--runs={runs}")],
+        Measure::Dht { runs } => vec!["dht".to_owned(), format!("--runs={runs}")],
         Measure::Path { runs, at_once } => {
             vec!["path".to_owned(), format!("--runs={runs}"), format!("--at-once={at_once}")]
         }

@@ -6,6 +6,9 @@
 //!   own signed record and a few of others, sealed. See [`board`] for who writes where.
 //! - a **swarm** (BEP 5), where members announce the port of their exchange. It tells addresses only: leads to dial.
 //!
+//! The DHT is IPv4; a host's IPv6 addresses are in its record beside the others (W-X31). Names of their own for them, and
+//! a second lookup, would say nothing more: a notice has room for every candidate of a record.
+//!
 //! A **round** reads the boards and swarms of this hour and the last one (clocks differ), then writes to both what is due:
 //! at once after a change, every [`PUBLISH_INTERVAL`] anyway. A node that reaches nobody goes round at
 //! [`FIRST_PAUSE`] and ever more slowly up to [`ALONE_INTERVAL`], every other one at [`QUERY_INTERVAL`]. Between rounds that are
@@ -38,7 +41,7 @@ use crate::wire::decode_all;
 use board::{Board, Slot};
 use pace::Pace;
 pub use pace::{ALONE_INTERVAL, FIRST_PAUSE, QUERY_INTERVAL};
-pub use request::{DhtEvent, Hour, ItemKey, Order, Request, RequestId, Swarm};
+pub use request::{DhtEvent, Failure, Hour, ItemKey, Order, Request, RequestId, Swarm};
 
 /// How many notices a board holds. Each costs a lookup a round, and few are enough: whoever meets one member meets all.
 pub const SLOTS: u8 = 4;
@@ -149,7 +152,11 @@ pub enum Found {
 pub struct Health {
     /// When it last had an answer.
     pub last_ok: Option<Monotonic>,
-    /// Why the last round had none.
+    /// When it last stored a notice.
+    pub stored: Option<Monotonic>,
+    /// How many nodes of the DHT answered when that was last asked.
+    pub nodes: usize,
+    /// Why the last round had no answer, or could not store what it had to.
     pub error: Option<String>,
 }
 
@@ -167,7 +174,14 @@ enum Stage {
 enum Purpose {
     ReadSwarm,
     ReadSlot(Slot),
-    Write,
+    WriteSlot,
+    Announce,
+}
+
+impl Purpose {
+    const fn is_write(self) -> bool {
+        matches!(self, Self::WriteSlot | Self::Announce)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -192,8 +206,13 @@ pub struct Dht {
     next_id: u64,
     orders: VecDeque<Order>,
     published: Option<Published>,
+    /// Why nothing is read.
     error: Option<String>,
+    /// Why nothing is stored.
+    write_error: Option<String>,
     last_ok: Option<Monotonic>,
+    stored: Option<Monotonic>,
+    nodes: usize,
     nodes_noted: Option<Monotonic>,
     is_up: bool,
     leads: BTreeMap<SocketAddr, Monotonic>,
@@ -212,7 +231,10 @@ impl Dht {
             orders: VecDeque::new(),
             published: None,
             error: None,
+            write_error: None,
             last_ok: None,
+            stored: None,
+            nodes: 0,
             nodes_noted: None,
             is_up: false,
             leads: BTreeMap::new(),
@@ -236,13 +258,16 @@ impl Dht {
                 Purpose::ReadSlot(slot) if self.board.is_newer(slot, sequence) => {
                     Some(Found::Item { slot, sequence, value })
                 }
-                Purpose::ReadSlot(_) | Purpose::ReadSwarm | Purpose::Write => None,
+                Purpose::ReadSlot(_) | Purpose::ReadSwarm | Purpose::WriteSlot | Purpose::Announce => None,
             },
             DhtEvent::Done { id, outcome } => {
                 self.on_done(id, outcome, now);
                 None
             }
-            DhtEvent::Nodes(nodes) => Some(Found::Nodes(nodes)),
+            DhtEvent::Nodes(nodes) => {
+                self.nodes = nodes.len();
+                Some(Found::Nodes(nodes))
+            }
         }
     }
 
@@ -265,7 +290,8 @@ impl Dht {
             .map(|(&id, _)| id)
             .collect();
         for id in overdue {
-            self.on_done(id, Err("the DHT does not answer".to_owned()), now.monotonic);
+            let failure = Failure::Trouble("the DHT does not answer".to_owned());
+            self.on_done(id, Err(failure), now.monotonic);
         }
         if self.stage == Stage::Resting && self.pace.is_due(now.monotonic) {
             self.begin_round(keys, now);
@@ -274,7 +300,7 @@ impl Dht {
 
     /// Whether everything is read that a decision on what to write needs. Then comes [`Dht::write`].
     pub fn is_ready_to_write(&self) -> bool {
-        self.stage == Stage::Read && !self.asked.values().any(|asked| asked.purpose == Purpose::Write)
+        self.stage == Stage::Read && !self.asked.values().any(|asked| asked.purpose.is_write())
     }
 
     /// Ends a round: writes where this node is, as far as that is due. `reaches` tells which other nodes this one
@@ -288,6 +314,7 @@ impl Dht {
         now: Now,
     ) {
         let is_due = self.is_publication_due(own.sequence, now);
+        self.write_error = None;
         for hour in Hour::current(now.wall) {
             let Some(place) = self.board.choose(hour, &reaches, now.wall) else { continue };
             if !is_due && place.is_own {
@@ -296,14 +323,15 @@ impl Dht {
             let sequence = self.board.take(place.slot, now.wall);
             let key = place.slot.key(keys);
             let request = Request::Put { key, sequence, replaces: place.replaces, value: notice() };
-            self.ask(Purpose::Write, request, now.monotonic);
+            self.ask(Purpose::WriteSlot, request, now.monotonic);
         }
         if is_due {
             let hour = Hour::current(now.wall)[0];
             self.published = Some(Published { sequence: own.sequence, hour, at: now.monotonic });
             for hour in Hour::current(now.wall) {
                 let Some(port) = own.port else { break };
-                self.ask(Purpose::Write, Request::Announce { swarm: hour.swarm(keys), port }, now.monotonic);
+                let swarm = hour.swarm(keys);
+                self.ask(Purpose::Announce, Request::Announce { swarm, port }, now.monotonic);
             }
         }
         self.stage = Stage::Resting;
@@ -360,7 +388,8 @@ impl Dht {
 
     /// Returns how it does.
     pub fn health(&self) -> Health {
-        Health { last_ok: self.last_ok, error: self.error.clone() }
+        let error = self.error.as_ref().or(self.write_error.as_ref()).cloned();
+        Health { last_ok: self.last_ok, stored: self.stored, nodes: self.nodes, error }
     }
 
     fn begin_round(&mut self, keys: &MeshKeys, now: Now) {
@@ -386,7 +415,7 @@ impl Dht {
         self.orders.push_back(Order::Ask { id, request });
     }
 
-    fn on_done(&mut self, id: RequestId, outcome: Result<(), String>, now: Monotonic) {
+    fn on_done(&mut self, id: RequestId, outcome: Result<(), Failure>, now: Monotonic) {
         let Some(Asked { purpose, .. }) = self.asked.remove(&id) else { return };
         match (purpose, outcome) {
             (Purpose::ReadSlot(_), Ok(())) => {
@@ -395,21 +424,31 @@ impl Dht {
                     *answered = true;
                 }
             }
-            (Purpose::ReadSlot(_), Err(error)) if self.stage == (Stage::Reading { answered: false }) => {
+            (Purpose::ReadSlot(_), Err(Failure::Trouble(error)))
+                if self.stage == (Stage::Reading { answered: false }) =>
+            {
                 self.error = Some(error);
             }
-            (Purpose::Write, Err(error)) => {
-                tracing::debug!(error, "a notice was not stored");
-                // Whatever it was, the next round writes it again.
-                self.published = None;
-            }
-            (Purpose::ReadSlot(_), Err(_)) | (Purpose::ReadSwarm, _) | (Purpose::Write, Ok(())) => {}
+            (Purpose::WriteSlot, Ok(())) => self.stored = Some(now),
+            (Purpose::WriteSlot | Purpose::Announce, Err(failure)) => self.on_unwritten(failure),
+            (Purpose::ReadSlot(_), Err(_)) | (Purpose::ReadSwarm, _) | (Purpose::Announce, Ok(())) => {}
         }
         self.end_reading(now);
     }
 
+    /// Whatever it was, the next round writes it again.
+    fn on_unwritten(&mut self, failure: Failure) {
+        tracing::debug!(?failure, "a notice was not stored");
+        self.published = None;
+        match failure {
+            // That is how members find slots for themselves.
+            Failure::Overtaken => {}
+            Failure::Trouble(error) => self.write_error = Some(format!("nothing can be stored: {error}")),
+        }
+    }
+
     fn end_reading(&mut self, now: Monotonic) {
-        let reads = self.asked.values().any(|asked| asked.purpose != Purpose::Write);
+        let reads = self.asked.values().any(|asked| !asked.purpose.is_write());
         match self.stage {
             Stage::Reading { answered } if !reads => {
                 self.pace.end_round(answered, now);

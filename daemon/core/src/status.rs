@@ -211,6 +211,19 @@ pub struct Source {
     /// What went wrong last, while it does not work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// More of Mainline DHT.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dht: Option<DhtStatus>,
+}
+
+/// How this node does in Mainline DHT; when it last read there is the source's `last_ok_s`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DhtStatus {
+    /// How many nodes of the DHT answered when that was last asked.
+    pub nodes: usize,
+    /// Seconds since this node last stored a notice of itself there; `None` if it never did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_stored_s: Option<u64>,
 }
 
 /// Whether a source works.

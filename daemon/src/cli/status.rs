@@ -147,7 +147,10 @@ fn health(health: &Health) -> Option<String> {
 
 fn sources(status: &Status) -> String {
     let one = |source: &wgmesh_core::status::Source| match (source.state, &source.error) {
-        (SourceState::Running, _) => source.name.clone(),
+        (SourceState::Running, _) => match &source.dht {
+            Some(dht) => format!("{} ({} nodes answer)", source.name, dht.nodes),
+            None => source.name.clone(),
+        },
         (SourceState::Starting, _) => format!("{} (starting)", source.name),
         (SourceState::Failing, Some(error)) => format!("{} (failing: {error})", source.name),
         (SourceState::Failing, None) => format!("{} (failing)", source.name),

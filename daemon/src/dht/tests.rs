@@ -40,7 +40,8 @@ async fn what_one_stores_and_announces_another_finds() {
     assert_eq!(ask(&mut one, 1, put(5, b"first")).await, [done(1)]);
     assert_eq!(ask(&mut one, 2, put(6, b"second")).await, [done(2)]);
     let old = ask(&mut one, 3, put(4, b"old")).await;
-    assert!(matches!(&old[..], [DhtEvent::Done { outcome: Err(_), .. }]), "{old:?}");
+    let overtaken = DhtEvent::Done { id: RequestId(3), outcome: Err(Failure::Overtaken) };
+    assert_eq!(old, [overtaken]);
     let swarm = Swarm([9; 20]);
     assert_eq!(ask(&mut one, 4, Request::Announce { swarm, port: 51_900 }).await, [done(4)]);
     one.carry_out(Order::ListNodes);
@@ -66,7 +67,7 @@ async fn failures_are_told() {
     let mut nowhere = Dht::new(Vec::new());
     let events = ask(&mut nowhere, 1, Request::Get { key: KEY }).await;
     let error = |events: &[DhtEvent]| match events {
-        [DhtEvent::Done { outcome: Err(error), .. }] => error.clone(),
+        [DhtEvent::Done { outcome: Err(Failure::Trouble(error)), .. }] => error.clone(),
         _ => panic!("{events:?}"),
     };
     assert!(error(&events).starts_with("no bootstrap host of the DHT has a known address"));

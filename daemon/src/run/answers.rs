@@ -139,7 +139,7 @@ impl Daemon {
 fn note_failure(status: &mut Status, name: &str, error: Option<String>) {
     let Some(error) = error else { return };
     status.sources.retain(|source| source.name != name);
-    let failing =
-        Source { name: name.to_owned(), state: SourceState::Failing, last_ok_s: None, error: Some(error) };
+    let (name, state) = (name.to_owned(), SourceState::Failing);
+    let failing = Source { name, state, last_ok_s: None, error: Some(error), dht: None };
     status.sources.insert(0, failing);
 }

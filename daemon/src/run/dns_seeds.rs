@@ -89,7 +89,7 @@ impl DnsSeeds {
             false => (SourceState::Running, None),
         };
         let last_ok_s = self.answered.map(|at| at.elapsed().as_secs());
-        Some(Source { name: "dns".to_owned(), state, last_ok_s, error })
+        Some(Source { name: "dns".to_owned(), state, last_ok_s, error, dht: None })
     }
 }
 

@@ -5,18 +5,22 @@
 //! and what is sent to a private address is lost without a word.
 
 mod conntrack;
+mod dht;
 mod nat;
 mod router;
 mod rules;
 mod stun;
+mod torrent;
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU8, Ordering};
 
+pub use dht::DhtNodes;
 pub use nat::{Member, Nat, NatKind};
 pub use router::Traffic;
 pub use stun::StunServers;
+pub use torrent::TorrentNode;
 
 use crate::{Host, Lab, Link};
 

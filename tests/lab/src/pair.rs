@@ -189,7 +189,7 @@ impl Pair {
 }
 
 /// Returns a strong secret, another one for each number.
-fn secret(number: u8) -> String {
+pub fn secret(number: u8) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let [high, low] = [number / 64, number % 64].map(|digit| char::from(ALPHABET[usize::from(digit)]));
     format!("wgmesh://v1/{high}{low}ECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8")

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "everything here is a test, helpers included")]
 
+mod dht;
 mod ebpf;
 mod failover;
 mod harness;

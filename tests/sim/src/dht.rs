@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4};
 
-use wgmesh_core::dht::{DhtEvent, ItemKey, Order, Request, RequestId, Swarm};
+use wgmesh_core::dht::{DhtEvent, Failure, ItemKey, Order, Request, RequestId, Swarm};
 
 use crate::random::Random;
 
@@ -45,7 +45,8 @@ impl VirtualDht {
         let Order::Ask { id, request } = order else { return Vec::new() };
         self.requests += 1;
         if !self.answers {
-            return vec![DhtEvent::Done { id, outcome: Err("no node of the DHT answers".to_owned()) }];
+            let failure = Failure::Trouble("no node of the DHT answers".to_owned());
+            return vec![DhtEvent::Done { id, outcome: Err(failure) }];
         }
         if random.chance(self.loss) {
             return vec![DhtEvent::Done { id, outcome: Ok(()) }];
@@ -85,13 +86,10 @@ impl VirtualDht {
         sequence: i64,
         replaces: Option<i64>,
         value: Vec<u8>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
         if let Some((stored, _)) = self.items.get(&key) {
-            if replaces.is_some_and(|replaces| replaces != *stored) {
-                return Err("another was quicker".to_owned());
-            }
-            if sequence < *stored {
-                return Err("a newer value is stored".to_owned());
+            if replaces.is_some_and(|replaces| replaces != *stored) || sequence < *stored {
+                return Err(Failure::Overtaken);
             }
         }
         self.items.insert(key, (sequence, value));

@@ -99,6 +99,15 @@ pub enum Request {
     },
 }
 
+/// Why a request came to nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Somebody else has written there meanwhile.
+    Overtaken,
+    /// Nothing answered, or nothing was stored; why, in words.
+    Trouble(String),
+}
+
 /// What the shell tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DhtEvent {
@@ -124,8 +133,8 @@ pub enum DhtEvent {
     Done {
         /// The request.
         id: RequestId,
-        /// Whether any node answered, or why not in words.
-        outcome: Result<(), String>,
+        /// Whether any node answered or stored it.
+        outcome: Result<(), Failure>,
     },
     /// Nodes of the DHT that answer.
     Nodes(Vec<SocketAddrV4>),

@@ -16,7 +16,7 @@ use crate::key::PublicKey;
 use crate::message::Phase;
 use crate::record::{InvalidRecord, SignedRecord};
 use crate::seal::{Kind, OVERHEAD_BYTES, Unopened, seal};
-use crate::status::{Source as SourceStatus, SourceState};
+use crate::status::{DhtStatus, Source as SourceStatus, SourceState};
 use crate::store::{Claim, Source};
 use crate::time::{Monotonic, Now};
 
@@ -118,14 +118,16 @@ impl Mesh {
 
     /// Returns how the source does, for `wgmesh status`.
     pub(super) fn dht_status(&self, now: Now) -> Option<SourceStatus> {
-        let Health { last_ok, error } = self.dht.as_ref()?.dht.health();
+        let Health { last_ok, stored, nodes, error } = self.dht.as_ref()?.dht.health();
         let state = match (last_ok, &error) {
             (_, Some(_)) => SourceState::Failing,
             (None, None) => SourceState::Starting,
             (Some(_), None) => SourceState::Running,
         };
-        let last_ok_s = last_ok.map(|at| now.monotonic.since(at).as_secs());
-        Some(SourceStatus { name: Source::Dht.name().to_owned(), state, last_ok_s, error })
+        let age_s = |at: Option<Monotonic>| at.map(|at| now.monotonic.since(at).as_secs());
+        let dht = DhtStatus { nodes, last_stored_s: age_s(stored) };
+        let name = Source::Dht.name().to_owned();
+        Some(SourceStatus { name, state, last_ok_s: age_s(last_ok), error, dht: Some(dht) })
     }
 
     fn look_whether_alone(&mut self, now: Now) {

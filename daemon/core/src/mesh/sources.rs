@@ -116,7 +116,7 @@ impl Mesh {
 }
 
 fn source(name: &str, state: SourceState, last_ok_s: Option<u64>, error: Option<String>) -> Source {
-    Source { name: name.to_owned(), state, last_ok_s, error }
+    Source { name: name.to_owned(), state, last_ok_s, error, dht: None }
 }
 
 fn age(at: Option<Monotonic>, now: Now) -> Option<u64> {

@@ -1,5 +1,5 @@
 use wgmesh_core::key::SecretKey;
-use wgmesh_core::status::{Ebpf, Kernel, Node, Relay, RelayTraffic, Source};
+use wgmesh_core::status::{DhtStatus, Ebpf, Kernel, Node, Relay, RelayTraffic, Source};
 
 use super::*;
 
@@ -62,6 +62,7 @@ pub(crate) fn example() -> Status {
             state: SourceState::Running,
             last_ok_s: Some(1),
             error: None,
+            dht: None,
         }],
         sessions: Vec::new(),
         shut_out: Vec::new(),
@@ -170,6 +171,15 @@ fn what_the_kernel_relays_for_others_is_told_where_it_does() {
     (status.ebpf.relayed_flows, status.ebpf.relayed_packets) = (4, 1234);
     let text = render(&status, Style::default());
     assert!(text.contains("\n  eBPF      counting (tcx), relaying 4 flows (1234 packets)\n"), "{text}");
+}
+
+#[test]
+fn of_the_dht_it_is_told_how_many_nodes_answer() {
+    let mut status = example();
+    status.sources[0].name = "dht".into();
+    status.sources[0].dht = Some(DhtStatus { nodes: 21, last_stored_s: Some(40) });
+    let text = render(&status, Style::default());
+    assert!(text.contains("\n  sources   dht (21 nodes answer)\n"), "{text}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use wgmesh_core::status::{SourceState, Status};
 use wgmesh_sim::host::HostPlan;
-use wgmesh_sim::nat::Kind;
+use wgmesh_sim::nat::{Dependence, Firewall, Kind};
 use wgmesh_sim::network::{HostId, SegmentId};
 use wgmesh_sim::outsider;
 use wgmesh_sim::world::{Violation, World};
@@ -82,6 +82,21 @@ fn a_stranger_who_comes_later_is_found() -> Result<(), Violation> {
         let span = strangers.world.run_until_meshed(secs(60))?;
         assert!(span < secs(45), "{span:?} with {kind:?}");
     }
+    Ok(())
+}
+
+/// W-X31: the DHT itself is IPv4; the records in it name addresses of both families.
+#[test]
+fn two_whom_their_nats_part_find_each_others_ipv6_in_the_dht() -> Result<(), Violation> {
+    let mut strangers = Strangers::new(10, &[Kind::Symmetric, Kind::Symmetric]);
+    for &site in &strangers.sites {
+        let firewall = Firewall::new(Dependence::AddressAndPort, secs(60));
+        strangers.world.set_ipv6(site, Some(firewall))?;
+    }
+    let span = strangers.meet(secs(60))?;
+    assert!(span < secs(30), "{span:?}");
+    let endpoint = strangers.status(0).peers[0].path.as_ref().map(|path| path.endpoint);
+    assert!(endpoint.is_some_and(|endpoint| endpoint.is_ipv6()), "{endpoint:?}");
     Ok(())
 }
 

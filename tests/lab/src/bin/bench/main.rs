@@ -4,6 +4,7 @@
 //! stands beside one of `wg` and `ip`. Goals that are missed are shown and fail nothing; a mesh that does not come
 //! about does.
 
+mod dht;
 mod failover;
 mod fleet;
 mod join;
@@ -50,6 +51,12 @@ enum Bench {
         /// Have everything logged, and print what the two hosts logged that found each other last.
         #[arg(long)]
         logs: bool,
+    },
+    /// From two hosts with nothing but the secret in common being ready until both were pinged.
+    Dht {
+        /// How many pairs of each kind meet.
+        #[arg(long, default_value_t = 10)]
+        runs: u8,
     },
     /// From the moment when a path dies without a word until traffic is back.
     Failover {
@@ -101,6 +108,7 @@ fn main() {
     println!("{}", conditions());
     match Bench::parse() {
         Bench::Join { runs } => join::measure(runs),
+        Bench::Dht { runs } => dht::measure(runs),
         Bench::Path { runs, at_once } => path::measure(runs, at_once),
         Bench::Failover { over, cuts, flap } => failover::measure(over, cuts, Duration::from_secs(flap)),
         Bench::Kernel { peers, runs, seconds } => kernel::measure(&peers, runs, seconds),

@@ -1,0 +1,191 @@
+//! Mainline DHT: hosts with nothing but the secret in common find each other, and what becomes of them without it.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use wgmesh_lab::{
+    Daemon, DhtNodes, Internet, NatKind, Settings, Strangers, StunServers, TorrentNode, eventually,
+};
+
+/// Longer than a meeting takes on a machine that is busy with other tests: the pause between rounds grows to 30 s.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// W-X25, W-X26, W-X30, X-10: by the DHT alone, with public addresses and behind NATs that let in only whom the host has
+/// sent to, without anybody to introduce them.
+#[test]
+fn hosts_with_nothing_but_the_secret_in_common_meet() {
+    let internet = Internet::new("dht-meet");
+    let _stun = StunServers::start(&internet);
+    let _dht = DhtNodes::start(&internet);
+    let kinds = [
+        [NatKind::None, NatKind::None],
+        [NatKind::PortRestricted, NatKind::PortRestricted],
+        [NatKind::PortRewriting, NatKind::AddressRestricted],
+    ];
+    for (number, kinds) in (1..).zip(kinds) {
+        let mut strangers = Strangers::new(&internet, number, &kinds);
+        let ready = strangers.start_all();
+        let met = strangers.meet(PATIENCE);
+        let [left, right] = kinds;
+        println!("{left} × {right}: {:.2} s from READY", met.saturating_duration_since(ready).as_secs_f64());
+        for (daemon, site) in strangers.daemons.iter().zip(&strangers.sites) {
+            let status = daemon.status_json();
+            assert_eq!(status["peers"].as_array().unwrap().len(), 1, "{status}");
+            assert_eq!(status["peers"][0]["state"], "direct", "{status}");
+            assert!(site.host.daemon_log().contains("found a peer"));
+        }
+        eventually(PATIENCE, || {
+            strangers.daemons.iter().any(|daemon| {
+                let sources = daemon.status_json()["peers"][0]["sources"].clone();
+                sources.as_array().unwrap().iter().any(|source| source == "dht")
+            })
+        });
+        for daemon in &strangers.daemons {
+            let source = source(daemon);
+            assert_eq!(source["state"], "running", "{source}");
+            eventually(PATIENCE, || self::source(daemon)["dht"]["last_stored_s"].is_u64());
+            eventually(PATIENCE, || self::source(daemon)["dht"]["nodes"].as_u64() > Some(10));
+        }
+    }
+}
+
+/// W-X25, X-10: a node of another make lets hosts in, and keeps what they store and announce.
+#[test]
+fn a_node_of_the_dht_that_is_not_ours_serves_as_well() {
+    if !std::fs::read_to_string("/etc/os-release").unwrap().contains("VERSION_CODENAME=trixie") {
+        println!("not run: the images of older releases have no libtorrent");
+        return;
+    }
+    let internet = Internet::new("dht-torrent");
+    let _stun = StunServers::start(&internet);
+    let _dht = DhtNodes::start(&internet);
+    let torrent = TorrentNode::start(&internet);
+    let kinds = [NatKind::None, NatKind::PortRestricted];
+    let mut strangers = Strangers::beginning_with([TorrentNode::ENDPOINT], &internet, 1, &kinds);
+    // Who has an exchange announces it.
+    strangers.settings.more = strangers.settings.more.replace("[\"dht\"]", "[\"dht\", \"exchange\"]");
+    let ready = strangers.start_all();
+    let met = strangers.meet(PATIENCE);
+    println!("through libtorrent: {:.2} s from READY", met.saturating_duration_since(ready).as_secs_f64());
+    for counter in
+        ["dht_get_in", "dht_put_in", "dht_mutable_data", "dht_get_peers_in", "dht_announce_peer_in"]
+    {
+        eventually(PATIENCE, || torrent.counter(counter) > 0);
+        println!("{counter}: {}", torrent.counter(counter));
+    }
+}
+
+/// W-X31: the DHT is IPv4, and what it holds names addresses of both families.
+#[test]
+fn two_whom_their_nats_part_find_each_others_ipv6_in_the_dht() {
+    let internet = Internet::new("dht-ipv6");
+    let _stun = StunServers::start(&internet);
+    let _dht = DhtNodes::start(&internet);
+    let mut strangers = Strangers::new(&internet, 1, &[NatKind::Symmetric, NatKind::PortRestricted]);
+    strangers.sites.iter().for_each(wgmesh_lab::Site::ipv6_up);
+    let ready = strangers.start_all();
+    let met = strangers.meet(PATIENCE);
+    println!("by IPv6: {:.2} s from READY", met.saturating_duration_since(ready).as_secs_f64());
+    for daemon in &strangers.daemons {
+        let peer = &daemon.status_json()["peers"][0];
+        let endpoint = peer["path"]["endpoint"].as_str().unwrap();
+        assert!(endpoint.starts_with("[2001:db8:"), "{endpoint}");
+    }
+}
+
+/// W-X21: more hosts than the board has places, all but one behind NATs: that one says in the DHT that it introduces others,
+/// and does.
+#[test]
+fn whoever_is_found_in_the_dht_introduces_the_others() {
+    let internet = Internet::new("dht-introducer");
+    let _stun = StunServers::start(&internet);
+    let _dht = DhtNodes::start(&internet);
+    let mut kinds = [NatKind::PortRestricted; 6];
+    kinds[0] = NatKind::None;
+    let mut strangers = Strangers::new(&internet, 1, &kinds);
+    let ready = strangers.start_all();
+    let met = strangers.meet(PATIENCE);
+    println!("six hosts: {:.2} s from READY", met.saturating_duration_since(ready).as_secs_f64());
+    for daemon in &strangers.daemons {
+        let status = daemon.status_json();
+        let peers = status["peers"].as_array().unwrap();
+        assert_eq!(peers.iter().filter(|peer| peer["state"] == "direct").count(), 5, "{status}");
+    }
+}
+
+/// W-X33, X-12, X-13: nodes that answered before stand in for bootstrap hosts that are gone. Who never had any says so,
+/// and finds the others once the hosts are back.
+#[test]
+fn without_bootstrap_hosts_a_warm_start_works_and_a_cold_one_waits() {
+    let internet = Internet::new("dht-warm");
+    let _stun = StunServers::start(&internet);
+    let mut dht = DhtNodes::start(&internet);
+    let mut strangers = Strangers::new(&internet, 1, &[NatKind::None, NatKind::PortRestricted]);
+    strangers.start(0);
+    strangers.start(1);
+    strangers.meet(PATIENCE);
+    let folder = strangers.sites[1].host.folder().join("state");
+    eventually(PATIENCE, || folder.join("wgmesh0-dht-nodes.json").exists());
+    strangers.daemons.remove(1).stop();
+    dht.stop_bootstrap();
+    // Only the DHT is to be remembered.
+    std::fs::remove_file(folder.join("wgmesh0-peers.json")).unwrap();
+
+    strangers.start(1);
+    let started = Instant::now();
+    let met = strangers.meet(PATIENCE);
+    println!("warm start: {:.2} s", met.saturating_duration_since(started).as_secs_f64());
+
+    let late = internet.site("late", NatKind::None);
+    let daemon = late.host.daemon(&strangers_settings(1));
+    eventually(PATIENCE, || source(&daemon)["state"] == "failing");
+    let error = source(&daemon)["error"].clone();
+    assert!(error.as_str().unwrap().contains("no node of the DHT answers"), "{error}");
+    assert!(daemon.status_json()["peers"].as_array().unwrap().is_empty());
+    dht.start_bootstrap();
+    let back = Instant::now();
+    eventually(PATIENCE, || {
+        let status = daemon.status_json();
+        status["peers"].as_array().unwrap().iter().filter(|peer| peer["state"] == "direct").count() == 2
+    });
+    println!("cold start: {:.2} s after the bootstrap hosts were back", back.elapsed().as_secs_f64());
+    assert_eq!(source(&daemon)["state"], "running");
+}
+
+/// DESIGN 4: what the network does to the DHT's packets is shown and holds up nothing else.
+#[test]
+fn a_host_whose_packets_never_reach_the_dht_meets_others_elsewhere() {
+    let internet = Internet::new("dht-blocked");
+    let _stun = StunServers::start(&internet);
+    let dht = DhtNodes::start(&internet);
+    let network = DhtNodes::network();
+    dht.host.feed(
+        ["nft", "-f", "-"],
+        &format!("table inet block {{ chain in {{ type filter hook input priority 0; ip daddr {network} drop; }}; }}"),
+    );
+    let address = "192.0.2.1".parse().unwrap();
+    let server = internet.server("introducer", &[address]);
+    let settings = Settings::new("wgmesh://v1/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8");
+    let _introducer = server.daemon(&settings.clone().over_internet(&[]));
+    let site = internet.site("blocked", NatKind::PortRestricted);
+    let over_both = settings.over_internet(&[address]);
+    let over_both = Settings {
+        more: over_both.more.replace("[\"bootstrap\", ", "[\"dht\", \"bootstrap\", ")
+            + "[discovery.dht]\nbootstrap = [\"198.18.0.1:6881\"]\n",
+        ..over_both
+    };
+    let daemon = site.host.daemon(&over_both);
+    eventually(PATIENCE, || daemon.status_json()["peers"][0]["state"] == "direct");
+    eventually(PATIENCE, || source(&daemon)["state"] == "failing");
+}
+
+/// Returns what a daemon tells of the DHT.
+fn source(daemon: &Daemon) -> Value {
+    let status = daemon.status_json();
+    let sources = status["sources"].as_array().unwrap();
+    sources.iter().find(|source| source["name"] == "dht").cloned().unwrap_or_default()
+}
+
+fn strangers_settings(number: u8) -> Settings {
+    Settings::new(&wgmesh_lab::secret(number)).over_dht(DhtNodes::bootstrap())
+}
