@@ -385,11 +385,6 @@ impl Paths {
         self.last_answer
     }
 
-    /// Goes through the attempts of late, the newest first.
-    pub fn attempts(&self) -> impl Iterator<Item = &PastAttempt> {
-        self.history.iter()
-    }
-
     /// Returns how many attempts in a row have failed.
     pub const fn failures(&self) -> u32 {
         self.failures

@@ -140,7 +140,13 @@ impl Mesh {
         let last = self.talk.as_ref()?.gossip.last_heard();
         let state = if last.is_some() { SourceState::Running } else { SourceState::Starting };
         let last_ok_s = last.map(|at| now.monotonic.since(at).as_secs());
-        Some(SourceStatus { name: Source::Gossip.name().to_owned(), state, last_ok_s, error: None })
+        Some(SourceStatus {
+            name: Source::Gossip.name().to_owned(),
+            state,
+            last_ok_s,
+            error: None,
+            dht: None,
+        })
     }
 
     /// Returns how much of what WireGuard has sent a peer since this was last asked may be gossip.

@@ -17,6 +17,10 @@ use crate::time::{Monotonic, Now};
 /// The first wait for a session: several times what a handshake takes between continents.
 const FIRST_WAIT: Duration = Duration::from_millis(1500);
 
+/// After a session has lapsed WireGuard's next keepalive brings another, within 25 seconds and what a handshake takes. It lapses
+/// where only the end that did not begin it sends: then it is renewed from 165 seconds on, by a packet that may come late.
+const LAPSE: Duration = Duration::from_secs(28);
+
 /// How much longer each next wait is.
 const LONGER_EACH_TIME: Duration = Duration::from_millis(500);
 
@@ -76,8 +80,8 @@ impl Mesh {
             let lower = self.state.wg_pubkey < key;
             match self.attempts.get_mut(&key) {
                 None if is_set => {
-                    let step = Step::Waiting { until: now.monotonic + wait(0, lower) };
-                    self.attempts.insert(key, Attempt { step, tries: 0 });
+                    let age = session.map_or(Duration::MAX, |at| now.wall.since(at));
+                    self.attempts.insert(key, Attempt::begin(age, lower, now.monotonic));
                 }
                 Some(attempt) => match attempt.step {
                     Step::Looking if fresh => {
@@ -127,6 +131,12 @@ impl Mesh {
 }
 
 impl Attempt {
+    /// Begins where the last session, if there was one, is that old.
+    fn begin(session_age: Duration, lower: bool, now: Monotonic) -> Self {
+        let until_renewed = (SESSION_LIFETIME + LAPSE).saturating_sub(session_age);
+        Self { step: Step::Waiting { until: now + wait(0, lower).max(until_renewed) }, tries: 0 }
+    }
+
     fn wait_again(&mut self, lower: bool, now: Monotonic) {
         self.tries += 1;
         self.step = match self.tries {

@@ -22,6 +22,13 @@ pub struct PastAttempt {
 #[derive(Clone, Debug, Default)]
 pub(super) struct History(VecDeque<PastAttempt>);
 
+impl Paths {
+    /// Goes through the attempts of late, the newest first.
+    pub fn attempts(&self) -> impl Iterator<Item = &PastAttempt> {
+        self.history.iter()
+    }
+}
+
 impl History {
     pub(super) fn begin(&mut self, now: Monotonic) {
         self.0.push_front(PastAttempt { begun: now, found: None });

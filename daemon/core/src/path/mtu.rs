@@ -54,6 +54,8 @@ pub(super) struct PathMtu {
     known: Option<Known>,
     search: Option<Search>,
     has_changed: bool,
+    /// Where a hello has proved the peer, without any ping.
+    met: Option<SocketAddr>,
 }
 
 /// What a search has found.
@@ -237,6 +239,7 @@ impl Paths {
     pub fn take_up(&mut self, address: SocketAddr, kind: Kind, now: Monotonic) {
         self.follow_kernel(address, kind, now);
         if self.mtu.latest().is_none() && self.current() == Some(address) {
+            self.mtu.met = Some(address);
             self.mtu.begin(address, now + CALM);
         }
     }
@@ -255,8 +258,9 @@ impl Paths {
             let search = self.mtu.search.as_mut()?;
             let address = search.address;
             let is_used = self.current.is_some_and(|current| current.address == address && !current.lost);
+            let is_met = self.mtu.met == Some(address);
             let Some(candidate) =
-                self.candidates.get(&address).filter(|one| is_used && one.answered.is_some())
+                self.candidates.get(&address).filter(|one| is_used && (is_met || one.answered.is_some()))
             else {
                 self.mtu.search = None;
                 return None;
