@@ -16,26 +16,15 @@ pub struct Strangers {
     pub daemons: Vec<Daemon>,
     /// Where they are.
     pub sites: Vec<Site>,
-    /// What daemons that are started from now on are told.
-    pub settings: Settings,
+    settings: Settings,
 }
 
 impl Strangers {
     /// Builds sites whose daemons do not run yet. The number tells the meshes of one internet apart.
     pub fn new(internet: &Internet, number: u8, kinds: &[NatKind]) -> Self {
-        Self::beginning_with(DhtNodes::bootstrap(), internet, number, kinds)
-    }
-
-    /// Builds sites whose daemons begin with other nodes of the DHT than usual.
-    pub fn beginning_with(
-        nodes: impl IntoIterator<Item = SocketAddrV4>,
-        internet: &Internet,
-        number: u8,
-        kinds: &[NatKind],
-    ) -> Self {
         let site = |(index, kind): (usize, &NatKind)| internet.site(&format!("s{number}-{index}"), *kind);
         let sites = kinds.iter().enumerate().map(site).collect();
-        let settings = Settings::new(&crate::pair::secret(number)).over_dht(nodes);
+        let settings = Settings::new(&crate::pair::secret(number)).over_dht(DhtNodes::bootstrap());
         Self { daemons: Vec::new(), sites, settings }
     }
 

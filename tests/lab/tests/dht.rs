@@ -1,11 +1,9 @@
-//! Mainline DHT: hosts with nothing but the secret in common find each other, and what becomes of them without it.
+//! Mainline DHT: hosts with nothing but the secret in common find each other, and start without its bootstrap hosts.
 
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use wgmesh_lab::{
-    Daemon, DhtNodes, Internet, NatKind, Settings, Strangers, StunServers, TorrentNode, eventually,
-};
+use wgmesh_lab::{Daemon, DhtNodes, Internet, NatKind, Settings, Strangers, StunServers, eventually};
 
 /// Longer than a meeting takes on a machine that is busy with other tests: the pause between rounds grows to 30 s.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -49,32 +47,6 @@ fn hosts_with_nothing_but_the_secret_in_common_meet() {
     }
 }
 
-/// W-X25, X-10: a node of another make lets hosts in, and keeps what they store and announce.
-#[test]
-fn a_node_of_the_dht_that_is_not_ours_serves_as_well() {
-    if !std::fs::read_to_string("/etc/os-release").unwrap().contains("VERSION_CODENAME=trixie") {
-        println!("not run: the images of older releases have no libtorrent");
-        return;
-    }
-    let internet = Internet::new("dht-torrent");
-    let _stun = StunServers::start(&internet);
-    let _dht = DhtNodes::start(&internet);
-    let torrent = TorrentNode::start(&internet);
-    let kinds = [NatKind::None, NatKind::PortRestricted];
-    let mut strangers = Strangers::beginning_with([TorrentNode::ENDPOINT], &internet, 1, &kinds);
-    // Who has an exchange announces it.
-    strangers.settings.more = strangers.settings.more.replace("[\"dht\"]", "[\"dht\", \"exchange\"]");
-    let ready = strangers.start_all();
-    let met = strangers.meet(PATIENCE);
-    println!("through libtorrent: {:.2} s from READY", met.saturating_duration_since(ready).as_secs_f64());
-    for counter in
-        ["dht_get_in", "dht_put_in", "dht_mutable_data", "dht_get_peers_in", "dht_announce_peer_in"]
-    {
-        eventually(PATIENCE, || torrent.counter(counter) > 0);
-        println!("{counter}: {}", torrent.counter(counter));
-    }
-}
-
 /// W-X31: the DHT is IPv4, and what it holds names addresses of both families.
 #[test]
 fn two_whom_their_nats_part_find_each_others_ipv6_in_the_dht() {
@@ -90,26 +62,6 @@ fn two_whom_their_nats_part_find_each_others_ipv6_in_the_dht() {
         let peer = &daemon.status_json()["peers"][0];
         let endpoint = peer["path"]["endpoint"].as_str().unwrap();
         assert!(endpoint.starts_with("[2001:db8:"), "{endpoint}");
-    }
-}
-
-/// W-X21: more hosts than the board has places, all but one behind NATs: that one says in the DHT that it introduces others,
-/// and does.
-#[test]
-fn whoever_is_found_in_the_dht_introduces_the_others() {
-    let internet = Internet::new("dht-introducer");
-    let _stun = StunServers::start(&internet);
-    let _dht = DhtNodes::start(&internet);
-    let mut kinds = [NatKind::PortRestricted; 6];
-    kinds[0] = NatKind::None;
-    let mut strangers = Strangers::new(&internet, 1, &kinds);
-    let ready = strangers.start_all();
-    let met = strangers.meet(PATIENCE);
-    println!("six hosts: {:.2} s from READY", met.saturating_duration_since(ready).as_secs_f64());
-    for daemon in &strangers.daemons {
-        let status = daemon.status_json();
-        let peers = status["peers"].as_array().unwrap();
-        assert_eq!(peers.iter().filter(|peer| peer["state"] == "direct").count(), 5, "{status}");
     }
 }
 
@@ -135,9 +87,11 @@ fn without_bootstrap_hosts_a_warm_start_works_and_a_cold_one_waits() {
     let started = Instant::now();
     let met = strangers.meet(PATIENCE);
     println!("warm start: {:.2} s", met.saturating_duration_since(started).as_secs_f64());
+    eventually(PATIENCE, || source(&strangers.daemons[1])["state"] == "running");
 
     let late = internet.site("late", NatKind::None);
     let daemon = late.host.daemon(&strangers_settings(1));
+    daemon.wait_ready();
     eventually(PATIENCE, || source(&daemon)["state"] == "failing");
     let error = source(&daemon)["error"].clone();
     assert!(error.as_str().unwrap().contains("no node of the DHT answers"), "{error}");
@@ -175,6 +129,7 @@ fn a_host_whose_packets_never_reach_the_dht_meets_others_elsewhere() {
         ..over_both
     };
     let daemon = site.host.daemon(&over_both);
+    daemon.wait_ready();
     eventually(PATIENCE, || daemon.status_json()["peers"][0]["state"] == "direct");
     eventually(PATIENCE, || source(&daemon)["state"] == "failing");
 }

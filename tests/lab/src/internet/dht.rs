@@ -14,7 +14,7 @@ use crate::poll::eventually;
 const NODES: u8 = 22;
 
 /// The port of every node.
-pub(super) const PORT: u16 = 6881;
+const PORT: u16 = 6881;
 
 /// How many of them daemons begin with.
 const BOOTSTRAP: u8 = 2;
