@@ -341,11 +341,12 @@ impl Mesh {
         let Ping { to, id, mtu } = ping;
         let padding = self.ping_padding(key, id, mtu);
         let body = DiscoBody::Ping { id, padding: vec![0; padding].into() };
+        // Before the ping is sealed: stamps rise.
+        self.bind_before_ping(key, to, now);
         let Some(bytes) = self.seal_disco(key, body, now) else { return };
         if !self.may_send(key, to, bytes.len(), now.monotonic) {
             return self.drop_input("ping limit", to);
         }
-        self.bind_before_ping(key, to, now);
         self.send_from_wireguard(to, bytes);
     }
 

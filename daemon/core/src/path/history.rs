@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::Paths;
 use crate::time::Monotonic;
 
 /// How many attempts are remembered for each peer; the oldest makes room.

@@ -65,4 +65,10 @@ impl Fleet {
     pub(crate) fn holds(&self, node: HostId, other: HostId) -> bool {
         self.world.host(node).kernel.peer(self.world.host(other).public_key()).is_some()
     }
+
+    /// Whether a node knows of another, whose tunnel it may have given up for now.
+    pub(crate) fn knows(&self, node: HostId, other: HostId) -> bool {
+        let key = self.world.host(other).public_key();
+        self.world.host(node).mesh().is_some_and(|mesh| mesh.store().get(key).is_some())
+    }
 }

@@ -132,17 +132,17 @@ fn a_node_that_vanished_is_forgotten_after_ten_minutes_and_stays_so() -> Result<
     let node = fleet.nodes[2];
     fleet.world.reboot(node);
     fleet.world.run_for(mins(9))?;
-    assert!(fleet.holds(fleet.nodes[0], node), "it may still come back");
+    assert!(fleet.knows(fleet.nodes[0], node), "it may still come back");
     fleet.world.run_for(secs(90))?;
     for &other in &fleet.nodes {
-        assert!(!fleet.holds(other, node), "node-{}", other.0);
+        assert!(!fleet.knows(other, node), "node-{}", other.0);
     }
     let restarted = fleet.nodes[4];
     fleet.world.crash(restarted);
     fleet.world.start(restarted)?;
     fleet.world.run_for(mins(5))?;
     for &other in &fleet.nodes {
-        assert!(!fleet.holds(other, node), "node-{} has a zombie", other.0);
+        assert!(!fleet.knows(other, node), "node-{} has a zombie", other.0);
     }
     fleet.world.check_quiet(mins(1))
 }

@@ -63,8 +63,8 @@ fn whoever_was_dead_before_a_sleep_is_forgotten_after_it() -> Result<(), Violati
     fleet.world.run_for(mins(60))?;
     fleet.world.sleep(node, false);
     fleet.world.run_for(mins(4))?;
-    assert!(fleet.holds(node, dead));
+    assert!(fleet.knows(node, dead));
     fleet.world.run_for(mins(3))?;
-    assert!(!fleet.holds(node, dead));
+    assert!(!fleet.knows(node, dead));
     Ok(())
 }
