@@ -94,7 +94,7 @@ fn without_bootstrap_hosts_a_warm_start_works_and_a_cold_one_waits() {
     daemon.wait_ready();
     eventually(PATIENCE, || source(&daemon)["state"] == "failing");
     let error = source(&daemon)["error"].clone();
-    assert!(error.as_str().unwrap().contains("no node of the DHT answers"), "{error}");
+    assert!(error.as_str().unwrap().contains("of the DHT"), "{error}");
     assert!(daemon.status_json()["peers"].as_array().unwrap().is_empty());
     dht.start_bootstrap();
     let back = Instant::now();

@@ -87,10 +87,10 @@ impl VirtualDht {
         replaces: Option<i64>,
         value: Vec<u8>,
     ) -> Result<(), Failure> {
-        if let Some((stored, _)) = self.items.get(&key) {
-            if replaces.is_some_and(|replaces| replaces != *stored) || sequence < *stored {
-                return Err(Failure::Overtaken);
-            }
+        if let Some((stored, _)) = self.items.get(&key)
+            && (replaces.is_some_and(|replaces| replaces != *stored) || sequence < *stored)
+        {
+            return Err(Failure::Overtaken);
         }
         self.items.insert(key, (sequence, value));
         Ok(())

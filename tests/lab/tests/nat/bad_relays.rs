@@ -1,4 +1,4 @@
-//! Relays that drop, lie or repeat, on a real kernel: left, or worth no more than their nuisance.
+//! Relays that drop or repeat, on a real kernel: left, or worth no more than their nuisance.
 //!
 //! The relay's daemon is an honest one; what it sends for the pair is spoiled on its way out of its link.
 
@@ -11,22 +11,28 @@ use wgmesh_lab::{Daemon, Host, Pair, Pings, eventually};
 use super::relays::World;
 use super::{PATIENCE, PING_BYTES, PING_INTERVAL, WATCHED, show};
 
-/// By then the pair must be joined again by the other relay, on whatever machine. A relay that answers pings is found out
-/// by the kernel's counters, after 15 s and a reading.
-const DROPS: Duration = Duration::from_secs(18);
-const LIES: Duration = Duration::from_secs(45);
+/// By then the pair must be joined again by the other relay, on whatever machine.
+const LIMIT: Duration = Duration::from_secs(18);
 
 /// Issue 4, 3: a relay that passes on nothing is left within seconds, though it answers for itself.
 #[test]
 fn a_relay_that_drops_everything_is_left() {
-    is_left("relay-drops", "", DROPS);
-}
-
-/// Issue 4, 3: so is one that passes on what nodes say to each other and none of WireGuard's packets with content.
-#[test]
-fn a_relay_that_passes_on_pings_only_is_left() {
-    // WireGuard's fourth type, behind the headers of IPv4 and UDP.
-    is_left("relay-lies", "match u8 0x04 0xff at 28", LIES);
+    let world = World::meet("relay-drops", [Symmetric; 2], 2, |_| {});
+    let target = world.pair.mesh_ipv4(1);
+    eventually(PATIENCE, || world.knows_all());
+    let pings = Pings::start(&world.pair.sites[0].host, target, PING_INTERVAL, PING_BYTES);
+    std::thread::sleep(Duration::from_secs(3));
+    let first = relay_of(&world.pair);
+    let before = SystemTime::now();
+    let (host, daemon) = world.relay();
+    spoil(host, &ports(host, daemon), "", "netem loss 100%");
+    std::thread::sleep(WATCHED * 3);
+    let silence = pings.finish().longest_silence(before);
+    show(&format!("relay-drops: joined by another after {:.2} s", silence.as_secs_f64()));
+    assert!(silence < LIMIT, "{:?}", world.pair.views());
+    assert!(world.is_relayed() && relay_of(&world.pair) != first, "{:?}", world.pair.views());
+    let drops = spoiled(host);
+    assert!(drops > 0, "the relay did send something: {drops}");
 }
 
 /// Issue 4, 3: one that sends each packet twice ends no tunnel, costs no ping, and nobody sees anything twice.
@@ -42,26 +48,6 @@ fn a_relay_that_repeats_packets_ends_no_tunnel() {
     let received: u32 = summary.split(' ').nth(3).and_then(|word| word.parse().ok()).unwrap();
     assert!(received >= 396 && !printed.contains("duplicates"), "{printed}");
     assert!(world.is_relayed(), "{:?}", world.pair.views());
-}
-
-/// Has the relay in use spoil what it passes on, and shows how long the pair is parted until another takes over.
-fn is_left(name: &str, of_these: &str, limit: Duration) {
-    let world = World::meet(name, [Symmetric; 2], 2, |_| {});
-    let target = world.pair.mesh_ipv4(1);
-    eventually(PATIENCE, || world.knows_all());
-    let pings = Pings::start(&world.pair.sites[0].host, target, PING_INTERVAL, PING_BYTES);
-    std::thread::sleep(Duration::from_secs(3));
-    let first = relay_of(&world.pair);
-    let before = SystemTime::now();
-    let (host, daemon) = world.relay();
-    spoil(host, &ports(host, daemon), of_these, "netem loss 100%");
-    std::thread::sleep(WATCHED * 3);
-    let silence = pings.finish().longest_silence(before);
-    show(&format!("{name}: joined by another after {:.2} s", silence.as_secs_f64()));
-    assert!(silence < limit, "{:?}", world.pair.views());
-    assert!(world.is_relayed() && relay_of(&world.pair) != first, "{:?}", world.pair.views());
-    let drops = spoiled(host);
-    assert!(drops > 0, "the relay did send something: {drops}");
 }
 
 /// Has what a relay's ports send meet a queueing discipline, all of it or what fits.
