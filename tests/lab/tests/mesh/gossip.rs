@@ -67,7 +67,7 @@ fn two_nodes_learn_of_each_other_only_through_a_third_and_meet() {
     assert!(sources.contains("\"gossip\"") && sources.contains("running"), "{sources}");
 }
 
-/// W-X13, W-X16: not from the underlay, not from another port, not in another node's name.
+/// W-X13, W-X16, X-6: not from the underlay, not from another port, not in another node's name.
 #[test]
 fn gossip_is_taken_from_nobody_but_a_node_in_its_own_name() {
     let lan = Lan::new("spoof", 4);

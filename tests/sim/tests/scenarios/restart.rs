@@ -124,7 +124,7 @@ fn a_goodbye_takes_a_node_out_of_every_kernel_at_once() -> Result<(), Violation>
     Ok(())
 }
 
-/// W-D18: a node that is gone without a word is forgotten after ten minutes, and no cache or memory of another node
+/// W-D18, W-D51: a node that is gone without a word is forgotten after ten minutes, and no cache or memory of another node
 /// brings it back.
 #[test]
 fn a_node_that_vanished_is_forgotten_after_ten_minutes_and_stays_so() -> Result<(), Violation> {
