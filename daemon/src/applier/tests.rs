@@ -190,7 +190,7 @@ async fn a_converged_node_writes_nothing() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(bench.pulse.writes(), writes);
     let read = bench.net.with(|state| (state.readings - readings, state.refreshes));
-    assert_eq!(read, (2, 60 / 5 - 1), "everything once a minute, the device alone in between");
+    assert_eq!(read, (3, 60 / 5 - 2), "everything at every sixth reading, the device alone in between");
 }
 
 /// W-D8: a deleted route is back within 50 ms of the kernel's notice.

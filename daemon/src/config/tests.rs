@@ -19,9 +19,9 @@ fn an_empty_file_is_a_mesh_named_after_the_file() {
     assert_eq!(file.state_path(), Path::new("/var/lib/wgmesh/office.json"));
     assert_eq!(file.peers_path(), Path::new("/var/lib/wgmesh/office-peers.json"));
     assert_eq!(file.socket_path(), Path::new("/run/wgmesh/office.sock"));
-    let methods =
-        [Method::Manual, Method::Lan, Method::Bootstrap, Method::Dns, Method::Exchange, Method::Dht];
-    assert_eq!(file.discovery.enabled_methods, BTreeSet::from(methods));
+    let known = [Method::Manual, Method::Lan, Method::Bootstrap, Method::Dns, Method::Exchange];
+    let methods = known.into_iter().chain([Method::Dht, Method::Gossip]);
+    assert_eq!(file.discovery.enabled_methods, methods.collect());
     assert_eq!(file.discovery, Discovery::default());
     assert_eq!(file.nat, Nat::default());
     assert!(file.nat.stun_servers.len() >= 2, "it takes two to tell the type of a NAT");
