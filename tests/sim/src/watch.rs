@@ -36,7 +36,7 @@ impl Watch {
         let now = host.now(world);
         let (kind, content) = Opener::new(now)
             .open(host.keys(), bytes, now)
-            .map_err(|error| format!("it sent what no member can open: {error}"))?;
+            .map_err(|error| format!("it sent {} bytes that no member can open: {error}", bytes.len()))?;
         match kind {
             Kind::Announce => {
                 let announce = Announce::decode(&content).ok_or("it sent a malformed announce")?;
@@ -72,7 +72,7 @@ impl Watch {
         }
         let (kind, content) = Opener::new(now)
             .open(host.keys(), bytes, now)
-            .map_err(|error| format!("it sent what no member can open: {error}"))?;
+            .map_err(|error| format!("it sent {} bytes that no member can open: {error}", bytes.len()))?;
         match kind {
             Kind::Announce => Err("it sent an announce to a single node".to_owned()),
             Kind::Hello => match self.prove::<Hello>(host, &content, members) {

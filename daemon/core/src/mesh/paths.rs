@@ -339,10 +339,10 @@ impl Mesh {
 
     fn send_ping(&mut self, key: PublicKey, ping: Ping, now: Now) {
         let Ping { to, id, mtu } = ping;
+        // Before anything of the ping is made: stamps rise, and their length counts.
+        self.bind_before_ping(key, to, now);
         let padding = self.ping_padding(key, id, mtu);
         let body = DiscoBody::Ping { id, padding: vec![0; padding].into() };
-        // Before the ping is sealed: stamps rise.
-        self.bind_before_ping(key, to, now);
         let Some(bytes) = self.seal_disco(key, body, now) else { return };
         if !self.may_send(key, to, bytes.len(), now.monotonic) {
             return self.drop_input("ping limit", to);
