@@ -123,12 +123,12 @@ fn the_doctor_finds_what_is_wrong_and_only_that() {
     assert!(printed(&well).contains("ok     firewall") && !printed(&well).contains("WRONG"));
     host.feed(
         ["nft", "-f", "-"],
-        "add table inet fw\nadd chain inet fw in { type filter hook input priority 0; policy drop; }\n\
-         add rule inet fw in accept\n",
+        "add table inet fw\nadd chain inet fw incoming { type filter hook input priority 0; policy drop; }\n\
+         add rule inet fw incoming accept\n",
     );
     let guarded = printed(&wgmesh(host, &["doctor"], &daemons[1]));
     assert!(
-        guarded.contains("look   firewall       the policy of nftables chain inet fw in drops"),
+        guarded.contains("look   firewall       the policy of nftables chain inet fw incoming drops"),
         "{guarded}"
     );
     assert!(guarded.contains("UDP 51820 (WireGuard)"), "{guarded}");
