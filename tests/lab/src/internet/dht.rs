@@ -63,16 +63,6 @@ impl DhtNodes {
     pub fn stop_bootstrap(&mut self) {
         self.bootstrap.clear();
     }
-
-    /// Starts the nodes again that daemons begin with.
-    pub fn start_bootstrap(&mut self) {
-        eventually(PATIENCE, || {
-            let free = |address| std::net::UdpSocket::bind(address).is_ok();
-            self.host.namespace().run(move || Self::bootstrap().all(free))
-        });
-        self.bootstrap = start(&self.host, 1..=BOOTSTRAP);
-        acquaint(&self.bootstrap);
-    }
 }
 
 fn address(number: u8) -> Ipv4Addr {
