@@ -11,7 +11,10 @@ use crate::poll::eventually;
 const BINDING_REQUEST: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
 
 /// Longer than coturn takes to listen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often a request is sent, one a second.
+const REQUESTS: u32 = 5;
 
 /// One running server with two addresses and two ports, which look like two servers to whoever does not ask more.
 pub struct StunServers {
@@ -46,15 +49,18 @@ impl StunServers {
         Self { host, _process: process }
     }
 
-    /// Asks a server from a port of the host what address it sees; `None` where no answer comes.
+    /// Asks a server from a port of the host what address it sees; `None` where no answer comes to any of five requests,
+    /// as one may be lost on a busy machine.
     pub fn mapped(host: &Host, port: u16, server: SocketAddrV4) -> Option<SocketAddrV4> {
         host.namespace().run(move || {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("the port is free");
             socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a second is a valid timeout");
-            socket.send_to(&BINDING_REQUEST, server).ok()?;
-            let mut answer = [0; 512];
-            let (length, _) = socket.recv_from(&mut answer).ok()?;
-            xor_mapped(&answer[..length])
+            (0..REQUESTS).find_map(|_| {
+                socket.send_to(&BINDING_REQUEST, server).ok()?;
+                let mut answer = [0; 512];
+                let (length, _) = socket.recv_from(&mut answer).ok()?;
+                xor_mapped(&answer[..length])
+            })
         })
     }
 }
