@@ -355,12 +355,12 @@ impl Gossip {
     fn on_summary<R: Records>(&mut self, from: PublicKey, theirs: Summary, context: &Context<'_, R>) {
         let now = context.now;
         let partner = self.partners.entry(from).or_insert_with(|| Partner::new(now));
-        if !partner.may_sync(now) {
+        if !partner.sync.may_sync(now) {
             return;
         }
         let answer = sync::answer(&Message::Summary(theirs), context.records, MESSAGE_BYTES);
         if !answer.messages.is_empty() {
-            partner.on_difference(now);
+            partner.sync.on_difference(now);
             self.restless_until = now + RESTLESS;
         }
         self.say(from, answer.messages);
@@ -455,7 +455,7 @@ impl Gossip {
 
     fn note_progress(&mut self, key: PublicKey) {
         if let Some(partner) = self.partners.get_mut(&key) {
-            partner.on_progress();
+            partner.sync.on_progress();
         }
     }
 

@@ -27,6 +27,8 @@
 //! A record travels with its node's silence: for how long nobody is known to have heard the node itself. So whoever
 //! learns of a node by hearsay forgets it when everyone else does, however long the hearsay took.
 
+mod pace;
+
 use std::array;
 use std::time::Duration;
 
@@ -39,6 +41,7 @@ use crate::key::PublicKey;
 use crate::record::SignedRecord;
 use crate::store::PeerStore;
 use crate::time::Monotonic;
+pub use pace::Pace;
 
 /// Into how many buckets keys are sorted, by their first byte: 16 entries each at 1,000 nodes.
 pub const BUCKETS: usize = 64;

@@ -97,13 +97,13 @@ impl Exchange {
 
     fn on_summary<R: Records>(&mut self, id: SessionId, summary: Summary, context: &Context<'_, R>) {
         let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return };
-        if !live.may_sync(context.now) {
+        if !live.sync.may_sync(context.now) {
             return;
         }
         let Answer { messages, wanted: _ } =
             sync::answer(&Message::Summary(summary), context.records, MAX_FRAME_BYTES);
         if !messages.is_empty() {
-            live.on_difference(context.now);
+            live.sync.on_difference(context.now);
         }
         for message in messages {
             self.send(id, &Frame::Sync(message));
@@ -114,7 +114,7 @@ impl Exchange {
         let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return };
         let Answer { messages, wanted } = sync::answer(message, context.records, MAX_FRAME_BYTES);
         if matches!(message, Message::Ask(_)) && !messages.is_empty() {
-            live.on_progress();
+            live.sync.on_progress();
         }
         live.want(wanted);
         for message in messages {

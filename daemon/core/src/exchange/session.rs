@@ -13,7 +13,7 @@ use crate::identity::Sequence;
 use crate::key::PublicKey;
 use crate::message::Token;
 use crate::record::SignedRecord;
-use crate::sync::{Entry, MAX_ASKED, Message, Records};
+use crate::sync::{Entry, MAX_ASKED, Message, Pace, Records};
 use crate::time::Monotonic;
 
 /// For how long a stranger may take to prove who it is.
@@ -43,11 +43,6 @@ const UNASKED_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The most records that a session waits to ask for; the next synchronisation finds the rest again.
 const MAX_WANTED: usize = 4096;
-
-/// A session that found differences waits this long before it looks again, doubled while that leads to nothing:
-/// two nodes may well disagree for long about who is alive.
-const FIRST_SYNC_WAIT: Duration = Duration::from_secs(5);
-const LONGEST_SYNC_WAIT: Duration = Duration::from_secs(300);
 
 /// How many bad frames or records a node may send before it is shut out.
 const MAX_STRIKES: u32 = 8;
@@ -159,8 +154,7 @@ pub(super) struct Live {
     wanted: BTreeMap<PublicKey, Sequence>,
     /// At most [`MAX_ASKED`].
     asked: BTreeSet<PublicKey>,
-    sync_at: Monotonic,
-    sync_wait: Duration,
+    pub(super) sync: Pace,
 }
 
 /// The heartbeat.
@@ -195,8 +189,7 @@ impl Live {
             pings: 0,
             wanted: BTreeMap::new(),
             asked: BTreeSet::new(),
-            sync_at: now,
-            sync_wait: FIRST_SYNC_WAIT,
+            sync: Pace::new(now),
         }
     }
 
@@ -224,22 +217,6 @@ impl Live {
         if let Pulse::Resting(at) = &mut self.pulse {
             *at = next_ping;
         }
-    }
-
-    /// Whether a summary of the other side deserves an answer now.
-    pub(super) fn may_sync(&self, now: Monotonic) -> bool {
-        self.sync_at <= now
-    }
-
-    /// Notes that a summary differed.
-    pub(super) fn on_difference(&mut self, now: Monotonic) {
-        self.sync_at = now + self.sync_wait;
-        self.sync_wait = (self.sync_wait * 2).min(LONGEST_SYNC_WAIT);
-    }
-
-    /// Notes that a record moves, in either direction.
-    pub(super) const fn on_progress(&mut self) {
-        self.sync_wait = FIRST_SYNC_WAIT;
     }
 
     /// Adds to what is to be asked for.
@@ -282,7 +259,7 @@ impl Live {
     /// Notes that what was asked for has come; what is still missing, the other side no longer has.
     pub(super) fn on_answered(&mut self) {
         self.asked.clear();
-        self.on_progress();
+        self.sync.on_progress();
     }
 
     /// Notes bad input; `false` if that was once too often.
