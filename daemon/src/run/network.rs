@@ -1,8 +1,9 @@
 //! All that the daemon hears of other hosts, and all that it tells them: datagrams on links and on WireGuard's port,
 //! streams of the exchange, probes through tunnels, the DHT, and the addresses behind names.
 
+mod receive;
+
 use std::collections::BTreeMap;
-use std::io;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
@@ -21,12 +22,15 @@ use super::dns_seeds::DnsSeeds;
 use crate::config::{BootstrapNode, File};
 use crate::dht::Dht;
 use crate::exchange::Exchange;
-use crate::gossip::{self, Gossip};
-use crate::lan::{Lan, Received};
+use crate::gossip::Gossip;
+use crate::lan::Lan;
 use crate::names::{Names, Resolved, Service};
 use crate::probe::{Place, Probes};
 use crate::relay::Relay;
-use crate::wireguard_port::{self, WireguardPort};
+use crate::wireguard_port::WireguardPort;
+use receive::{
+    datagram, disco, gossiped, next_of_dht, next_session, receive, receive_gossip, receive_wireguard,
+};
 
 /// Datagrams of one kind that are taken in at once; more wait for the next turn, so that a flood holds up nothing else.
 const WAITING_DATAGRAMS: usize = 64;
@@ -397,77 +401,6 @@ fn stun_services(config: &File) -> Vec<Service> {
 fn dht_services(config: &File) -> Vec<Service> {
     let hosts = config.discovery.dht.bootstrap.iter();
     hosts.map(|node| Service { host: node.host.clone(), port: node.port }).collect()
-}
-
-fn datagram(received: io::Result<Received>) -> Option<Event> {
-    match received {
-        Ok(Received { interface, from, bytes }) => {
-            Some(Event::Datagram { via: Via::Link(interface), from, bytes })
-        }
-        // An error that an earlier send caused; the socket goes on.
-        Err(error) => {
-            tracing::debug!(%error, "cannot receive on the LAN");
-            None
-        }
-    }
-}
-
-fn disco(received: io::Result<wireguard_port::Received>) -> Option<Event> {
-    match received {
-        Ok(wireguard_port::Received { from, bytes }) => {
-            Some(Event::Datagram { via: Via::WireGuard, from, bytes })
-        }
-        Err(error) => {
-            tracing::debug!(%error, "cannot receive on WireGuard's port");
-            None
-        }
-    }
-}
-
-fn gossiped(received: io::Result<gossip::Received>) -> Option<Event> {
-    match received {
-        Ok(gossip::Received { from, bytes }) => Some(Event::Gossip { from, bytes }),
-        // An error that an earlier send caused; the socket goes on.
-        Err(error) => {
-            tracing::debug!(%error, "cannot receive gossip");
-            None
-        }
-    }
-}
-
-async fn receive_gossip(gossip: &Option<Gossip>) -> io::Result<gossip::Received> {
-    match gossip {
-        Some(gossip) => gossip.receive().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn receive(lan: &Way<Lan>) -> io::Result<Received> {
-    match lan {
-        Ok(lan) => lan.receive().await,
-        Err(_) => std::future::pending().await,
-    }
-}
-
-async fn receive_wireguard(port: &Option<Way<WireguardPort>>) -> io::Result<wireguard_port::Received> {
-    match port {
-        Some(Ok(port)) => port.receive().await,
-        Some(Err(_)) | None => std::future::pending().await,
-    }
-}
-
-async fn next_session(exchange: &mut Option<Exchange>) -> wgmesh_core::exchange::SessionEvent {
-    match exchange {
-        Some(exchange) => exchange.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn next_of_dht(dht: &mut Option<Dht>) -> DhtEvent {
-    match dht {
-        Some(dht) => dht.next().await,
-        None => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]
