@@ -34,6 +34,8 @@ pub mod status;
 pub mod store;
 pub mod stun;
 pub mod sync;
+#[cfg(test)]
+mod testing;
 pub mod time;
 pub mod timed;
 mod wire;

@@ -92,6 +92,21 @@ impl Host {
         self.exec(["ping", "-n", "-q", "-c", "1", "-W", "1", &address.into().to_string()]).status.success()
     }
 
+    /// Forbids forwarding in the two ways of others: tables such as Docker's, and a policy of `iptables-legacy`.
+    #[track_caller]
+    pub fn forbid_forwarding(&self) {
+        let docker = "add table ip filter\nadd chain ip filter DOCKER\n\
+                      add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }\n";
+        self.feed(["nft", "-f", "-"], docker);
+        self.run(["iptables-legacy", "-P", "FORWARD", "DROP"]);
+    }
+
+    /// Returns what [`Host::forbid_forwarding`] has made.
+    #[track_caller]
+    pub fn foreign_rules(&self) -> [String; 2] {
+        [self.run(["nft", "list", "table", "ip", "filter"]), self.run(["iptables-legacy", "-S"])]
+    }
+
     /// Runs the product's command line to its end.
     #[track_caller]
     pub fn wgmesh<Word: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = Word>) -> Output {

@@ -81,15 +81,7 @@ impl Router {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::SecretKey;
-
-    fn key(number: u8) -> PublicKey {
-        SecretKey::from_random([number; 32]).public()
-    }
-
-    fn at(seconds: u64) -> Monotonic {
-        Monotonic::from_nanos(seconds * 1_000_000_000)
-    }
+    use crate::testing::{at, key};
 
     #[test]
     fn a_pair_lives_for_as_long_as_somebody_asks_for_it() {

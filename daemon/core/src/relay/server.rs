@@ -231,15 +231,7 @@ fn own_first(pair: [PublicKey; 2], own: PublicKey, [lower, higher]: [u16; 2]) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::key::SecretKey;
-
-    fn key(number: u8) -> PublicKey {
-        SecretKey::from_random([number; 32]).public()
-    }
-
-    fn at(seconds: u64) -> Monotonic {
-        Monotonic::from_nanos(seconds * 1_000_000_000)
-    }
+    use crate::testing::{at, key};
 
     fn end(port: u16) -> RelayEnd {
         RelayEnd { peer: ([203, 0, 113, 1], port).into(), local: [192, 0, 2, 1].into() }

@@ -7,10 +7,7 @@ use crate::key::SecretKey;
 use crate::record::tests::{sample, signed};
 use crate::record::{Record, SignedRecord};
 use crate::secret::MeshSecret;
-
-fn at(seconds: u64) -> Monotonic {
-    Monotonic::from_nanos(seconds * 1_000_000_000)
-}
+use crate::testing::at;
 
 fn node(number: u32) -> SecretKey {
     let mut bytes = [1; 32];

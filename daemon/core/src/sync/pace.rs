@@ -46,10 +46,7 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn at(seconds: u64) -> Monotonic {
-        Monotonic::from_nanos(seconds * 1_000_000_000)
-    }
+    use crate::testing::at;
 
     #[test]
     fn pauses_grow_while_looking_leads_to_nothing() {

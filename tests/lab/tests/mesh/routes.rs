@@ -209,13 +209,8 @@ fn a_greedy_peer_gets_nothing_and_foreign_routes_stay() {
 fn firewalls_of_others_are_left_alone_and_reported() {
     let site = Site::new("docker");
     let first = &site.nodes[0];
-    let docker = "add table ip filter\nadd chain ip filter DOCKER\n\
-                  add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }\n";
-    first.feed(["nft", "-f", "-"], docker);
-    first.run(["iptables-legacy", "-P", "FORWARD", "DROP"]);
-    let listed =
-        || (first.run(["nft", "list", "table", "ip", "filter"]), first.run(["iptables-legacy", "-S"]));
-    let before = listed();
+    first.forbid_forwarding();
+    let before = first.foreign_rules();
     let daemons = site.start(&format!("\"{NETWORK}\""), &format!("\"{NETWORK}\""));
     eventually(PATIENCE, || has_route(&site.nodes[1], NETWORK));
     eventually(PATIENCE, || problems(&daemons[0]).len() == 2);
@@ -225,7 +220,7 @@ fn firewalls_of_others_are_left_alone_and_reported() {
     assert!(problems[1].contains("nftables chain ip filter FORWARD"), "{problems:?}");
     assert!(first.daemon_log().contains("packets of the mesh may not be passed on"));
     assert!(!site.reaches_insider(1), "the policies hold");
-    assert_eq!(listed(), before);
+    assert_eq!(first.foreign_rules(), before);
     first.run(["iptables-legacy", "-P", "FORWARD", "ACCEPT"]);
     first.run(["nft", "add", "rule", "ip", "filter", "FORWARD", "accept"]);
     eventually(PATIENCE, || site.reaches_insider(1));

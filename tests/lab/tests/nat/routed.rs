@@ -7,7 +7,7 @@ use std::time::Duration;
 use wgmesh_lab::NatKind::{None, PortRestricted, Symmetric};
 use wgmesh_lab::{Host, Internet, Link, NatKind, Pair, Settings, StunServers, Switch, eventually};
 
-use super::relays::{block, unblock};
+use super::relays::{back_to_direct, block};
 use super::{PATIENCE, show};
 use crate::mesh::SECRET;
 
@@ -119,19 +119,14 @@ fn firewalls_of_others_on_a_relay_are_left_alone_and_reported() {
     let Pair { sites, introducer_host: relay, introducer, .. } = &world.pair;
     let right = world.pair.mesh_ipv4(1);
     assert!(sites[0].host.pings(right));
-    let docker = "add table ip filter\nadd chain ip filter DOCKER\n\
-                  add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }\n";
-    relay.feed(["nft", "-f", "-"], docker);
-    relay.run(["iptables-legacy", "-P", "FORWARD", "DROP"]);
-    let listed =
-        || (relay.run(["nft", "list", "table", "ip", "filter"]), relay.run(["iptables-legacy", "-S"]));
-    let before = listed();
+    relay.forbid_forwarding();
+    let before = relay.foreign_rules();
     let problems = || introducer.status_json()["problems"].to_string();
     eventually(PATIENCE, || problems().contains("iptables-legacy chain filter FORWARD"));
     eventually(PATIENCE, || problems().contains("nftables chain ip filter FORWARD"));
     println!("{}", problems());
     assert!(!sites[0].host.pings(right), "the policies hold");
-    assert_eq!(listed(), before);
+    assert_eq!(relay.foreign_rules(), before);
     relay.run(["iptables-legacy", "-P", "FORWARD", "ACCEPT"]);
     relay.run(["nft", "add", "rule", "ip", "filter", "FORWARD", "accept"]);
     eventually(PATIENCE, || sites[0].host.pings(right));
@@ -142,16 +137,10 @@ fn firewalls_of_others_on_a_relay_are_left_alone_and_reported() {
 #[test]
 fn a_direct_path_that_opens_is_taken_from_a_relay_that_routes() {
     let world = World::meet("routed-back", [None, PortRestricted], block);
-    let target = world.pair.mesh_ipv4(1).to_string();
-    let ping = world.pair.sites[0].host.spawn(["ping", "-n", "-q", "-i", "0.1", "-c", "500", &target]);
-    std::thread::sleep(Duration::from_secs(3));
-    unblock(&world.pair);
-    eventually(Duration::from_secs(45), || world.pair.views().iter().all(|view| view.state == "direct"));
-    let printed = String::from_utf8(ping.wait().stdout).unwrap();
-    let summary = printed.lines().find(|line| line.contains("received")).unwrap_or_default();
+    let summary = back_to_direct(&world.pair);
     show(&format!("from a relay that routes to the direct path: {summary}"));
     let received: u32 = summary.split(' ').nth(3).and_then(|word| word.parse().ok()).unwrap();
-    assert!(received >= 480, "{printed}");
+    assert!(received >= 480, "{summary}");
     assert!(world.pair.views().iter().all(|view| view.is_direct), "{:?}", world.pair.views());
 }
 

@@ -3,13 +3,16 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use wgmesh_core::status::Peer;
+use wgmesh_core::status::{Peer, PeerState};
 use wgmesh_sim::host::HostPlan;
-use wgmesh_sim::nat::Kind;
+use wgmesh_sim::nat::{Dependence, Firewall, Kind};
 use wgmesh_sim::network::{HostId, SegmentId};
 use wgmesh_sim::world::{Violation, World};
 
 use crate::fleet::secs;
+
+/// DESIGN 14: a path that is lost is made up for within three seconds.
+pub(crate) const FAILOVER: Duration = Duration::from_secs(3);
 
 /// The hosts and their sites.
 pub(crate) struct Meeting {
@@ -97,6 +100,50 @@ impl Meeting {
         self.world.run_until_meshed(secs(60))
     }
 
+    /// Starts all, and has the two talk until what happens after a start is over.
+    pub(crate) fn meet_and_talk(&mut self) -> Result<(), Violation> {
+        self.meet()?;
+        let [one, other] = self.nodes;
+        self.world.talk(one, other);
+        self.world.run_for(secs(20))?;
+        self.world.take_longest_silence();
+        Ok(())
+    }
+
+    /// Has two relays that the talking pair uses go one after the other; another takes over each time.
+    pub(crate) fn lose_relays(&mut self, lose: impl Fn(&mut World, HostId)) -> Result<(), Violation> {
+        for _ in 0..2 {
+            let relay = self.relay().expect("it is relayed");
+            lose(&mut self.world, relay);
+            self.world.run_for(secs(20))?;
+            let silence = self.world.take_longest_silence();
+            assert!(silence < FAILOVER, "{silence:?}");
+            assert_ne!(self.relay(), Some(relay));
+        }
+        Ok(())
+    }
+
+    /// Gives both sites IPv6, by which the talking pair becomes direct. Returns how long nothing arrived meanwhile.
+    pub(crate) fn open_ipv6(&mut self) -> Result<Duration, Violation> {
+        for site in self.sites {
+            self.world.set_ipv6(site, Some(Firewall::new(Dependence::AddressAndPort, secs(60))))?;
+        }
+        self.world.run_for(secs(60))?;
+        assert_eq!(self.first_view().state, PeerState::Direct);
+        Ok(self.world.take_longest_silence())
+    }
+
+    /// Returns what the first node says of the second.
+    pub(crate) fn first_view(&self) -> Peer {
+        self.view(self.nodes[0], self.nodes[1])
+    }
+
+    /// Returns the host that is the relay between the two, as the first sees it.
+    pub(crate) fn relay(&self) -> Option<HostId> {
+        let relay = self.first_view().path?.relay?;
+        self.world.hosts().find(|(_, host)| host.public_key() == relay).map(|(id, _)| id)
+    }
+
     /// Returns where the kernel of one of the two sends to the other.
     pub(crate) fn endpoint(&self, side: usize) -> Option<SocketAddr> {
         let key = self.world.host(self.nodes[1 - side]).public_key();
@@ -105,7 +152,7 @@ impl Meeting {
 
     /// Returns the MTU that the first node says its path to the second has.
     pub(crate) fn mtu(&self) -> Option<u32> {
-        self.view(self.nodes[0], self.nodes[1]).path?.mtu
+        self.first_view().path?.mtu
     }
 
     /// Returns what one node says of another.

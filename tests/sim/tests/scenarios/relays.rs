@@ -2,17 +2,13 @@
 
 use std::time::Duration;
 
-use wgmesh_core::status::{Peer, PeerState};
+use wgmesh_core::status::PeerState;
 use wgmesh_sim::host::{HostPlan, Relaying};
-use wgmesh_sim::nat::{Behaviour, Dependence, Firewall, Kind, direct_path_possible};
-use wgmesh_sim::network::HostId;
+use wgmesh_sim::nat::{Behaviour, Kind, direct_path_possible};
 use wgmesh_sim::world::{Violation, World};
 
 use crate::fleet::{mins, secs};
-use crate::meeting::Meeting;
-
-/// DESIGN 14: a path that is lost is made up for within three seconds.
-const FAILOVER: Duration = Duration::from_secs(3);
+use crate::meeting::{FAILOVER, Meeting};
 
 /// W-D11, L-13, P-21, X-20: one layer after the other is tried, the direct ways first, then a relay; whatever stands before them, any two hosts that share a relay reach each other.
 #[test]
@@ -62,12 +58,8 @@ fn a_pair_whose_nats_both_turn_symmetric_is_joined_by_a_relay() -> Result<(), Vi
             for host in [meeting.introducer, meeting.nodes[0], meeting.nodes[1]] {
                 meeting.world.change(host, |host| host.plan.has_ebpf = has_ebpf);
             }
-            meeting.meet()?;
-            let [one, other] = meeting.nodes;
-            meeting.world.talk(one, other);
-            meeting.world.run_for(secs(20))?;
-            assert_eq!(view(&meeting).state, PeerState::Direct);
-            meeting.world.take_longest_silence();
+            meeting.meet_and_talk()?;
+            assert_eq!(meeting.first_view().state, PeerState::Direct);
             for site in meeting.sites {
                 meeting.world.change_nats(site, |nat| {
                     nat.set_behaviour(Behaviour::SYMMETRIC);
@@ -77,7 +69,7 @@ fn a_pair_whose_nats_both_turn_symmetric_is_joined_by_a_relay() -> Result<(), Vi
             meeting.world.run_for(secs(40))?;
             let silence = meeting.world.take_longest_silence();
             assert!(silence < secs(5), "{silence:?}: {kinds:?} with seed {seed}, eBPF {has_ebpf}");
-            assert_eq!(view(&meeting).state, PeerState::Relayed);
+            assert_eq!(meeting.first_view().state, PeerState::Relayed);
         }
     }
     Ok(())
@@ -126,19 +118,8 @@ fn a_relayed_pair_at_rest_stays_joined() -> Result<(), Violation> {
 fn a_pair_whose_relay_dies_moves_to_another_within_three_seconds() -> Result<(), Violation> {
     for seed in 0..10 {
         let mut meeting = Meeting::with_relays(seed, [Kind::Symmetric; 2], 3);
-        meeting.meet()?;
-        let [one, other] = meeting.nodes;
-        meeting.world.talk(one, other);
-        meeting.world.run_for(secs(20))?;
-        meeting.world.take_longest_silence();
-        for _ in 0..2 {
-            let relay = relay_of(&meeting, one, other).expect("it is relayed");
-            meeting.world.crash(relay);
-            meeting.world.run_for(secs(20))?;
-            let silence = meeting.world.take_longest_silence();
-            assert!(silence < FAILOVER, "{silence:?} with seed {seed}");
-            assert_ne!(relay_of(&meeting, one, other), Some(relay));
-        }
+        meeting.meet_and_talk()?;
+        meeting.lose_relays(World::crash)?;
     }
     Ok(())
 }
@@ -150,18 +131,9 @@ fn a_direct_path_that_opens_is_taken_and_nothing_is_lost() -> Result<(), Violati
         let mut world = World::new(seed);
         let sites = [(); 2].map(|()| world.add_site_behind(Behaviour::SYMMETRIC, None));
         let mut meeting = Meeting::relayed_at(world, sites, 1);
-        meeting.meet()?;
-        let [one, other] = meeting.nodes;
-        meeting.world.talk(one, other);
-        meeting.world.run_for(secs(20))?;
-        assert_eq!(view(&meeting).state, PeerState::Relayed);
-        meeting.world.take_longest_silence();
-        for site in meeting.sites {
-            meeting.world.set_ipv6(site, Some(Firewall::new(Dependence::AddressAndPort, secs(60))))?;
-        }
-        meeting.world.run_for(secs(60))?;
-        assert_eq!(view(&meeting).state, PeerState::Direct, "with seed {seed}");
-        let silence = meeting.world.take_longest_silence();
+        meeting.meet_and_talk()?;
+        assert_eq!(meeting.first_view().state, PeerState::Relayed);
+        let silence = meeting.open_ipv6()?;
         assert!(silence < Duration::from_millis(300), "{silence:?} with seed {seed}");
     }
     Ok(())
@@ -177,13 +149,13 @@ fn a_relay_that_drops_or_lies_is_left() -> Result<(), Violation> {
             let [one, other] = meeting.nodes;
             meeting.world.talk(one, other);
             meeting.world.run_for(secs(20))?;
-            let relay = relay_of(&meeting, one, other).expect("it is relayed");
+            let relay = meeting.relay().expect("it is relayed");
             meeting.world.take_longest_silence();
             meeting.world.change(relay, |host| host.plan.relaying = relaying);
             meeting.world.run_for(mins(5))?;
             let silence = meeting.world.take_longest_silence();
             assert!(silence < patience, "{silence:?} with seed {seed}, {relaying:?}");
-            assert_ne!(relay_of(&meeting, one, other), Some(relay));
+            assert_ne!(meeting.relay(), Some(relay));
         }
     }
     Ok(())
@@ -244,7 +216,7 @@ fn a_node_that_does_not_serve_is_no_relay() -> Result<(), Violation> {
     let mut meeting = Meeting::new(7, [Kind::Symmetric; 2]);
     meeting.meet()?;
     meeting.world.run_for(secs(30))?;
-    assert_eq!(view(&meeting).state, PeerState::Connecting);
+    assert_eq!(meeting.first_view().state, PeerState::Connecting);
     let status = meeting.world.status(meeting.introducer).expect("it runs").relay;
     assert!(!status.serving && status.pairs == 0);
     Ok(())
@@ -266,8 +238,8 @@ fn a_relayed_pair_outlives_the_restart_of_either_daemon() -> Result<(), Violatio
         meeting.world.run_for(mins(10))?;
         let silence = meeting.world.take_longest_silence();
         assert!(silence < secs(1), "{silence:?}");
-        assert_eq!(view(&meeting).state, PeerState::Relayed);
-        let relayed = view(&meeting).path.and_then(|path| path.relay);
+        assert_eq!(meeting.first_view().state, PeerState::Relayed);
+        let relayed = meeting.first_view().path.and_then(|path| path.relay);
         assert_eq!(relayed, Some(meeting.world.host(meeting.introducer).public_key()));
     }
     Ok(())
@@ -283,15 +255,4 @@ fn the_same_seed_gives_the_same_trace_with_relays() -> Result<(), Violation> {
     };
     assert_eq!(trace(1)?, trace(1)?);
     Ok(())
-}
-
-/// Returns what the first node says of the second.
-fn view(meeting: &Meeting) -> Peer {
-    meeting.view(meeting.nodes[0], meeting.nodes[1])
-}
-
-/// Returns the host that is the relay between two nodes, as the first sees it.
-fn relay_of(meeting: &Meeting, one: HostId, other: HostId) -> Option<HostId> {
-    let relay = meeting.view(one, other).path?.relay?;
-    meeting.world.hosts().find(|(_, host)| host.public_key() == relay).map(|(id, _)| id)
 }

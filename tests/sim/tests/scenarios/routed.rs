@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use wgmesh_core::config::RelayMode;
 use wgmesh_core::message::DiscoBody;
-use wgmesh_core::status::{Peer, PeerState};
-use wgmesh_sim::nat::{Behaviour, Dependence, Firewall, Kind};
+use wgmesh_core::status::PeerState;
+use wgmesh_sim::nat::{Behaviour, Kind};
 use wgmesh_sim::network::{HostId, Payload};
 use wgmesh_sim::outsider::Forgery;
 use wgmesh_sim::random::Random;
@@ -13,9 +13,6 @@ use wgmesh_sim::world::{Violation, World};
 
 use crate::fleet::{mins, secs};
 use crate::meeting::Meeting;
-
-/// DESIGN 14: a path that is lost is made up for within three seconds.
-const FAILOVER: Duration = Duration::from_secs(3);
 
 /// Builds a pair behind symmetric NATs with so many relays, all of which are to route.
 fn meeting(seed: u64, relays: usize) -> Meeting {
@@ -70,7 +67,7 @@ fn where_an_end_or_the_relay_is_not_set_to_it_nothing_is_routed() -> Result<(), 
         meeting.world.run_for(secs(60))?;
         let status = meeting.world.status(meeting.introducer).expect("it runs").relay;
         assert_eq!(status.routed_pairs, 0);
-        let (state, kind) = (view(&meeting).state, view(&meeting).path.map(|path| path.kind));
+        let (state, kind) = (meeting.first_view().state, meeting.first_view().path.map(|path| path.kind));
         let expected = if mixed == meeting.introducer { PeerState::Connecting } else { PeerState::Relayed };
         assert_eq!(state, expected, "node-{mixed:?}");
         assert_ne!(kind.as_deref(), Some("routed"));
@@ -83,19 +80,8 @@ fn where_an_end_or_the_relay_is_not_set_to_it_nothing_is_routed() -> Result<(), 
 fn a_pair_whose_relay_dies_moves_to_another_within_three_seconds() -> Result<(), Violation> {
     for seed in 0..10 {
         let mut meeting = meeting(seed, 3);
-        meeting.meet()?;
-        let [one, other] = meeting.nodes;
-        meeting.world.talk(one, other);
-        meeting.world.run_for(secs(20))?;
-        meeting.world.take_longest_silence();
-        for _ in 0..2 {
-            let relay = relay_of(&meeting, one, other).expect("it is relayed");
-            meeting.world.reboot(relay);
-            meeting.world.run_for(secs(20))?;
-            let silence = meeting.world.take_longest_silence();
-            assert!(silence < FAILOVER, "{silence:?} with seed {seed}");
-            assert_ne!(relay_of(&meeting, one, other), Some(relay));
-        }
+        meeting.meet_and_talk()?;
+        meeting.lose_relays(World::reboot)?;
     }
     Ok(())
 }
@@ -108,18 +94,9 @@ fn a_direct_path_that_opens_is_taken_by_both_at_once() -> Result<(), Violation> 
         let sites = [(); 2].map(|()| world.add_site_behind(Behaviour::SYMMETRIC, None));
         let mut meeting = Meeting::relayed_at(world, sites, 1);
         set_mode(&mut meeting.world, |_| RelayMode::Routed);
-        meeting.meet()?;
-        let [one, other] = meeting.nodes;
-        meeting.world.talk(one, other);
-        meeting.world.run_for(secs(20))?;
-        assert_eq!(view(&meeting).path.expect("there is one").kind, "routed");
-        meeting.world.take_longest_silence();
-        for site in meeting.sites {
-            meeting.world.set_ipv6(site, Some(Firewall::new(Dependence::AddressAndPort, secs(60))))?;
-        }
-        meeting.world.run_for(secs(60))?;
-        assert_eq!(view(&meeting).state, PeerState::Direct, "with seed {seed}");
-        let silence = meeting.world.take_longest_silence();
+        meeting.meet_and_talk()?;
+        assert_eq!(meeting.first_view().path.expect("there is one").kind, "routed");
+        let silence = meeting.open_ipv6()?;
         assert!(silence < Duration::from_millis(500), "{silence:?} with seed {seed}");
         meeting.world.run_for(mins(4))?;
         let status = meeting.world.status(meeting.introducer).expect("it runs").relay;
@@ -145,7 +122,7 @@ fn a_routed_pair_outlives_the_restart_of_any_daemon() -> Result<(), Violation> {
         meeting.world.run_for(mins(10))?;
         let silence = meeting.world.take_longest_silence();
         assert!(silence < Duration::from_millis(500), "{silence:?}, restarted {restarted:?}");
-        assert_eq!(view(&meeting).path.expect("there is one").kind, "routed");
+        assert_eq!(meeting.first_view().path.expect("there is one").kind, "routed");
     }
     Ok(())
 }
@@ -192,15 +169,4 @@ fn a_relay_that_nobody_has_chosen_gets_nothing() -> Result<(), Violation> {
     });
     assert_eq!(forged, [1, 1]);
     Ok(())
-}
-
-/// Returns what the first node says of the second.
-fn view(meeting: &Meeting) -> Peer {
-    meeting.view(meeting.nodes[0], meeting.nodes[1])
-}
-
-/// Returns the host that is the relay between two nodes, as the first sees it.
-fn relay_of(meeting: &Meeting, one: HostId, other: HostId) -> Option<HostId> {
-    let relay = meeting.view(one, other).path?.relay?;
-    meeting.world.hosts().find(|(_, host)| host.public_key() == relay).map(|(id, _)| id)
 }

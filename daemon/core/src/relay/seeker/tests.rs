@@ -1,9 +1,5 @@
 use super::*;
-use crate::key::SecretKey;
-
-fn key(number: u8) -> PublicKey {
-    SecretKey::from_random([number; 32]).public()
-}
+use crate::testing::key;
 
 fn at(millis: u64) -> Monotonic {
     Monotonic::from_nanos(millis * 1_000_000)
