@@ -61,7 +61,7 @@ fn check(path: &Path) -> Result<Vec<String>, Error> {
     Ok(weak.into_iter().chain(idle(&file)).collect())
 }
 
-/// Says what is set and has no effect.
+/// Says what is set and has no effect, or less than one would think.
 fn idle(file: &File) -> Vec<String> {
     let discovery = &file.discovery;
     let lacks = |method| !discovery.enabled_methods.contains(&method);
@@ -101,6 +101,11 @@ fn idle(file: &File) -> Vec<String> {
         (
             discovery.dht.bootstrap.is_empty() && !lacks(Method::Dht),
             "`discovery.dht.bootstrap` is empty: the DHT is only found by nodes of it that an earlier run has met",
+        ),
+        (
+            !lacks(Method::Dht) && no_sessions && lacks(Method::Gossip),
+            "`discovery.enabled_methods` has `dht` and neither `exchange` nor `gossip`: two hosts meet as fast, but a node that \
+             has met one looks for others only every five minutes, and nobody tells it of them sooner",
         ),
         (
             file.nat.punching && file.nat.stun_servers.len() == 1,
@@ -160,6 +165,17 @@ mod tests {
             "stun_servers",
         ] {
             assert_eq!(warnings.iter().filter(|warning| warning.contains(key)).count(), 1, "{warnings:?}");
+        }
+    }
+
+    /// W-X29: nothing but the DHT's slow rounds would tell a third host of the others.
+    #[test]
+    fn the_dht_alone_is_warned_about() {
+        let secret = wgmesh_core::secret::MeshSecret::from_random([1; 32]).to_uri();
+        for (methods, count) in [("\"dht\"", 1), ("\"dht\", \"gossip\"", 0), ("\"dht\", \"exchange\"", 0)] {
+            let text = format!("secret_file = \"s\"\n[discovery]\nenabled_methods = [{methods}]\n");
+            let (_directory, path) = configured(&secret, &text);
+            assert_eq!(check(&path).unwrap().len(), count, "{methods}");
         }
     }
 

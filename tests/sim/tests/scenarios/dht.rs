@@ -43,6 +43,21 @@ impl Strangers {
         self.world.run_until_meshed(limit)
     }
 
+    /// Returns how long a host takes to join two others once the DHT works again that was dead at its start.
+    fn late(seed: u64, plan: &HostPlan) -> Result<Duration, Violation> {
+        let mut strangers = Self::with(seed, &[Kind::None, Kind::PortRestricted, Kind::None], plan);
+        let [first, second, late] = strangers.nodes[..] else { unreachable!("there are three") };
+        strangers.world.start(first)?;
+        strangers.world.start(second)?;
+        strangers.world.run_for(mins(1))?;
+        strangers.world.dht().answers = false;
+        strangers.world.start(late)?;
+        strangers.world.run_for(mins(2))?;
+        assert!(strangers.status(2).peers.is_empty());
+        strangers.world.dht().answers = true;
+        strangers.world.run_until_meshed(mins(10))
+    }
+
     fn status(&self, node: usize) -> Status {
         self.world.status(self.nodes[node]).expect("its daemon runs")
     }
@@ -184,6 +199,24 @@ fn a_dht_that_fails_is_told_and_used_once_it_works() -> Result<(), Violation> {
     strangers.world.dht().loss = 0.5;
     let span = strangers.world.run_until_meshed(mins(5))?;
     assert!(span < mins(3), "{span:?}");
+    Ok(())
+}
+
+/// who starts while nobody of the DHT answers, and is alone, joins those that met before once it works again.
+#[test]
+fn a_cold_start_in_a_dead_dht_joins_the_others_once_it_works() -> Result<(), Violation> {
+    let span = Strangers::late(11, &HostPlan::default())?;
+    assert!(span < secs(60), "{span:?}");
+    Ok(())
+}
+
+/// W-X29: where records travel by the DHT alone, a node behind a NAT that has reached somebody learns of a newcomer when it
+/// looks again, which is after five minutes.
+#[test]
+fn without_gossip_and_exchange_a_newcomer_is_found_in_the_next_round() -> Result<(), Violation> {
+    let plan = HostPlan { gossip: false, exchange: false, ..HostPlan::default() };
+    let span = Strangers::late(12, &plan)?;
+    assert!(secs(60) < span && span < mins(6), "{span:?}");
     Ok(())
 }
 
