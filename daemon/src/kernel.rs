@@ -27,6 +27,7 @@ mod wireguard;
 mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -52,6 +53,8 @@ pub struct Kernel {
     jobs: mpsc::Sender<Job>,
     interface: InterfaceName,
     index: LinkIndex,
+    /// Whether eBPF tells of traffic, so that counters alone are no news.
+    ebpf_tells: Arc<AtomicBool>,
 }
 
 impl Kernel {
@@ -67,7 +70,7 @@ impl Kernel {
         thread
             .spawn(move || worker.run(queue))
             .map_err(|error| KernelError::at("start the netlink thread", error.into()))?;
-        Ok(Self { jobs, interface, index })
+        Ok(Self { jobs, interface, index, ebpf_tells: Arc::default() })
     }
 
     /// Reads everything that the kernel holds of our interface.
@@ -80,8 +83,9 @@ impl Kernel {
 
     /// Waits until `when`, then reads the WireGuard device anew, and takes links, addresses and routes from an earlier
     /// reading: for those the kernel gives notice of every change. A reading that finds nothing new is made once more after
-    /// `again`, and only then answered: at rest nobody is woken for each. The thread waits, not the caller's timer. It waits
-    /// for one such reading at a time: whoever asks for another takes the place of the first.
+    /// `again`, and only then answered: at rest nobody is woken for each. Where [`Kernel::leave_traffic_to_ebpf`] was
+    /// called, traffic is nothing new. The thread waits, not the caller's timer. It waits for one such reading at a time:
+    /// whoever asks for another takes the place of the first.
     ///
     /// # Errors
     /// As [`Kernel::observe`].
@@ -91,7 +95,14 @@ impl Kernel {
         again: Duration,
         earlier: Arc<Observed>,
     ) -> Result<Observed, KernelError> {
-        self.ask(|answer| Job::RefreshAt(Later { when, again: Some(again), earlier, answer })).await
+        let is_traffic_news = !self.ebpf_tells.load(Ordering::Relaxed);
+        let later = |answer| Later { when, again: Some(again), is_traffic_news, earlier, answer };
+        self.ask(|answer| Job::RefreshAt(later(answer))).await
+    }
+
+    /// Has readings tell of changed counters late, because eBPF tells at once of packets that are not answered; or no more.
+    pub fn leave_traffic_to_ebpf(&self, ebpf_tells: bool) {
+        self.ebpf_tells.store(ebpf_tells, Ordering::Relaxed);
     }
 
     /// Carries out the writes in order. A write that stands alone and fails is reported in the list, and the others

@@ -18,14 +18,15 @@ mod dns_seeds;
 mod network;
 mod node;
 mod reload;
+mod signals;
 mod storage;
+mod timer;
 mod wanted;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use wgmesh_core::derive::MeshKeys;
@@ -45,7 +46,9 @@ use crate::traffic::{Change, Traffic};
 use crate::{privileges, state};
 use network::Network;
 use node::{Node, Remembered};
+use signals::{Asked, Signals};
 use storage::{Job, Storage};
+use timer::Timer;
 use wanted::Wanted;
 
 /// How long a stop waits for the kernel to be cleared, far below systemd's `TimeoutStopSec=`.
@@ -156,7 +159,8 @@ pub async fn run(config: File, secret: MeshSecret, journal: journal::Handle) -> 
     let applier = Applier::new(kernel.clone(), owner, wanted, Arc::clone(&changes.mesh));
     let (reports, pulse) = (applier.reports(), applier.pulse());
     tasks.spawn(applier.with_reading(Arc::clone(&observed)).run());
-    let outside = Outside { kernel, changes, goals, reports, pulse, traffic, journal };
+    let timer = Timer::new().map_err(system("get a timer"))?;
+    let outside = Outside { kernel, changes, goals, reports, pulse, traffic, timer, journal };
     let mut daemon = Daemon::start(config, node, outside, observed, &underlay);
     let watched = daemon.watched();
     let ended = tokio::select! {
@@ -178,41 +182,6 @@ async fn starve_if_stalled(notifier: &Notifier, watched: Vec<Watched>) {
     std::future::pending().await
 }
 
-/// What a signal asks for.
-enum Asked {
-    Stop(Stop),
-    Reload,
-}
-
-/// The signals that a daemon follows.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    handover: Signal,
-    reload: Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            handover: signal(SignalKind::user_defined1())?,
-            reload: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for one of them. Cancel-safe.
-    async fn next(&mut self) -> Asked {
-        tokio::select! {
-            _ = self.terminate.recv() => Asked::Stop(Stop::Withdraw),
-            _ = self.interrupt.recv() => Asked::Stop(Stop::Withdraw),
-            _ = self.handover.recv() => Asked::Stop(Stop::Handover),
-            _ = self.reload.recv() => Asked::Reload,
-        }
-    }
-}
-
 /// What the daemon talks to, besides the network and the disk.
 struct Outside {
     kernel: Kernel,
@@ -221,6 +190,7 @@ struct Outside {
     reports: watch::Receiver<Report>,
     pulse: Arc<Pulse>,
     traffic: Traffic,
+    timer: Timer,
     journal: journal::Handle,
 }
 
@@ -302,7 +272,7 @@ impl Daemon {
     ) -> Result<Ended, Error> {
         let stop = loop {
             self.progress.step();
-            let timeout = self.mesh.poll_timeout().map(|(at, _)| at.since(clock::now().monotonic));
+            let deadline = self.mesh.poll_timeout().map(|(at, _)| at);
             tokio::select! {
                 asked = signals.next() => match asked {
                     Asked::Stop(stop) => break stop,
@@ -314,7 +284,10 @@ impl Daemon {
                 () = self.outside.changes.underlay.notified() => self.on_underlay().await,
                 change = self.outside.traffic.changed() => self.on_traffic(change),
                 Some(question) = questions.recv() => self.answer(question, notifier).await,
-                () = tokio::time::sleep(timeout.unwrap_or(Duration::MAX)) => self.feed(Event::Timeout),
+                due = self.outside.timer.until(deadline) => {
+                    due.map_err(system("wait"))?;
+                    self.feed(Event::Timeout);
+                }
             }
             if self.leaving.is_some() {
                 break Stop::Withdraw;
@@ -455,7 +428,9 @@ impl Daemon {
             self.feed(Event::Unanswered(key));
         }
         match change {
-            Change::State => {}
+            Change::State => {
+                self.outside.kernel.leave_traffic_to_ebpf(self.outside.traffic.tells_of_silence());
+            }
             // A first handshake is news at once; a renewal can wait for the next reading.
             Change::Handshakes(seen) if seen.iter().any(is_answer) && self.mesh.awaits_handshake() => {
                 self.outside.changes.mesh.notify_one();

@@ -122,7 +122,10 @@ impl Traffic {
                 State::Active { ebpf, handshakes, error } => tokio::select! {
                     batch = next_batch(handshakes) => match batch {
                         Ok(batch) => return Change::Handshakes(batch),
-                        Err(failure) => (*error, *handshakes) = (Some(failure.to_string()), None),
+                        Err(failure) => {
+                            (*error, *handshakes) = (Some(failure.to_string()), None);
+                            return Change::State;
+                        }
                     },
                     () = wait_until(ebpf.left_flows_until()) => {
                         self.with_active(EbpfTraffic::forget_left_flows);
@@ -164,6 +167,11 @@ impl Traffic {
     pub fn follow_underlay(&mut self, underlay: &[Underlay]) {
         underlay.clone_into(&mut self.underlay);
         self.with_active(|ebpf| attach_underlay(ebpf, underlay));
+    }
+
+    /// Whether it tells of packets that nothing comes back for.
+    pub const fn tells_of_silence(&self) -> bool {
+        matches!(self.state, State::Active { handshakes: Some(_), .. })
     }
 
     /// Returns the peers to which packets go and from which nothing comes, as [`Change::Handshakes`] has told.

@@ -175,6 +175,36 @@ pub struct Observed {
     pub routes: BTreeSet<Route>,
 }
 
+impl Observed {
+    /// Whether another reading differs in nothing but how much traffic there was.
+    pub fn is_same_but_for_traffic(&self, other: &Self) -> bool {
+        let is_same = |one: &ObservedPeer, other: &ObservedPeer| {
+            let ObservedPeer {
+                preshared_key,
+                endpoint,
+                keepalive,
+                allowed_ips,
+                last_handshake,
+                rx_bytes: _,
+                tx_bytes: _,
+            } = one;
+            *preshared_key == other.preshared_key
+                && *endpoint == other.endpoint
+                && *keepalive == other.keepalive
+                && *allowed_ips == other.allowed_ips
+                && *last_handshake == other.last_handshake
+        };
+        (&self.link, &self.device, &self.addresses, &self.routes)
+            == (&other.link, &other.device, &other.addresses, &other.routes)
+            && self.peers.len() == other.peers.len()
+            && self
+                .peers
+                .iter()
+                .zip(&other.peers)
+                .all(|(one, other)| one.0 == other.0 && is_same(one.1, other.1))
+    }
+}
+
 /// A link of our name, if there is one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Link {

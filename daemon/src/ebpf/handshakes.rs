@@ -49,7 +49,11 @@ impl Handshakes {
     /// The reactor is gone: no further call will succeed.
     pub async fn next_batch(&mut self) -> io::Result<Vec<HandshakeSeen>> {
         loop {
-            sleep_until(self.not_before).await;
+            // Before the pause, which is over unless messages follow each other.
+            drop(self.ring.readable().await?);
+            if Instant::now() < self.not_before {
+                sleep_until(self.not_before).await;
+            }
             let mut guard = self.ring.readable_mut().await?;
             let (batch, emptied) = drain(guard.get_inner_mut(), &mut self.unanswered);
             if emptied {

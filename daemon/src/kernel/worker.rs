@@ -40,6 +40,8 @@ pub(super) struct Later {
     pub(super) when: Instant,
     /// If it finds nothing new it is made once more after this time, and only then answered.
     pub(super) again: Option<Duration>,
+    /// Whether counters that have changed are something new.
+    pub(super) is_traffic_news: bool,
     pub(super) earlier: Arc<Observed>,
     pub(super) answer: oneshot::Sender<Result<Observed, KernelError>>,
 }
@@ -99,8 +101,12 @@ impl Worker {
             return None;
         }
         let reading = self.refresh(&later.earlier);
+        let is_news = |reading: &Observed| match later.is_traffic_news {
+            true => *reading != *later.earlier,
+            false => !reading.is_same_but_for_traffic(&later.earlier),
+        };
         if let Some(again) = later.again
-            && reading.as_ref().is_ok_and(|reading| *reading == *later.earlier)
+            && reading.as_ref().is_ok_and(|reading| !is_news(reading))
         {
             return Some(Later { when: later.when + again, again: None, ..later });
         }
