@@ -75,6 +75,9 @@ pub struct File {
     /// How peers without a path of their own are reached.
     #[serde(default)]
     pub relay: Relay,
+    /// What others may learn of this node.
+    #[serde(default)]
+    pub privacy: Privacy,
     /// What the daemon holds at most.
     #[serde(default)]
     pub limits: Limits,
@@ -194,6 +197,15 @@ impl Default for Nat {
     fn default() -> Self {
         Self { stun_servers: default_stun_servers(), punching: default_punching() }
     }
+}
+
+/// What others may learn of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Privacy {
+    /// Whether only other nodes publish this node's record outside the mesh.
+    #[serde(default)]
+    pub dandelion: bool,
 }
 
 /// What the daemon holds at most.
@@ -379,6 +391,7 @@ impl File {
             gossip: self.discovery.enabled_methods.contains(&Method::Gossip),
             exchange_port: self.discovery.exchange_port.map(NonZeroU16::get),
             dht: self.discovery.enabled_methods.contains(&Method::Dht),
+            dandelion: self.privacy.dandelion,
             relay: self.relay.settings(),
             max_peers: self.limits.max_peers.get().into(),
             sessions: self.discovery.places(),

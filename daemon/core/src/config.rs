@@ -37,6 +37,8 @@ pub struct Settings {
     pub exchange_port: Option<u16>,
     /// Whether peers are looked for in Mainline DHT (`discovery.enabled_methods` has `dht`).
     pub dht: bool,
+    /// Whether only other nodes publish this node's record in the DHT (`privacy.dandelion`).
+    pub dandelion: bool,
     /// How it has to do with relays.
     pub relay: RelaySettings,
     /// Whether records are gossiped over the mesh (`discovery.enabled_methods` has `gossip`).

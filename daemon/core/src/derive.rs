@@ -40,6 +40,7 @@ pub struct MeshKeys {
     exchange_port: u16,
     tls: [u8; 32],
     dht: [u8; 32],
+    epoch: [u8; 32],
 }
 
 impl MeshKeys {
@@ -59,6 +60,7 @@ impl MeshKeys {
                 + u16::from_be_bytes(expand(&root, &[b"exchange port"])) % 1000,
             tls: expand(&root, &[b"tls identity"]),
             dht: expand(&root, &[b"dht"]),
+            epoch: expand(&root, &[b"epoch seed"]),
         }
     }
 
@@ -121,6 +123,15 @@ impl MeshKeys {
     pub(crate) fn dht_name<const N: usize>(&self, label: &[&[u8]]) -> [u8; N] {
         let root = Hkdf::<Sha256>::from_prk(&self.dht).expect("a 32-byte key is a valid PRK");
         expand(&root, label)
+    }
+
+    /// Returns what decides in an epoch how likely one node has another for a relay of its records.
+    pub(crate) fn stem_draw(&self, epoch: u64, node: PublicKey, peer: PublicKey) -> [u8; 32] {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.epoch).expect("HMAC takes a key of any length");
+        mac.update(&epoch.to_be_bytes());
+        mac.update(node.as_bytes());
+        mac.update(peer.as_bytes());
+        mac.finalize().into_bytes().into()
     }
 
     /// Returns the tag of the hour that `wall` falls into.

@@ -109,11 +109,13 @@ impl Notice {
     }
 }
 
-/// What this node says of itself.
+/// What this node writes.
 #[derive(Clone, Copy, Debug)]
 pub struct Publication {
-    /// The sequence of its record.
+    /// The sequence of its record, or what else changes with what it writes.
     pub sequence: Sequence,
+    /// Whether it writes no notice.
+    pub is_empty: bool,
     /// The port that it announces to the swarms, if any.
     pub port: Option<u16>,
 }
@@ -315,7 +317,7 @@ impl Dht {
     ) {
         let is_due = self.is_publication_due(own.sequence, now);
         self.write_error = None;
-        for hour in Hour::current(now.wall) {
+        for hour in Hour::current(now.wall).into_iter().filter(|_| !own.is_empty) {
             let Some(place) = self.board.choose(hour, &reaches, now.wall) else { continue };
             if !is_due && place.is_own {
                 continue;

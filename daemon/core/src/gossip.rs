@@ -17,7 +17,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use minicbor::{Decode, Encode};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
@@ -28,10 +27,12 @@ use crate::record::{InvalidRecord, SignedRecord};
 use crate::sync::{self, Answer, Entry, Message, Records, Summary, Told};
 use crate::time::Monotonic;
 
+mod body;
 mod partner;
 #[cfg(test)]
 mod tests;
 
+use body::{Body, Silence, decode, encode};
 use partner::Partner;
 
 /// The longest datagram: within the smallest MTU that IPv6 allows a mesh (RFC 8200 §5) with room to spare.
@@ -74,33 +75,8 @@ const MAX_OFFERED: usize = 24;
 /// New tunnels whose other end gets a summary at once: that many, then one more each [`ROUND`].
 const MEETINGS: u32 = 3;
 
-const VERSION: u8 = 1;
-
 /// What a message may take: the longest datagram less the version and the head of the body.
 const MESSAGE_BYTES: usize = MAX_GOSSIP_BYTES - 4;
-
-/// What one datagram says.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-enum Body {
-    /// A part of a synchronisation.
-    #[n(0)]
-    Sync(#[n(0)] Message),
-    /// For how long has nobody heard these?
-    #[n(1)]
-    AskSilence(#[n(0)] Vec<PublicKey>),
-    /// For so long.
-    #[n(2)]
-    Silence(#[n(0)] Vec<Silence>),
-}
-
-/// For how long a node was not heard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-struct Silence {
-    #[n(0)]
-    key: PublicKey,
-    #[n(1)]
-    seconds: u32,
-}
 
 /// What follows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +103,22 @@ pub enum Output {
         key: PublicKey,
         /// When.
         at: Monotonic,
+    },
+    /// A peer wants a record published, whose signature holds.
+    Stem {
+        /// The record.
+        record: SignedRecord,
+        /// Who sent it.
+        from: PublicKey,
+        /// How many nodes it was sent to.
+        hops: u8,
+    },
+    /// A record that was sent to a peer to be published is published.
+    Done {
+        /// Which.
+        entry: Entry,
+        /// The peer.
+        from: PublicKey,
     },
 }
 
@@ -277,6 +269,11 @@ impl Gossip {
             Body::Sync(message) => self.on_sync(from, &message, context),
             Body::AskSilence(keys) => self.tell_silence(from, &keys, context),
             Body::Silence(silences) => self.on_silence(&silences, now),
+            Body::Stem { record, hops } => {
+                let record = SignedRecord::verify(&record, context.network_id)?;
+                self.outputs.push(Output::Stem { record, from, hops });
+            }
+            Body::Done(entry) => self.outputs.push(Output::Done { entry, from }),
         }
         Ok(())
     }
@@ -319,6 +316,16 @@ impl Gossip {
                 _ => self.send(to, &Body::Sync(Message::Summary(Summary::of(context.records)))),
             }
         }
+    }
+
+    /// Hands a peer a record to be published.
+    pub fn send_stem(&mut self, to: PublicKey, record: &SignedRecord, hops: u8) {
+        self.send(to, &Body::Stem { record: record.as_bytes().to_vec().into(), hops });
+    }
+
+    /// Tells a peer that a record is published.
+    pub fn send_done(&mut self, to: PublicKey, entry: Entry) {
+        self.send(to, &Body::Done(entry));
     }
 
     /// Returns when to call [`Gossip::handle_timeout`] at the latest. Changes with every call.
@@ -478,18 +485,4 @@ impl Gossip {
         }
         places.into_iter().map(|place| among[place]).collect()
     }
-}
-
-fn encode(body: &Body) -> Vec<u8> {
-    let mut bytes = vec![VERSION];
-    minicbor::encode(body, &mut bytes).expect("encoding into memory cannot fail");
-    bytes
-}
-
-fn decode(bytes: &[u8]) -> Option<Body> {
-    let (&version, body) = bytes.split_first()?;
-    if version != VERSION || bytes.len() > MAX_GOSSIP_BYTES {
-        return None;
-    }
-    crate::wire::decode_all(body)
 }

@@ -8,6 +8,7 @@ pub mod bucket;
 pub mod cache;
 pub mod config;
 pub mod contact;
+pub mod dandelion;
 pub mod derive;
 pub mod dht;
 pub mod exchange;

@@ -38,6 +38,7 @@ use crate::timed::Timed;
 
 mod candidates;
 mod clock;
+mod dandelion;
 mod dht;
 mod events;
 mod explain;
@@ -262,6 +263,7 @@ impl Mesh {
         self.on_time(now);
         self.greet_named(now);
         self.drive_exchange(now);
+        self.drive_dandelion(now);
         self.drive_gossip(now);
         self.drive_stun(now);
         self.drive_paths(now);
@@ -331,6 +333,7 @@ impl Mesh {
             (self.relays.next_expiry(), TimeoutReason::RelayPairs),
             (self.next_greeting(), TimeoutReason::Greet),
             (self.dht.as_ref().and_then(dht::DhtSource::poll_timeout), TimeoutReason::Dht),
+            (self.next_stem(), TimeoutReason::Stem),
             (self.exchange.as_ref().and_then(Exchange::poll_timeout), TimeoutReason::Exchange),
             (self.talk.as_ref().map(gossip::Talk::poll_timeout), TimeoutReason::Gossip),
         ];

@@ -43,12 +43,24 @@ pub struct Status {
     /// What the slow watch over tunnels has seen since the start.
     #[serde(default)]
     pub health: Health,
+    /// Who publishes whom outside the mesh, where this node or others ask for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub privacy: Option<Privacy>,
     /// Messages that were dropped since the start, by reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub drops: BTreeMap<String, u64>,
     /// What is wrong now, each a sentence for a human.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,
+}
+
+/// Who publishes whom outside the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Privacy {
+    /// Whether another node publishes this one, to its knowledge.
+    pub published_by_another: bool,
+    /// How many others this node publishes.
+    pub publishes: usize,
 }
 
 /// This node.

@@ -29,6 +29,7 @@ fn example() -> Status {
         sources: Vec::new(),
         sessions: Vec::new(),
         shut_out: Vec::new(),
+        privacy: None,
         ebpf: Ebpf::default(),
         kernel: Kernel::default(),
         relay: Relay::default(),

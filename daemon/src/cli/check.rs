@@ -108,6 +108,15 @@ fn idle(file: &File) -> Vec<String> {
              has met one looks for others only every five minutes, and nobody tells it of them sooner",
         ),
         (
+            file.privacy.dandelion && lacks(Method::Dht),
+            "`privacy.dandelion` is not used: `discovery.enabled_methods` lacks `dht`",
+        ),
+        (
+            file.privacy.dandelion && lacks(Method::Gossip) && !lacks(Method::Dht),
+            "`privacy.dandelion` keeps this node out of the DHT: `discovery.enabled_methods` lacks `gossip`, by which others \
+             are asked to publish it",
+        ),
+        (
             file.nat.punching && file.nat.stun_servers.len() == 1,
             "`nat.stun_servers` names one server: it takes two to tell the type of a NAT",
         ),
@@ -152,7 +161,7 @@ mod tests {
         let secret = wgmesh_core::secret::MeshSecret::from_random([1; 32]).to_uri();
         let text = "secret_file = \"s\"\n[discovery]\nenabled_methods = [\"lan\"]\nexchange_port = 1\nprofile = \"bridge\"\n\
                     bootstrap_nodes = [\"mesh1\"]\ndns_seeds = [\"mesh2\"]\nstatic_peers = [\"pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=\"]\n\
-                    [discovery.dht]\nbootstrap = []\n[nat]\nstun_servers = [\"stun.example.org\"]\n";
+                    [discovery.dht]\nbootstrap = []\n[nat]\nstun_servers = [\"stun.example.org\"]\n[privacy]\ndandelion = true\n";
         let (_directory, path) = configured(&secret, text);
         let warnings = check(&path).unwrap();
         for key in [
@@ -163,6 +172,7 @@ mod tests {
             "profile",
             "dht.bootstrap",
             "stun_servers",
+            "privacy.dandelion",
         ] {
             assert_eq!(warnings.iter().filter(|warning| warning.contains(key)).count(), 1, "{warnings:?}");
         }
@@ -177,6 +187,15 @@ mod tests {
             let (_directory, path) = configured(&secret, &text);
             assert_eq!(check(&path).unwrap().len(), count, "{methods}");
         }
+    }
+
+    #[test]
+    fn who_has_nobody_to_be_published_by_is_told() {
+        let secret = wgmesh_core::secret::MeshSecret::from_random([1; 32]).to_uri();
+        let text =
+            "secret_file = \"s\"\n[discovery]\nenabled_methods = [\"dht\"]\n[privacy]\ndandelion = true\n";
+        let (_directory, path) = configured(&secret, text);
+        assert!(check(&path).unwrap().iter().any(|warning| warning.contains("lacks `gossip`")));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use wgmesh_core::path::Kind;
-use wgmesh_core::status::{Health, Path, Peer, PeerState, Relay, SourceState, Status, Traffic};
+use wgmesh_core::status::{Health, Path, Peer, PeerState, Privacy, Relay, SourceState, Status, Traffic};
 
 use self::units::{ago, bytes, span};
 use super::{Error, peer};
@@ -91,6 +91,7 @@ fn head(status: &Status, style: Style) -> Vec<String> {
     lines.push(format!("  sources   {}", sources(status)));
     lines.extend(relay(&status.relay).map(|relay| format!("  relay     {relay}")));
     lines.extend(health(&status.health).map(|health| format!("  health    {health}")));
+    lines.extend(status.privacy.map(|privacy| format!("  privacy   {}", describe(privacy))));
     if !status.drops.is_empty() {
         let drops: Vec<String> =
             status.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
@@ -143,6 +144,15 @@ fn health(health: &Health) -> Option<String> {
     (*stale > 0).then(|| {
         format!("{stale} tunnels stale, {evicted} peers given up, {offline} left out for a while, {probes_lost} probes lost")
     })
+}
+
+fn describe(privacy: Privacy) -> String {
+    let by = if privacy.published_by_another {
+        "published by another node"
+    } else {
+        "not published by another node"
+    };
+    format!("{by}, publishes {} others", privacy.publishes)
 }
 
 fn sources(status: &Status) -> String {

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::overrides::Overrides;
-use super::{Discovery, Error, File, Limits, Nat, Relay};
+use super::{Discovery, Error, File, Limits, Nat, Privacy, Relay};
 
 /// What a reload has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +77,7 @@ impl File {
             discovery: _,
             nat: _,
             relay: _,
+            privacy: _,
             limits: _,
             path: _,
             is_optional: _,
@@ -97,9 +98,9 @@ impl File {
         keys.filter(|(.., differs)| *differs).map(|(key, counts, _)| (key, counts)).collect()
     }
 
-    fn differences_in_tables(&self, found: &Self) -> [(&'static str, Counts, bool); 15] {
+    fn differences_in_tables(&self, found: &Self) -> [(&'static str, Counts, bool); 16] {
         use Counts::{AfterRestart, AtOnce};
-        let Self { discovery, nat, relay, limits, .. } = self;
+        let Self { discovery, nat, relay, privacy, limits, .. } = self;
         let Discovery {
             enabled_methods,
             bootstrap_nodes,
@@ -113,6 +114,7 @@ impl File {
         } = &found.discovery;
         let Nat { stun_servers, punching } = &found.nat;
         let Relay { mode, serve, max_pairs } = &found.relay;
+        let Privacy { dandelion } = &found.privacy;
         let Limits { max_peers } = &found.limits;
         [
             ("discovery.enabled_methods", AfterRestart, *enabled_methods != discovery.enabled_methods),
@@ -129,6 +131,7 @@ impl File {
             ("relay.mode", AfterRestart, *mode != relay.mode),
             ("relay.serve", AfterRestart, *serve != relay.serve),
             ("relay.max_pairs", AfterRestart, *max_pairs != relay.max_pairs),
+            ("privacy.dandelion", AfterRestart, *dandelion != privacy.dandelion),
             ("limits.max_peers", AfterRestart, *max_peers != limits.max_peers),
         ]
     }

@@ -21,6 +21,8 @@ pub struct VirtualDht {
     pub decoys: Vec<SocketAddrV4>,
     /// Requests so far.
     pub requests: u64,
+    /// Who has stored what, and who has announced itself, which has no value.
+    pub writes: Vec<(IpAddr, Option<Vec<u8>>)>,
     items: BTreeMap<ItemKey, (i64, Vec<u8>)>,
     swarms: BTreeMap<Swarm, BTreeSet<SocketAddrV4>>,
 }
@@ -33,6 +35,7 @@ impl Default for VirtualDht {
             planted: Vec::new(),
             decoys: Vec::new(),
             requests: 0,
+            writes: Vec::new(),
             items: BTreeMap::new(),
             swarms: BTreeMap::new(),
         }
@@ -54,6 +57,7 @@ impl VirtualDht {
         let (mut events, outcome) = match request {
             Request::FindPeers { swarm } => (vec![self.peers(id, swarm)], Ok(())),
             Request::Announce { swarm, port } => {
+                self.writes.push((from, None));
                 if let SocketAddr::V4(address) = SocketAddr::new(from, port) {
                     self.swarms.entry(swarm).or_default().insert(address);
                 }
@@ -61,6 +65,7 @@ impl VirtualDht {
             }
             Request::Get { key } => (self.values(id, &key), Ok(())),
             Request::Put { key, sequence, replaces, value } => {
+                self.writes.push((from, Some(value.clone())));
                 (Vec::new(), self.put(key, sequence, replaces, value))
             }
         };

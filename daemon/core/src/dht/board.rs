@@ -71,16 +71,19 @@ struct Occupant {
 pub(super) struct Board {
     own: PublicKey,
     slots: BTreeMap<Slot, Occupant>,
+    /// What this node has written: its notices may begin with another's record.
+    written: BTreeMap<Slot, i64>,
 }
 
 impl Board {
     pub(super) const fn new(own: PublicKey) -> Self {
-        Self { own, slots: BTreeMap::new() }
+        Self { own, slots: BTreeMap::new(), written: BTreeMap::new() }
     }
 
     /// Forgets the boards of other hours.
     pub(super) fn turn_to(&mut self, hours: &[Hour]) {
         self.slots.retain(|slot, _| hours.contains(&slot.hour));
+        self.written.retain(|slot, _| hours.contains(&slot.hour));
     }
 
     /// Forgets what a slot holds: it is read anew.
@@ -95,6 +98,8 @@ impl Board {
 
     pub(super) fn note(&mut self, slot: Slot, writer: Option<PublicKey>, sequence: i64) {
         if self.is_newer(slot, sequence) {
+            let is_own = self.written.get(&slot) == Some(&sequence);
+            let writer = if is_own { Some(self.own) } else { writer };
             self.slots.insert(slot, Occupant { writer, sequence });
         }
     }
@@ -104,6 +109,7 @@ impl Board {
         let above = self.slots.get(&slot).map_or(0, |occupant| occupant.sequence.saturating_add(1));
         let sequence = millis(wall).max(above);
         self.slots.insert(slot, Occupant { writer: Some(self.own), sequence });
+        self.written.insert(slot, sequence);
         sequence
     }
 

@@ -37,7 +37,7 @@ impl Node {
         self.dht.note(self.alone, self.sequence, self.now.monotonic);
         self.dht.handle_timeout(&self.keys, self.now);
         if self.dht.is_ready_to_write() {
-            let own = Publication { sequence: self.sequence, port: Some(51_900) };
+            let own = Publication { sequence: self.sequence, is_empty: false, port: Some(51_900) };
             self.dht.write(own, &self.keys, |_| false, || vec![1], self.now);
         }
         std::iter::from_fn(|| self.dht.poll_order()).collect()

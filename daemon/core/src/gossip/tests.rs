@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use super::body::VERSION;
 use super::*;
 use crate::sync::tests::{Table, record_of};
 
@@ -69,6 +70,7 @@ impl World {
                     gossip.push(&record, Some(from), self.now);
                 }
                 Output::Heard { key: peer, at } => self.heard.push((key, peer, at)),
+                Output::Stem { .. } | Output::Done { .. } => panic!("nobody wants anything published"),
             }
         }
     }

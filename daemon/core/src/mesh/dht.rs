@@ -7,11 +7,16 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Command, Mesh};
+use rand_chacha::ChaCha8Rng;
+use rand_core::SeedableRng as _;
+
+use super::{Command, Mesh, random};
 use crate::contact::{Contact, HelloPlan, Place, Via};
+use crate::dandelion::Dandelion;
 use crate::dht::board::Slot;
 use crate::dht::{Dht, DhtEvent, Found, Freshness, Health, MAX_ITEM_BYTES, Notice, Publication};
 use crate::exchange::Target;
+use crate::identity::Sequence;
 use crate::key::PublicKey;
 use crate::message::Phase;
 use crate::record::{InvalidRecord, SignedRecord};
@@ -35,13 +40,22 @@ const MAX_RECORDS: usize = 16;
 /// The DHT, and what is known of this node for it.
 pub(super) struct DhtSource {
     dht: Dht,
+    /// Whom this node publishes, and who publishes it.
+    pub(super) dandelion: Dandelion,
     alone: bool,
     looked_at: Option<Monotonic>,
 }
 
 impl DhtSource {
     pub(super) fn new(own: PublicKey, seed: [u8; 32], now: Now) -> Self {
-        Self { dht: Dht::new(own, seed, now.monotonic), alone: true, looked_at: None }
+        let mut rng = ChaCha8Rng::from_seed(seed);
+        let dandelion = Dandelion::new(own, random(&mut rng));
+        Self { dht: Dht::new(own, seed, now.monotonic), dandelion, alone: true, looked_at: None }
+    }
+
+    /// Whether this node reaches nobody.
+    pub(super) const fn is_alone(&self) -> bool {
+        self.alone
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Monotonic> {
@@ -73,7 +87,7 @@ impl Mesh {
     /// Does what is due: rounds, notices.
     pub(super) fn drive_dht(&mut self, now: Now) {
         self.look_whether_alone(now);
-        let sequence = self.record.record().sequence;
+        let sequence = self.publication(now).sequence;
         let Some(source) = &mut self.dht else { return };
         source.dht.note(source.alone, sequence, now.monotonic);
         source.dht.handle_timeout(&self.keys, now);
@@ -146,17 +160,39 @@ impl Mesh {
     }
 
     fn write_to_dht(&mut self, now: Now) {
-        let own = Publication { sequence: self.record.record().sequence, port: self.exchange_port };
+        let own = self.publication(now);
         let reached: Vec<_> =
             self.store.iter().map(|(key, _)| key).filter(|&key| self.is_reached(key, now)).collect();
         // Those whom anyone reaches are the most use to whoever reads it.
         let mut others: Vec<_> =
             reached.iter().filter_map(|&key| Some(self.store.get(key)?.record())).collect();
         others.sort_by_key(|record| !record.record().introducer);
-        let notice = Notice::write(&self.record, others, MAX_ITEM_BYTES - OVERHEAD_BYTES);
+        let published: Vec<_> =
+            self.dht.iter().flat_map(|source| source.dandelion.published(now.wall)).collect();
+        others.retain(|other| published.iter().all(|one| one.record().key != other.record().key));
+        let records: Vec<_> = match self.is_private() {
+            // Nobody may see that this node and those whom it reaches belong together.
+            true => published,
+            false => [&self.record].into_iter().chain(published).chain(others).collect(),
+        };
+        let notice = records.split_first().map_or_else(Vec::new, |(first, others)| {
+            Notice::write(first, others.iter().copied(), MAX_ITEM_BYTES - OVERHEAD_BYTES)
+        });
         let Self { dht: Some(source), keys, rng, .. } = self else { return };
         let reaches = |key: PublicKey| reached.binary_search(&key).is_ok();
         source.dht.write(own, keys, reaches, || seal(keys, Kind::Notice, &notice, now, rng), now);
+    }
+
+    /// Returns what this node writes.
+    fn publication(&self, now: Now) -> Publication {
+        let is_private = self.is_private();
+        let own = (!is_private).then_some(&self.record);
+        let published = self.dht.iter().flat_map(|source| source.dandelion.published(now.wall));
+        let records: Vec<_> = own.into_iter().chain(published).map(|record| record.record()).collect();
+        // Any change in any of them changes the sum.
+        let sum = records.iter().fold(0, |sum: u64, record| sum.wrapping_add(record.sequence.0));
+        let port = self.exchange_port.filter(|_| !is_private);
+        Publication { sequence: Sequence(sum), is_empty: records.is_empty(), port }
     }
 
     /// Takes addresses for leads, but those of nodes that are known already.
@@ -236,7 +272,7 @@ impl Mesh {
         }
     }
 
-    fn drop_from_dht(&mut self, reason: &'static str) {
+    pub(super) fn drop_from_dht(&mut self, reason: &'static str) {
         *self.drops.entry(reason).or_default() += 1;
         tracing::debug!(reason, "dropped a notice of the DHT");
     }

@@ -241,4 +241,6 @@ pub enum TimeoutReason {
     Dht,
     /// Something is to be gossiped.
     Gossip,
+    /// A record is to be published by others, or for them.
+    Stem,
 }

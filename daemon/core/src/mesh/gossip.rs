@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::{Command, Mesh};
 use crate::config::Settings;
+use crate::dandelion;
 use crate::gossip::{Company, Context, Gossip, Output, SILENCE_TO_ASK};
 use crate::key::PublicKey;
 use crate::plan;
@@ -93,6 +94,15 @@ impl Mesh {
         }
     }
 
+    /// Says something of records that are to be published.
+    pub(super) fn gossip_stem(&mut self, output: dandelion::Output) {
+        let Some(talk) = &mut self.talk else { return };
+        match output {
+            dandelion::Output::Stem { to, record, hops } => talk.gossip.send_stem(to, &record, hops),
+            dandelion::Output::Done { to, entry } => talk.gossip.send_done(to, entry),
+        }
+    }
+
     /// Sends what waits for more to come, because nothing will.
     pub(super) fn gossip_at_once(&mut self, now: Now) {
         let company = self.company(now);
@@ -168,16 +178,20 @@ impl Mesh {
         (v6 == address || v4.is_some_and(|both| IpAddr::from(both.v4) == address)).then_some(key)
     }
 
-    fn company(&self, now: Now) -> Company {
-        let reached = |key: &PublicKey| self.live_endpoint(*key, now).is_some();
+    /// Returns the peers that gossip can go to.
+    pub(super) fn reached_by_gossip(&self, now: Now) -> Vec<PublicKey> {
         let observed = self.observed.iter().flat_map(|observed| observed.peers.keys().copied());
         let known = observed.filter(|key| self.store.get(*key).is_some());
+        known.filter(|key| self.live_endpoint(*key, now).is_some()).collect()
+    }
+
+    fn company(&self, now: Now) -> Company {
         let silent = self
             .store
             .iter()
             .filter(|(_, peer)| peer.silence(now.monotonic) >= SILENCE_TO_ASK)
             .map(|(key, _)| key);
-        Company { reached: known.filter(reached).collect(), silent: silent.collect() }
+        Company { reached: self.reached_by_gossip(now), silent: silent.collect() }
     }
 
     fn with_gossip<T>(
@@ -225,6 +239,8 @@ impl Mesh {
                 self.on_told(record, source, heard_at, now);
             }
             Output::Heard { key, at } => self.store.note_heard(key, at, now.monotonic),
+            Output::Stem { record, from, hops } => self.on_stem(from, record, hops, now),
+            Output::Done { entry, from } => self.on_done(from, entry),
         }
     }
 }

@@ -54,6 +54,7 @@ impl Mesh {
                 ..Relay::default()
             },
             health: self.health_counts().into(),
+            privacy: self.privacy_status(now),
             drops: self.drops.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect(),
             problems: self.problems(),
         }
@@ -209,6 +210,12 @@ impl Mesh {
         if self.port_moves > 0 {
             let (asked, got) = (self.settings.listen_port, self.listen_port);
             problems.push(format!("UDP port {asked} is used by another program; WireGuard listens on {got}"));
+        }
+        if self.settings.dandelion && self.talk.is_none() {
+            problems.push(
+                "nobody can publish this node, as `privacy.dandelion` asks for: add \"gossip\" to `discovery.enabled_methods`"
+                    .to_owned(),
+            );
         }
         let subnet = IpNet::from(self.subnets.v4);
         for own in self.own_networks().into_iter().filter(|own| own.contains(&subnet) || subnet.contains(own))

@@ -33,6 +33,7 @@ impl Node {
             gossip: true,
             exchange_port: None,
             dht: false,
+            dandelion: false,
             relay: RelaySettings { mode: RelayMode::Sealed, serve: None, max_pairs: 16 },
             max_peers: 10,
             sessions: Places { target: 4, max: 32 },

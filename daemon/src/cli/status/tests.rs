@@ -66,6 +66,7 @@ pub(crate) fn example() -> Status {
         }],
         sessions: Vec::new(),
         shut_out: Vec::new(),
+        privacy: None,
         ebpf: Ebpf { active: true, attachment: Some("tcx".into()), ..Ebpf::default() },
         kernel: Kernel {
             release: "6.12.9".into(),

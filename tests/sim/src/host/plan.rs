@@ -39,6 +39,8 @@ pub struct HostPlan {
     pub sessions: Places,
     /// Whether it looks for peers in the DHT.
     pub dht: bool,
+    /// Whether others publish it there.
+    pub dandelion: bool,
     /// By how many milliseconds its wall clock is ahead of the world's.
     pub skew_millis: i64,
     /// What its daemon spends on each datagram; others wait in the socket meanwhile.
@@ -66,6 +68,7 @@ impl Default for HostPlan {
             max_peers: 1000,
             sessions: Places { target: 4, max: 32 },
             dht: false,
+            dandelion: false,
             skew_millis: 0,
             cost: Duration::from_micros(100),
             pace: Pace::USUAL,
@@ -89,6 +92,7 @@ pub fn settings(plan: &HostPlan, number: usize) -> Settings {
         gossip: plan.gossip,
         exchange_port: None,
         dht: plan.dht,
+        dandelion: plan.dandelion,
         relay: RelaySettings { mode: plan.relay_mode, serve: plan.serve, max_pairs: plan.max_pairs },
         max_peers: plan.max_peers,
         sessions: plan.sessions,

@@ -1,6 +1,7 @@
 //! What a mesh must live through, on virtual time.
 
 mod changes;
+mod dandelion;
 mod dht;
 mod failover;
 mod faults;

@@ -1,0 +1,89 @@
+//! Hosts that others publish in the DHT.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use wgmesh_core::dht::Notice;
+use wgmesh_core::key::PublicKey;
+use wgmesh_core::record::SignedRecord;
+use wgmesh_core::seal::Opener;
+use wgmesh_core::time::{Now, WallClock};
+use wgmesh_sim::host::HostPlan;
+use wgmesh_sim::nat::Kind;
+use wgmesh_sim::network::HostId;
+use wgmesh_sim::world::{Violation, World};
+
+use crate::fleet::{mins, secs};
+
+fn strangers(world: &mut World, count: usize, dandelion: bool) -> Vec<HostId> {
+    let plan = HostPlan { dht: true, dandelion, ..HostPlan::default() };
+    (0..count)
+        .map(|_| {
+            let site = world.add_site(Kind::None);
+            world.add_host(plan.clone(), &[site])
+        })
+        .collect()
+}
+
+/// Returns who has stored whose records since this was last asked, and who has announced itself.
+fn writes(world: &mut World, reader: HostId) -> (Vec<(IpAddr, PublicKey)>, Vec<IpAddr>) {
+    let writes = std::mem::take(&mut world.dht().writes);
+    let keys = world.host(reader).keys().clone();
+    let millis = 1_800_000_000_000 + u64::try_from(world.elapsed().as_millis()).unwrap();
+    let now = Now { wall: WallClock::from_millis(millis), ..Now::default() };
+    let mut stored = Vec::new();
+    let mut announced = Vec::new();
+    for (from, value) in writes {
+        let Some(value) = value else {
+            announced.push(from);
+            continue;
+        };
+        // Each is stored under two hours, and would be a replay the second time.
+        let (_, content) = Opener::new(now).open(&keys, &value, now).expect("it is sealed");
+        for bytes in Notice::decode(&content).expect("it is a notice").records {
+            let record = SignedRecord::verify(&bytes, keys.network_id()).expect("it is signed");
+            stored.push((from, record.record().key));
+        }
+    }
+    (stored, announced)
+}
+
+/// W-D31, W-D33, X-49: nobody that watches the DHT sees a node's address store that node's record.
+#[test]
+fn a_node_is_published_by_others_only_and_found_all_the_same() -> Result<(), Violation> {
+    let mut world = World::new(1);
+    let nodes = strangers(&mut world, 6, true);
+    nodes.iter().try_for_each(|&node| world.start(node))?;
+    world.run_until_meshed(mins(3))?;
+    world.run_for(mins(2))?;
+    let _ = writes(&mut world, nodes[0]);
+    world.run_for(mins(40))?;
+    let (stored, announced) = writes(&mut world, nodes[0]);
+    assert!(announced.is_empty(), "{announced:?}");
+    let published: BTreeSet<PublicKey> = stored.iter().map(|(_, key)| *key).collect();
+    assert!(published.len() >= 4, "{stored:?}");
+    for &node in &nodes {
+        let (address, key) = (world.address(node), world.host(node).public_key());
+        assert!(!stored.contains(&(address, key)), "node-{} stores itself", node.0);
+        let privacy = world.status(node).unwrap().privacy.expect("its operator asked for it");
+        assert!(privacy.published_by_another, "node-{}", node.0);
+    }
+    let late = strangers(&mut world, 1, true);
+    world.start(late[0])?;
+    world.run_until_meshed(secs(90))?;
+    Ok(())
+}
+
+/// The other way round: without a word from its operator a node publishes itself.
+#[test]
+fn a_node_that_asks_for_nothing_stores_its_own_record() -> Result<(), Violation> {
+    let mut world = World::new(2);
+    let nodes = strangers(&mut world, 2, false);
+    nodes.iter().try_for_each(|&node| world.start(node))?;
+    world.run_until_meshed(mins(3))?;
+    let (stored, announced) = writes(&mut world, nodes[0]);
+    let own = (world.address(nodes[0]), world.host(nodes[0]).public_key());
+    assert!(stored.contains(&own) && announced.contains(&own.0));
+    assert_eq!(world.status(nodes[0]).unwrap().privacy, None);
+    Ok(())
+}
