@@ -89,6 +89,51 @@ fn without_bootstrap_hosts_a_warm_start_works() {
     eventually(PATIENCE, || source(&strangers.daemons[1])["state"] == "running");
 }
 
+/// W-X21: as configured by nobody: more hosts than the board has places, all but one behind NATs. That one says in the DHT that
+/// it introduces others, and does.
+#[test]
+fn whoever_is_found_in_the_dht_introduces_the_others() {
+    let internet = Internet::new("dht-introducer");
+    let _stun = StunServers::start(&internet);
+    let _dht = DhtNodes::start(&internet);
+    let mut kinds = [NatKind::PortRestricted; 6];
+    kinds[0] = NatKind::None;
+    let mut strangers = Strangers::with_usual_methods(&internet, 1, &kinds);
+    let ready = strangers.start_all();
+    let met = strangers.meet(PATIENCE);
+    println!("six hosts: {:.2} s from READY", met.saturating_duration_since(ready).as_secs_f64());
+    for daemon in &strangers.daemons {
+        eventually(PATIENCE, || direct_peers(daemon) == 5);
+    }
+}
+
+/// who never had any nodes but the bootstrap hosts says that those are gone, and finds the others once they are
+/// back.
+#[test]
+fn a_cold_start_without_bootstrap_hosts_says_so_and_recovers() {
+    let internet = Internet::new("dht-cold");
+    let _stun = StunServers::start(&internet);
+    let mut dht = DhtNodes::start(&internet);
+    let kinds = [NatKind::None, NatKind::PortRestricted, NatKind::None];
+    let mut strangers = Strangers::with_usual_methods(&internet, 1, &kinds);
+    strangers.start(0);
+    strangers.start(1);
+    strangers.meet(PATIENCE);
+    dht.stop_bootstrap();
+
+    strangers.start(2);
+    let late = &strangers.daemons[2];
+    eventually(PATIENCE, || source(late)["error"] == "no node of the DHT answers");
+    assert_eq!(source(late)["state"], "failing");
+    assert!(late.status_json()["peers"].as_array().unwrap().is_empty());
+
+    dht.start_bootstrap();
+    let back = Instant::now();
+    eventually(PATIENCE, || direct_peers(late) == 2);
+    println!("cold start: {:.2} s after the bootstrap hosts were back", back.elapsed().as_secs_f64());
+    eventually(PATIENCE, || source(late)["state"] == "running");
+}
+
 /// DESIGN 4: what the network does to the DHT's packets is shown and holds up nothing else.
 #[test]
 fn a_host_whose_packets_never_reach_the_dht_meets_others_elsewhere() {
@@ -115,6 +160,12 @@ fn a_host_whose_packets_never_reach_the_dht_meets_others_elsewhere() {
     daemon.wait_ready();
     eventually(PATIENCE, || daemon.status_json()["peers"][0]["state"] == "direct");
     eventually(PATIENCE, || source(&daemon)["state"] == "failing");
+}
+
+/// Returns how many peers a daemon has a direct path to.
+fn direct_peers(daemon: &Daemon) -> usize {
+    let status = daemon.status_json();
+    status["peers"].as_array().unwrap().iter().filter(|peer| peer["state"] == "direct").count()
 }
 
 /// Returns what a daemon tells of the DHT.

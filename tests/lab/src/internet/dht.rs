@@ -1,6 +1,6 @@
 //! A private Mainline DHT: many nodes on one machine with an address each, so that none is mistaken for another.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -62,6 +62,19 @@ impl DhtNodes {
     /// Ends the nodes that daemons begin with; the others live on.
     pub fn stop_bootstrap(&mut self) {
         self.bootstrap.clear();
+    }
+
+    /// Starts them again.
+    ///
+    /// # Panics
+    /// Where the old ones do not let go of their ports, or the new ones do not find the others.
+    #[track_caller]
+    pub fn start_bootstrap(&mut self) {
+        eventually(PATIENCE, || {
+            self.host.namespace().run(|| Self::bootstrap().all(|node| UdpSocket::bind(node).is_ok()))
+        });
+        self.bootstrap = start(&self.host, 1..=BOOTSTRAP);
+        acquaint(&self.bootstrap);
     }
 }
 
