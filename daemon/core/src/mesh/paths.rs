@@ -19,7 +19,7 @@ use crate::key::PublicKey;
 use crate::message::{Disco, DiscoBody, PING_PADDING_BYTES, Paired as _, Token, Unproved};
 use crate::nat::{Nat, NatType, Strategy};
 use crate::path::{Kind, Origin, Paths, Ping};
-use crate::seal;
+use crate::seal::{self, OVERHEAD_BYTES};
 use crate::store::{Claim, Source};
 use crate::time::{Monotonic, Now};
 
@@ -222,7 +222,9 @@ impl Mesh {
             DiscoBody::Ping { padding, .. } if padding.len() < PING_PADDING_BYTES => {
                 self.drop_input("malformed", from);
             }
-            DiscoBody::Ping { id, padding: _ } => self.on_ping(key, id, from, now),
+            DiscoBody::Ping { id, padding: _ } => {
+                self.on_ping(key, id, content.len() + OVERHEAD_BYTES, from, now);
+            }
             DiscoBody::Pong { id, seen } => {
                 // What came by a relay tells where the relay is.
                 if self.on_pong(key, id, disco.token, from, now) && self.relay_at(key, from).is_none() {
@@ -242,14 +244,16 @@ impl Mesh {
         }
     }
 
-    fn on_ping(&mut self, key: PublicKey, id: u64, from: SocketAddr, now: Now) {
+    fn on_ping(&mut self, key: PublicKey, id: u64, bytes: usize, from: SocketAddr, now: Now) {
         self.send_disco(key, from, DiscoBody::Pong { id, seen: from }, now);
         let is_routed = self.is_inner(from.ip()) && self.relay_at(key, from).is_some();
         if !(self.is_candidate(from) || is_routed) || !self.settings.punching {
             return;
         }
         let kind = self.kind_at(key, from);
-        self.reach.paths.entry(key).or_default().handle_ping(from, kind, now.monotonic);
+        let paths = self.reach.paths.entry(key).or_default();
+        paths.handle_ping(from, kind, now.monotonic);
+        paths.follow_length(from, bytes, now.monotonic);
     }
 
     /// Follows the answer to a ping. Returns whether it was asked for.
@@ -301,12 +305,17 @@ impl Mesh {
         }
     }
 
+    /// Returns where a peer's WireGuard is that has proved to be on a common link.
+    fn endpoint_on_link(&self, key: PublicKey) -> Option<SocketAddr> {
+        let place = self.contacts.get(&key).and_then(Contact::proved_place);
+        let place = place.filter(|place| matches!(place.via, Via::Link(_)))?;
+        Some(place.endpoint(self.store.get(key)?.record().record().listen_port))
+    }
+
     /// Takes the place where a peer was met on a link for the path in use, if there is none yet.
     pub(super) fn take_up_link(&mut self, key: PublicKey, now: Monotonic) {
-        let place = self.contacts.get(&key).and_then(Contact::proved_place);
-        let place = place.filter(|place| self.settings.punching && matches!(place.via, Via::Link(_)));
-        let (Some(place), Some(peer)) = (place, self.store.get(key)) else { return };
-        let endpoint = place.endpoint(peer.record().record().listen_port);
+        let endpoint = self.endpoint_on_link(key).filter(|_| self.settings.punching);
+        let Some(endpoint) = endpoint else { return };
         let paths = self.reach.paths.entry(key).or_default();
         if paths.current().is_none() {
             paths.take_up(endpoint, Kind::Lan, now);
@@ -352,7 +361,8 @@ impl Mesh {
 
     /// Whether a datagram of so many bytes may go to where a peer is said to be.
     pub(super) fn may_send(&mut self, key: PublicKey, to: SocketAddr, bytes: usize, now: Monotonic) -> bool {
-        if self.is_named_at(key, to) {
+        // A hello on a link is as good a proof as an answer to a ping.
+        if self.is_named_at(key, to) || self.endpoint_on_link(key) == Some(to) {
             return true;
         }
         let Some(paths) = self.reach.paths.get_mut(&key) else { return false };

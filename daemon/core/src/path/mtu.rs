@@ -54,6 +54,8 @@ pub(super) struct PathMtu {
     known: Option<Known>,
     search: Option<Search>,
     has_changed: bool,
+    /// When the peer's pings last had the path measured anew.
+    followed: Option<Monotonic>,
     /// Where a hello has proved the peer, without any ping.
     met: Option<SocketAddr>,
 }
@@ -183,6 +185,17 @@ impl PathMtu {
         self.search = Some(Search::new(address, Round::Coarse, now));
     }
 
+    /// Follows a ping of the peer with which it measures its side of a path. A way that has become narrow mostly is so in
+    /// both directions, and who only answers packets does not notice that the answers vanish.
+    fn on_ping(&mut self, address: SocketAddr, mtu: u16, now: Monotonic) {
+        let is_shorter = |known: Known| known.address == address && mtu < known.mtu;
+        let is_news = self.followed.is_none_or(|at| now.since(at) >= RAISE_AFTER);
+        if is_news && self.search.is_none() && self.known.is_some_and(is_shorter) {
+            self.followed = Some(now);
+            self.search(address, now);
+        }
+    }
+
     pub(super) fn on_answer(&mut self, address: SocketAddr, mtu: u16, now: Monotonic) {
         if let Some(search) = self.search.as_mut().filter(|search| search.address == address) {
             search.on_answer(mtu, now);
@@ -241,6 +254,15 @@ impl Paths {
         if self.mtu.latest().is_none() && self.current() == Some(address) {
             self.mtu.met = Some(address);
             self.mtu.begin(address, now + CALM);
+        }
+    }
+
+    /// Follows the length of a ping of the peer: one that measures a smaller MTU than this side has found tells that the way
+    /// is another.
+    pub(crate) fn follow_length(&mut self, from: SocketAddr, bytes: usize, now: Monotonic) {
+        let mtu = u16::try_from(bytes).ok().and_then(|bytes| bytes.checked_sub(WIREGUARD_BYTES));
+        if let Some(mtu) = mtu.filter(|mtu| (SMALLEST..LARGEST).contains(mtu)) {
+            self.mtu.on_ping(from, mtu, now);
         }
     }
 
@@ -351,6 +373,23 @@ mod tests {
         assert_eq!(peer.long_pings, 0, "the tunnel comes first");
         peer.run(295, 1500);
         assert_eq!(peer.paths.mtu(), Some(1300));
+    }
+
+    /// Found wanting in the lab: who only answers hears every packet, and so does not notice that its own are too long.
+    #[test]
+    fn a_ping_that_measures_less_has_this_side_measured_too() {
+        let mut peer = measured(1420, 10);
+        peer.largest = 1220;
+        peer.paths.follow_length(address(1), 200, at(6000));
+        peer.paths.follow_length(address(1), probe_bytes(1420), at(6000));
+        peer.run(6000, 8000);
+        assert_eq!(peer.paths.mtu(), Some(1420), "these are no news");
+        peer.paths.follow_length(address(1), probe_bytes(1240), at(8000));
+        peer.run(8000, 9000);
+        assert_eq!(peer.paths.mtu(), Some(1220));
+        peer.largest = 1200;
+        peer.paths.follow_length(address(1), probe_bytes(1200), at(9000));
+        assert!(peer.paths.mtu.search.is_none(), "the peer cannot have it measured all the time");
     }
 
     /// A host that is busy answers later than a search waits.

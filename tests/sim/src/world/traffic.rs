@@ -24,6 +24,8 @@ pub(super) struct Talk {
     heard: u64,
     heard_at: Monotonic,
     longest_silence: Duration,
+    /// Where it only answers what it hears: how much that was when it last did.
+    answered: Option<u64>,
 }
 
 impl World {
@@ -35,11 +37,21 @@ impl World {
     /// Has two hosts send so many bytes at a time to each other; what is longer than the route's MTU goes in pieces.
     pub fn talk_in(&mut self, one: HostId, other: HostId, bytes: u64) {
         for (from, to) in [(one, other), (other, one)] {
-            let heard_at = self.now;
-            let talk = Talk { from, to, bytes, heard: 0, heard_at, longest_silence: Duration::ZERO };
-            self.talks.push(talk);
-            self.schedule.push(self.now, Happening::Talk(self.talks.len() - 1));
+            self.begin_talk(from, to, bytes, None);
         }
+    }
+
+    /// Has one host send so many bytes at a time to another, which answers as much as it hears, as a ping has it.
+    pub fn ping_in(&mut self, one: HostId, other: HostId, bytes: u64) {
+        self.begin_talk(one, other, bytes, None);
+        self.begin_talk(other, one, bytes, Some(0));
+    }
+
+    fn begin_talk(&mut self, from: HostId, to: HostId, bytes: u64, answered: Option<u64>) {
+        let heard_at = self.now;
+        let talk = Talk { from, to, bytes, heard: 0, heard_at, longest_silence: Duration::ZERO, answered };
+        self.talks.push(talk);
+        self.schedule.push(self.now, Happening::Talk(self.talks.len() - 1));
     }
 
     /// Returns the longest time for which any talking host has heard nothing since the last call.
@@ -69,6 +81,11 @@ impl World {
             (talk.heard, talk.heard_at) = (heard, self.now);
         }
         self.schedule.push(self.now + INTERVAL, Happening::Talk(number));
+        let asked = destination.map_or(0, |asker| self.host(from).kernel.heard_from(asker.ip()));
+        let answered = &mut self.talks[number].answered;
+        if answered.is_some() && answered.replace(asked) == Some(asked) {
+            return Ok(());
+        }
         self.act(from, |host, now| {
             let clocks = host.now(now);
             if let (Some(from), Some(to)) = (source, destination) {

@@ -211,6 +211,41 @@ fn a_narrow_link_has_its_mtu_found_while_the_tunnel_comes_up() -> Result<(), Vio
     Ok(())
 }
 
+/// Issue 4: before anybody sends anything. Found wanting in the lab: nobody was pinged at an address that a hello had proved.
+#[test]
+fn a_narrow_link_has_its_mtu_found_while_nobody_talks() -> Result<(), Violation> {
+    for seed in 0..5 {
+        let narrow = Conditions { mtu: 1280, ..Conditions::CLEAN };
+        let mut fleet = Fleet::starting(seed, 2, &HostPlan::default(), narrow)?;
+        fleet.world.run_until_meshed(secs(5))?;
+        fleet.world.run_for(secs(2))?;
+        for node in fleet.nodes {
+            let status = fleet.world.status(node).expect("it runs");
+            let mtu = status.peers[0].path.as_ref().and_then(|path| path.mtu);
+            assert_eq!(mtu, Some(1220), "with seed {seed}");
+        }
+    }
+    Ok(())
+}
+
+/// Issue 4: a link that becomes narrow as soon as the tunnel is up, and one end that only answers. Found wanting in the lab:
+/// that end heard all that it should, and found out by its next reading that it was talked to at all.
+#[test]
+fn a_link_that_becomes_narrow_has_its_mtu_found_by_an_end_that_only_answers() -> Result<(), Violation> {
+    for seed in 0..5 {
+        let mut fleet = Fleet::starting(seed, 2, &HostPlan::default(), Conditions::CLEAN)?;
+        fleet.world.run_until_meshed(secs(5))?;
+        fleet.world.ping_in(fleet.nodes[0], fleet.nodes[1], 1400);
+        fleet.world.run_for(millis(600))?;
+        fleet.world.take_longest_silence();
+        fleet.world.set_conditions(fleet.lan, Conditions { mtu: 1280, ..Conditions::CLEAN });
+        fleet.world.run_for(secs(20))?;
+        let silence = fleet.world.take_longest_silence();
+        assert!(silence < LIMIT, "{silence:?} with seed {seed}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_loss_of_thirty_percent_is_not_taken_for_a_narrow_way_for_long() -> Result<(), Violation> {
     let mut meeting = Meeting::new(8, [Kind::None, Kind::PortRestricted]);
