@@ -92,6 +92,8 @@ pub struct Host {
     pub totals: Totals,
     /// Whether it stands still, all but its clocks.
     pub is_asleep: bool,
+    /// Whether its daemon does, and nothing else.
+    pub is_hung: bool,
     keys: MeshKeys,
     boot_offset: Duration,
     process: Option<Process>,
@@ -116,6 +118,7 @@ impl Host {
             disk: Disk::new(random),
             totals: Totals::default(),
             is_asleep: false,
+            is_hung: false,
             keys,
             boot_offset: random.up_to(Duration::from_secs(86_400)),
             process: None,
@@ -276,6 +279,9 @@ impl Host {
         let now = self.now(world);
         self.kernel.handle_timeout(now);
         self.read_packets();
+        if self.is_hung {
+            return;
+        }
         self.pass_on_kernel_events(now);
         let Some(process) = &mut self.process else { return };
         if let Some(report) = process.applier.handle_timeout(&mut self.kernel, now) {
@@ -297,7 +303,7 @@ impl Host {
         if self.is_asleep {
             return None;
         }
-        let process = self.process.as_ref();
+        let process = self.process.as_ref().filter(|_| !self.is_hung);
         let daemon = process.into_iter().flat_map(|process| {
             let inbox = process.inbox.front().map(|_| process.free_at);
             let mesh = process.mesh.poll_timeout().map(|(at, _)| at);
@@ -370,6 +376,9 @@ impl Host {
 
     fn handle_all(&mut self, events: Vec<Event>, now: Now) {
         let Some(process) = self.process.as_mut().filter(|_| !events.is_empty()) else { return };
+        if self.is_hung {
+            return process.inbox.extend(events);
+        }
         process.mesh.handle_all(events, now);
         while let Some(command) = process.mesh.poll_command() {
             match command {

@@ -204,11 +204,6 @@ impl Kernel {
         }
     }
 
-    /// Returns when a peer has answered a probe since the last call.
-    pub fn take_probe_answer(&mut self, key: PublicKey) -> Option<Monotonic> {
-        self.link.as_mut()?.peers.get_mut(&key)?.take_probe_answer()
-    }
-
     /// Returns the MTU of the routes to a peer, or else the link's.
     fn mtu_to(&self, key: PublicKey) -> u64 {
         let Some(link) = &self.link else { return u64::MAX };

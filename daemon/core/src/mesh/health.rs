@@ -7,7 +7,7 @@
 //! Behind that stands the slow watch over tunnels ([`crate::health`]): this feeds it with every reading of the kernel and
 //! every probe, and does what it says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -23,12 +23,22 @@ use crate::seal::OVERHEAD_BYTES;
 use crate::store::Outcome;
 use crate::time::Now;
 
-/// The slow watch, and what it has had the shell do.
+/// The slow watch, those in doubt of a relay's route, and what it has had the shell do.
 #[derive(Default)]
 pub(super) struct Tunnels {
     pub(super) health: Health,
+    /// Whose routed path has missed a ping. At most one entry for each path.
+    doubtful: BTreeSet<PublicKey>,
     /// Who is probed, and where.
     probed: BTreeMap<PublicKey, SocketAddr>,
+}
+
+impl Tunnels {
+    /// Forgets a peer.
+    pub(super) fn forget(&mut self, key: PublicKey) {
+        self.health.forget(key);
+        self.doubtful.remove(&key);
+    }
 }
 
 impl Mesh {
@@ -111,6 +121,10 @@ impl Mesh {
         if !self.reach.tunnels.probed.contains_key(&key) {
             return;
         }
+        let paths = self.reach.paths.get_mut(&key).filter(|paths| paths.is_routed() && answered.is_some());
+        if let Some(paths) = paths {
+            paths.note_kernel_answer(now.monotonic);
+        }
         if let Some(verdict) = self.reach.tunnels.health.handle_probe(key, answered, now.monotonic) {
             self.follow_verdict(key, verdict, now);
         }
@@ -189,9 +203,24 @@ impl Mesh {
         }
     }
 
+    /// Has a peer probed over a path that is routed as soon as a ping is missed there. Both ends' networks hang on that path,
+    /// so it must not be left for a daemon that hangs while its kernel goes on.
+    pub(super) fn follow_doubt(&mut self, key: PublicKey, now: Now) {
+        let is_doubtful = |paths: &Paths| paths.is_routed() && paths.is_in_doubt();
+        let doubt = self.reach.paths.get(&key).is_some_and(is_doubtful);
+        let has_changed = match doubt {
+            true => self.reach.tunnels.doubtful.insert(key),
+            false => self.reach.tunnels.doubtful.remove(&key),
+        };
+        if has_changed {
+            self.follow_probed(now);
+        }
+    }
+
     /// Has the shell probe whoever is in doubt now.
     fn follow_probed(&mut self, now: Now) {
-        let keys = self.reach.tunnels.health.probed(now.monotonic);
+        let doubtful = self.reach.tunnels.doubtful.iter().copied();
+        let keys = self.reach.tunnels.health.probed(now.monotonic).chain(doubtful);
         let probed: BTreeMap<_, _> = keys.filter_map(|key| Some((key, self.probe_address(key)?))).collect();
         if self.reach.tunnels.probed != probed {
             self.reach.tunnels.probed.clone_from(&probed);

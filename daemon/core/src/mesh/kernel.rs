@@ -82,7 +82,7 @@ impl Mesh {
         self.reach.carries.remove(&key);
         self.reach.seen_at.remove(&key);
         self.reach.heard_at.remove(&key);
-        self.reach.tunnels.health.forget(key);
+        self.reach.tunnels.forget(key);
         self.relays.forget(key);
         self.forget_gossip(key);
     }

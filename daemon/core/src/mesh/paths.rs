@@ -173,6 +173,7 @@ impl Mesh {
         let lost = self.reach.paths.get_mut(&key).is_some_and(Paths::take_loss);
         let offer = self.reach.paths.get_mut(&key).is_some_and(Paths::take_offer_due);
         self.follow_mtu(key);
+        self.follow_doubt(key, now);
         if lost {
             self.reach.stun.refresh(now.monotonic);
             self.on_path_lost(key, now);

@@ -125,6 +125,24 @@ impl Paths {
         }
     }
 
+    /// Whether the path in use counts as working, and has missed a ping.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        let unanswered = self.current.filter(|current| !current.lost).and_then(|current| current.unanswered);
+        unanswered.is_some_and(|unanswered| unanswered.pings > 1)
+    }
+
+    /// Takes note that the peer's kernel answers over the path in use, whatever its daemon does.
+    pub(crate) fn note_kernel_answer(&mut self, now: Monotonic) {
+        if self.works() {
+            self.follow_answer_of_current(None, now);
+        }
+    }
+
+    /// Returns how long an answer from an address may take before it is missed.
+    pub(crate) fn patience(&self, address: SocketAddr) -> Option<Duration> {
+        self.candidates.get(&address).map(Candidate::patience)
+    }
+
     /// Takes note of traffic with the peer: for a while, the path in use is watched.
     pub fn note_traffic(&mut self, now: Monotonic) {
         self.used_until = Some(now + USED_FOR);

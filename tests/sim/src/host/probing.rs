@@ -9,13 +9,12 @@ use wgmesh_core::mesh::Event;
 use wgmesh_core::time::{Monotonic, Now};
 
 use super::Host;
-use crate::kernel::wireguard::PROBE_BYTES;
 
 /// Whom a daemon probes.
 #[derive(Debug, Default)]
 pub(super) struct Probing {
-    /// When each was probed last.
-    targets: BTreeMap<PublicKey, Option<Monotonic>>,
+    /// Where each is, and when it was probed last.
+    targets: BTreeMap<PublicKey, (SocketAddr, Option<Monotonic>)>,
     due: Option<Monotonic>,
 }
 
@@ -23,8 +22,8 @@ impl Probing {
     /// Probes these and no others.
     pub(super) fn follow(&mut self, targets: BTreeMap<PublicKey, SocketAddr>, now: Monotonic) {
         self.targets.retain(|key, _| targets.contains_key(key));
-        for (key, _) in targets {
-            self.targets.entry(key).or_insert(None);
+        for (key, address) in targets {
+            self.targets.entry(key).or_insert((address, None));
         }
         self.due = (!self.targets.is_empty()).then(|| self.due.unwrap_or(now));
     }
@@ -39,18 +38,22 @@ impl Host {
     /// Tells what came of the last probes, and makes the next, if they are due.
     pub(super) fn probe(&mut self, now: Now) {
         let Some(process) = self.process.as_mut() else { return };
-        if process.probing.due.is_none_or(|at| at > now.monotonic) {
-            return;
-        }
-        process.probing.due = Some(now.monotonic + PROBE_INTERVAL);
         let mut told = Vec::new();
-        for (&key, sent) in &mut process.probing.targets {
-            let answered = self.kernel.take_probe_answer(key);
-            if let Some(sent) = sent.replace(now.monotonic) {
-                let answered = answered.filter(|at| *at >= sent).map(|at| at.since(sent));
-                told.push(Event::Probed(key, answered));
+        for (&key, (address, sent)) in &mut process.probing.targets {
+            let answered = self.kernel.take_probe_answer(address.ip());
+            if let Some((at, begun)) = answered.zip(*sent).filter(|(at, begun)| at >= begun) {
+                *sent = None;
+                told.push(Event::Probed(key, Some(at.since(begun))));
             }
-            self.kernel.send_data(key, PROBE_BYTES, now);
+        }
+        if process.probing.due.is_some_and(|at| at <= now.monotonic) {
+            process.probing.due = Some(now.monotonic + PROBE_INTERVAL);
+            for (&key, (address, sent)) in &mut process.probing.targets {
+                if sent.replace(now.monotonic).is_some() {
+                    told.push(Event::Probed(key, None));
+                }
+                self.kernel.probe(*address, now);
+            }
         }
         self.handle_all(told, now);
     }

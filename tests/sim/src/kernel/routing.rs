@@ -6,9 +6,17 @@ use std::sync::Arc;
 
 use wgmesh_core::forwarding::Forwarding;
 use wgmesh_core::key::PublicKey;
-use wgmesh_core::time::Now;
+use wgmesh_core::time::{Monotonic, Now};
 
 use super::Kernel;
+
+/// What a probe through the mesh carries, and its answer. The other host's kernel answers, whether or not a daemon runs
+/// there: refused is answered, too.
+const PROBE: &[u8] = b"ping\n";
+const ANSWER: &[u8] = b"pong\n";
+
+/// How long both are with the headers of IPv4 and TCP.
+const PROBE_BYTES: u64 = 57;
 
 /// A packet inside the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +37,8 @@ pub(super) struct Routing {
     inbox: VecDeque<Packet>,
     /// How many packets of users have come from each address.
     heard: BTreeMap<IpAddr, u64>,
+    /// When each address has answered a probe.
+    answered: BTreeMap<IpAddr, Monotonic>,
 }
 
 impl Kernel {
@@ -81,6 +91,19 @@ impl Kernel {
         }
     }
 
+    /// Probes an inner address.
+    pub fn probe(&mut self, to: SocketAddr, now: Now) {
+        if let Some(from) = self.inner_source(to.ip()) {
+            let packet = Packet { from: SocketAddr::new(from, 0), to, datagram: Some(PROBE.into()) };
+            self.send_to(&packet, PROBE_BYTES, now);
+        }
+    }
+
+    /// Returns when an inner address has answered a probe since the last call.
+    pub fn take_probe_answer(&mut self, of: IpAddr) -> Option<Monotonic> {
+        self.routing.answered.remove(&of)
+    }
+
     /// Returns the next datagram for the daemon.
     pub fn poll_packet(&mut self) -> Option<Packet> {
         self.routing.inbox.pop_front()
@@ -91,6 +114,13 @@ impl Kernel {
         let Some(packet) = packet else { return };
         let is_own = self.addresses().any(|net| net.addr() == packet.to.ip());
         match &packet.datagram {
+            Some(bytes) if is_own && **bytes == *PROBE => {
+                let answer = Packet { from: packet.to, to: packet.from, datagram: Some(ANSWER.into()) };
+                self.send_to(&answer, PROBE_BYTES, now);
+            }
+            Some(bytes) if is_own && **bytes == *ANSWER => {
+                self.routing.answered.insert(packet.from.ip(), now.monotonic);
+            }
             Some(_) if is_own => self.routing.inbox.push_back(packet),
             None if is_own => *self.routing.heard.entry(packet.from.ip()).or_default() += 1,
             datagram if self.forwards(packet.from.ip(), packet.to.ip()) => {

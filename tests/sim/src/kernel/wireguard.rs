@@ -46,11 +46,6 @@ const MAX_ATTEMPTS: u32 = 18;
 /// Initiations of one peer that follow each other quicker than this are dropped.
 const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
 
-/// How long a probe through the tunnel is, and its answer, with the headers of IPv4 and TCP: the lengths tell which is
-/// which. The other host's kernel answers, whether or not a daemon runs there: refused is answered, too.
-pub const PROBE_BYTES: u64 = 57;
-const ANSWER_BYTES: u64 = 56;
-
 const INITIATION_BYTES: u64 = 148;
 const RESPONSE_BYTES: u64 = 92;
 const KEEPALIVE_BYTES: u64 = 32;
@@ -174,7 +169,6 @@ pub struct Peer {
     answer_at: Option<Monotonic>,
     /// When packets that nothing came back for make it begin anew.
     unanswered_until: Option<Monotonic>,
-    probe_answered: Option<Monotonic>,
     silence: Silence,
 }
 
@@ -233,11 +227,6 @@ impl Peer {
     /// Returns how many packets of users have come from the peer.
     pub const fn data_received(&self) -> u64 {
         self.data_received
-    }
-
-    /// Returns when a probe was answered since the last call.
-    pub const fn take_probe_answer(&mut self) -> Option<Monotonic> {
-        self.probe_answered.take()
     }
 
     /// Returns whether packets went out for a second and nothing came back, and that is news since the last call.
@@ -315,17 +304,11 @@ impl Peer {
             Body::Keepalive { session } => {
                 self.on_data(from, *session, body.bytes(), context);
             }
-            Body::Data { session, bytes, packet } => {
+            Body::Data { session, packet, .. } => {
                 if self.on_data(from, *session, body.bytes(), context) {
                     self.silence.heard = Some(context.now.monotonic);
-                    match *bytes {
-                        PROBE_BYTES => self.send_data(ANSWER_BYTES, None, context),
-                        ANSWER_BYTES => self.probe_answered = Some(context.now.monotonic),
-                        _ => {
-                            self.data_received += 1;
-                            self.answer_at.get_or_insert(context.now.monotonic + KEEPALIVE_TIMEOUT);
-                        }
-                    }
+                    self.data_received += 1;
+                    self.answer_at.get_or_insert(context.now.monotonic + KEEPALIVE_TIMEOUT);
                     return packet.as_deref().filter(|packet| self.owns(packet.from.ip())).cloned();
                 }
             }

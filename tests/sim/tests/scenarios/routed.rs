@@ -127,6 +127,30 @@ fn a_routed_pair_outlives_the_restart_of_any_daemon() -> Result<(), Violation> {
     Ok(())
 }
 
+/// Issue 4, 6: pings to the mesh address of a node whose daemon hangs are not answered, but its kernel goes on.
+#[test]
+fn a_routed_pair_outlives_the_hang_of_any_two_daemons() -> Result<(), Violation> {
+    for spared in 0..3 {
+        let mut meeting = meeting(9, 1);
+        meeting.meet()?;
+        let [one, other] = meeting.nodes;
+        meeting.world.talk(one, other);
+        meeting.world.run_for(secs(40))?;
+        meeting.world.take_longest_silence();
+        let all = [one, other, meeting.introducer];
+        for is_hung in [true, false] {
+            for (number, host) in all.into_iter().enumerate() {
+                meeting.world.change(host, |host| host.is_hung = is_hung && number != spared);
+            }
+            meeting.world.run_for(secs(if is_hung { 5 } else { 20 }))?;
+        }
+        let silence = meeting.world.take_longest_silence();
+        assert!(silence < Duration::from_millis(500), "{silence:?}, spared {spared}");
+        assert_eq!(view(&meeting).path.expect("there is one").kind, "routed");
+    }
+    Ok(())
+}
+
 /// A relay takes nobody's packets by its own word, nor by one that it makes up.
 #[test]
 fn a_relay_that_nobody_has_chosen_gets_nothing() -> Result<(), Violation> {
