@@ -18,7 +18,7 @@ const PATIENCE: u64 = 1_000_000_000;
 /// Packets this far apart are no conversation that has stopped.
 const LONGEST_PAUSE: u64 = 3_000_000_000;
 
-/// How often a processor writes and reads [`SILENCES`].
+/// How often a processor writes and reads [`SILENCES`]. Who was heard within this time is not quiet.
 const PACE: u64 = 250_000_000;
 
 /// How many addresses are followed at once; beyond, the one that was longest at rest makes room.
@@ -38,7 +38,7 @@ pub(crate) fn note(account: &Address, counters: &mut Counters, direction: u8, no
         counters.noted = now;
         return heard(account, now);
     }
-    let is_quiet = now.saturating_sub(counters.received.last_seen) >= PATIENCE;
+    let is_quiet = now.saturating_sub(counters.received.last_seen) >= PACE;
     if !is_quiet || now.saturating_sub(counters.checked) < PACE {
         return None;
     }
@@ -67,7 +67,7 @@ fn sent(account: &Address, now: u64) -> Option<()> {
     };
     // SAFETY: as above.
     let silence = unsafe { &mut *silence };
-    if now.saturating_sub(silence.heard) < PATIENCE {
+    if now.saturating_sub(silence.heard) < PACE {
         return None;
     }
     if silence.begun <= silence.heard || now.saturating_sub(silence.last) >= LONGEST_PAUSE {

@@ -60,6 +60,7 @@ mod serving;
 mod sessions;
 mod sources;
 mod status;
+mod trials;
 
 pub use crate::contact::Via;
 pub use events::{

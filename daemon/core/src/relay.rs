@@ -23,10 +23,12 @@ use crate::key::PublicKey;
 mod router;
 mod seeker;
 mod server;
+mod trial;
 
 pub use router::Router;
 pub use seeker::{Seeker, Step};
 pub use server::{Bound, Limits, Server};
+pub use trial::{Doubt, Lie};
 
 /// The most relays that one offer names.
 pub const MAX_OFFERED: usize = 4;

@@ -55,6 +55,7 @@ impl Mesh {
             paths.follow_kernel(endpoint, kind, now.monotonic);
         }
         paths.suspect(now.monotonic);
+        self.try_relay(key, now);
     }
 
     /// Returns the MTU of the routes to a peer where its path carries less than our link takes.

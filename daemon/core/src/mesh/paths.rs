@@ -216,7 +216,7 @@ impl Mesh {
         if !self.reach.paths.entry(key).or_default().is_new(disco.stamp, now.monotonic) {
             return self.drop_input("replayed", from);
         }
-        if self.relay_at(key, from).is_none() {
+        if self.relay_at(key, from).is_none() && !self.is_inner(from.ip()) {
             self.reach.heard_at.insert(key, (from, now.monotonic));
         }
         match disco.body {
@@ -262,7 +262,9 @@ impl Mesh {
         self.take_up_link(key, now.monotonic);
         if self.is_inner(from.ip()) && self.relay_at(key, from).is_none() {
             // It may have come by the peer's own tunnel.
-            self.drop_input("unasked", from);
+            if !self.on_pong_through_tunnel(key, id) {
+                self.drop_input("unasked", from);
+            }
             return false;
         }
         let Some(paths) = self.reach.paths.get_mut(&key) else { return false };
@@ -284,6 +286,7 @@ impl Mesh {
         if let Some(seeker) = self.relays.seekers.get_mut(&key) {
             seeker.handle_answer(from, now.monotonic);
         }
+        self.relays.trials.note_passed(key, from);
         if answered.switched {
             self.use_path(key, from, token, now);
         }

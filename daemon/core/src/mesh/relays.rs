@@ -4,12 +4,13 @@
 //! one is looked for ([`Paths::wants_relay_at`]), chooses it ([`Seeker`]), and keeps this node bound to it. The node with the
 //! lower key chooses; the other asks for it in an offer, and takes up what the relay tells it.
 //!
-//! A relay that answers pings and drops the rest is found out by the kernel's counters ([`UNHEARD`]).
+//! A relay that answers pings and drops the rest is found out by [`super::trials`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use super::trials::Trials;
 use super::{Command, Mesh, Recipient, Transmit};
 use crate::config::RelaySettings;
 use crate::contact::Via;
@@ -27,16 +28,11 @@ const PAIRS_PER_PEER: usize = 64;
 const ON_LINK: Duration = Duration::from_millis(1);
 const ANYWHERE: Duration = Duration::from_secs(1);
 
-/// Whoever gets packets answers within 10 s (`KEEPALIVE_TIMEOUT`, WireGuard whitepaper §6.5). If nothing comes back for
-/// this long, which is longer by a reading of the counters, the packets do not get there.
-const UNHEARD: Duration = Duration::from_secs(15);
-
 /// What a node knows of relays: those that it uses, and the pairs that it is one for.
 pub(super) struct Relays {
     /// At most one for each peer.
     pub(super) seekers: BTreeMap<PublicKey, Seeker>,
-    /// At most one for each peer.
-    pub(super) unheard: BTreeMap<PublicKey, Unheard>,
+    pub(super) trials: Trials,
     pub(super) server: Server,
     /// The relay that routes to each peer for which one does or is tried; follows `seekers`.
     pub(super) via: BTreeMap<PublicKey, PublicKey>,
@@ -54,7 +50,7 @@ impl Relays {
         };
         Self {
             seekers: BTreeMap::new(),
-            unheard: BTreeMap::new(),
+            trials: Trials::default(),
             server: Server::new(limits),
             via: BTreeMap::new(),
             router: Router::default(),
@@ -70,24 +66,16 @@ impl Relays {
     /// Lets go of everything that concerns a node.
     pub(super) fn forget(&mut self, key: PublicKey) {
         self.seekers.remove(&key);
-        self.unheard.remove(&key);
+        self.trials.forget(key);
         self.server.forget(key);
         self.router.forget(key);
     }
 }
 
-/// What was sent to a peer through a relay, from one reading to the next, while nothing came back.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Unheard {
-    /// Since when.
-    since: Monotonic,
-    /// What the kernel had received from the peer by then.
-    received: u64,
-}
-
 impl Mesh {
     /// Does what is due for the relays of every peer.
     pub(super) fn drive_relays(&mut self, now: Now) {
+        self.drive_trials(now);
         let due = |(key, seeker): &(&PublicKey, &Seeker)| {
             self.relay_timeout(**key, seeker).is_some_and(|at| at <= now.monotonic)
         };
@@ -105,7 +93,8 @@ impl Mesh {
 
     /// Returns when a relay wants something done.
     pub(super) fn next_relay_step(&self) -> Option<Monotonic> {
-        self.relays.seekers.iter().filter_map(|(&key, seeker)| self.relay_timeout(key, seeker)).min()
+        let steps = self.relays.seekers.iter().filter_map(|(&key, seeker)| self.relay_timeout(key, seeker));
+        steps.chain(self.relays.trials.poll_timeout()).min()
     }
 
     fn relay_timeout(&self, key: PublicKey, seeker: &Seeker) -> Option<Monotonic> {
@@ -252,8 +241,18 @@ impl Mesh {
         let works = self.reach.paths.get(&key).is_some_and(Paths::works);
         let seeker = self.relays.seekers.entry(key).or_default();
         seeker.hear(&offer.relays, offer.routed);
-        if offer.wants_relay && !works {
-            self.seek_relay(key, now);
+        if !offer.wants_relay {
+            return;
+        }
+        if !works {
+            return self.seek_relay(key, now);
+        }
+        // What passes packets this way may drop what goes that way: the peer has left it, and names it no more.
+        let relay = self.sealed_path(key).and_then(|address| self.relay_at(key, address));
+        let is_left = relay.is_some_and(|relay| offer.relays.iter().all(|one| one.relay != relay));
+        let other = self.choose_relay(key, now).filter(|_| is_left && self.state.wg_pubkey < key);
+        if let Some(other) = other {
+            self.ask_relay(key, other, now);
         }
     }
 
@@ -317,7 +316,7 @@ impl Mesh {
     }
 
     /// Leaves the relay through which the path to a peer was just lost.
-    fn fail_relay_in_use(&mut self, key: PublicKey, gravely: bool, now: Now) {
+    pub(super) fn fail_relay_in_use(&mut self, key: PublicKey, gravely: bool, now: Now) {
         let Some(address) = self.reach.paths.get(&key).and_then(Paths::current) else { return };
         let Some(seeker) = self.relays.seekers.get_mut(&key) else { return };
         let Some(relay) = seeker.relay_at(address) else { return };
@@ -326,34 +325,6 @@ impl Mesh {
         // Whether it is dead, before anybody else is sent there.
         if let Some(paths) = self.reach.paths.get_mut(&relay) {
             paths.verify(now.monotonic);
-        }
-    }
-
-    /// Follows what a reading says of packets through relays: sent ones that nobody answers were never passed on.
-    pub(super) fn follow_relayed(&mut self, key: PublicKey, sent: bool, received: u64, now: Now) {
-        let paths = self.reach.paths.get(&key);
-        // What is routed counts as the relay's own.
-        let is_relayed = paths.is_some_and(|paths| paths.works() && paths.is_relayed() && !paths.is_routed());
-        if is_relayed && !self.relays.seekers.contains_key(&key) {
-            self.drive_relay(key, now);
-        }
-        let before = self.relays.unheard.get(&key).filter(|before| before.received == received).copied();
-        let unheard = match (is_relayed, before, sent) {
-            (false, ..) | (true, _, false) => None,
-            (true, None, true) => Some(Unheard { since: now.monotonic, received }),
-            (true, Some(before), true) => Some(before),
-        };
-        match unheard {
-            Some(unheard) if now.monotonic.since(unheard.since) >= UNHEARD => {
-                self.relays.unheard.remove(&key);
-                self.fail_relay_in_use(key, true, now);
-                if let Some(paths) = self.reach.paths.get_mut(&key) {
-                    paths.shun_current(now.monotonic);
-                }
-                self.drive(key, now);
-            }
-            Some(unheard) => drop(self.relays.unheard.insert(key, unheard)),
-            None => drop(self.relays.unheard.remove(&key)),
         }
     }
 

@@ -252,7 +252,7 @@ impl Mesh {
     }
 
     /// Returns where WireGuard's port of a peer is inside the mesh.
-    fn inner_endpoint(&self, key: PublicKey) -> Option<SocketAddr> {
+    pub(super) fn inner_endpoint(&self, key: PublicKey) -> Option<SocketAddr> {
         let record = self.store.get(key)?.record().record();
         let (both, v6) = plan::addresses_of(record, self.keys.network_id(), self.subnets);
         Some(SocketAddr::new(both.map_or(v6, |both| both.v4.into()), record.listen_port))

@@ -16,6 +16,8 @@ pub enum Relaying {
     Nothing,
     /// It passes on what nodes say to each other, and nothing of WireGuard's.
     Messages,
+    /// So it does for one of the two, the one with the higher key; what goes to the other it passes on.
+    Half,
     /// It passes on each packet a hundred times.
     Flood,
 }
@@ -24,6 +26,11 @@ impl Host {
     /// Whether one of its daemon's relay ports is this.
     pub fn has_relay_port(&self, port: u16) -> bool {
         self.forwardings.iter().any(|pair| pair.ports.contains(&port))
+    }
+
+    /// Whether one of its relay ports is that of a pair's higher key.
+    pub fn is_higher_port(&self, port: u16) -> bool {
+        self.forwardings.iter().any(|pair| pair.ports[1] == port)
     }
 
     /// Puts what came through the mesh into the daemon's socket on WireGuard's port.

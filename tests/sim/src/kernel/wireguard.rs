@@ -188,9 +188,12 @@ impl Silence {
 
     const PATIENCE: Duration = Duration::from_secs(1);
 
+    /// What was heard lately is not looked at again.
+    const PACE: Duration = Duration::from_millis(250);
+
     fn note_sent(&mut self, now: Monotonic) {
         let is_over = |at: Option<Monotonic>| at.is_none_or(|at| now.since(at) >= Self::PATIENCE);
-        if !is_over(self.heard) {
+        if self.heard.is_some_and(|at| now.since(at) < Self::PACE) {
             return;
         }
         let begun = match self.waiting {

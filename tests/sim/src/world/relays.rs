@@ -21,7 +21,8 @@ impl World {
         }
         let Some((port, next)) = self.host(id).relayed(to.port(), from) else { return Ok(()) };
         let copies = match (self.host(id).plan.relaying, payload) {
-            (Relaying::Honest, _) | (Relaying::Messages, Payload::Daemon(_)) => 1,
+            (Relaying::Half, Payload::WireGuard(_)) if self.host(id).is_higher_port(port) => 0,
+            (Relaying::Honest | Relaying::Half, _) | (Relaying::Messages, Payload::Daemon(_)) => 1,
             (Relaying::Flood, _) => 100,
             (Relaying::Nothing, _) | (Relaying::Messages, Payload::WireGuard(_)) => 0,
         };

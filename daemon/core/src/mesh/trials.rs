@@ -1,0 +1,148 @@
+//! Relays that pass on pings and drop the packets: found out, and left.
+//!
+//! Where packets through a relay stay unanswered, pings through the tunnel tell within a second ([`Doubt`]); such a ping is
+//! one to the peer's own mesh address. Behind that stand the kernel's counters, for a peer that takes no such pings
+//! ([`UNHEARD`]).
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand_core::Rng as _;
+
+use super::Mesh;
+use crate::key::PublicKey;
+use crate::message::{DiscoBody, PING_PADDING_BYTES};
+use crate::relay::Doubt;
+use crate::time::{Monotonic, Now};
+
+/// Whoever gets packets answers within 10 s (`KEEPALIVE_TIMEOUT`, WireGuard whitepaper §6.5). If nothing comes back for
+/// this long, which is longer by a reading of the counters, the packets do not get there.
+const UNHEARD: Duration = Duration::from_secs(15);
+
+/// What is known of the packets through relays. At most one entry of each kind for each peer.
+#[derive(Default)]
+pub(super) struct Trials {
+    doubts: BTreeMap<PublicKey, Doubt>,
+    unheard: BTreeMap<PublicKey, Unheard>,
+}
+
+/// What was sent to a peer through a relay, from one reading to the next, while nothing came back.
+#[derive(Clone, Copy, Debug)]
+struct Unheard {
+    /// Since when.
+    since: Monotonic,
+    /// What the kernel had received from the peer by then.
+    received: u64,
+}
+
+impl Trials {
+    pub(super) fn forget(&mut self, key: PublicKey) {
+        self.doubts.remove(&key);
+        self.unheard.remove(&key);
+    }
+
+    /// Takes note of an answer over an address beside the tunnel.
+    pub(super) fn note_passed(&mut self, key: PublicKey, address: SocketAddr) {
+        if let Some(doubt) = self.doubts.get_mut(&key) {
+            doubt.note_passed(address);
+        }
+    }
+
+    /// Returns when something is due.
+    pub(super) fn poll_timeout(&self) -> Option<Monotonic> {
+        self.doubts.values().filter_map(Doubt::poll_timeout).min()
+    }
+
+    fn due(&self, now: Monotonic) -> Vec<PublicKey> {
+        let is_due = |doubt: &Doubt| doubt.poll_timeout().is_some_and(|at| at <= now);
+        self.doubts.iter().filter(|(_, doubt)| is_due(doubt)).map(|(&key, _)| key).collect()
+    }
+}
+
+impl Mesh {
+    /// Puts the relay on trial through which packets to a peer go that nobody answers.
+    pub(super) fn try_relay(&mut self, key: PublicKey, now: Now) {
+        let address = self.sealed_path(key).filter(|_| self.live_endpoint(key, now).is_some());
+        if let Some(address) = address {
+            self.relays.trials.doubts.entry(key).or_default().begin(address, now.monotonic);
+        }
+    }
+
+    /// Does what is due for the relays that are on trial.
+    pub(super) fn drive_trials(&mut self, now: Now) {
+        for key in self.relays.trials.due(now.monotonic) {
+            let current = self.sealed_path(key);
+            let patience = self.reach.paths.get(&key).and_then(|paths| paths.patience(current?));
+            let Some(doubt) = self.relays.trials.doubts.get_mut(&key) else { continue };
+            doubt.follow(current);
+            let ping = doubt.poll_ping(patience.unwrap_or_default(), now.monotonic, || self.rng.next_u64());
+            let lie = doubt.poll_lie(now.monotonic);
+            if let Some(id) = ping {
+                self.ping_beside_and_through(key, id, now);
+            }
+            if let Some(lie) = lie {
+                self.leave_liar(key, lie.is_certain, now);
+            }
+        }
+    }
+
+    /// Follows an answer that has come through a peer's own tunnel. Returns whether it was asked for.
+    pub(super) fn on_pong_through_tunnel(&mut self, key: PublicKey, id: u64) -> bool {
+        self.relays.trials.doubts.get_mut(&key).is_some_and(|doubt| doubt.handle_answer(id))
+    }
+
+    /// Follows what a reading says of packets through relays: sent ones that nobody answers were never passed on.
+    pub(super) fn follow_relayed(&mut self, key: PublicKey, sent: bool, received: u64, now: Now) {
+        // What is routed counts as the relay's own.
+        let is_relayed = self.sealed_path(key).is_some();
+        if is_relayed && !self.relays.seekers.contains_key(&key) {
+            self.drive_relay(key, now);
+        }
+        let trials = &mut self.relays.trials;
+        let before = trials.unheard.get(&key).filter(|before| before.received == received).copied();
+        let unheard = match (is_relayed, before, sent) {
+            (false, ..) | (true, _, false) => None,
+            (true, None, true) => Some(Unheard { since: now.monotonic, received }),
+            (true, Some(before), true) => Some(before),
+        };
+        match unheard {
+            Some(unheard) if now.monotonic.since(unheard.since) >= UNHEARD => {
+                trials.unheard.remove(&key);
+                self.leave_liar(key, true, now);
+            }
+            Some(unheard) => {
+                trials.unheard.insert(key, unheard);
+                if before.is_some() {
+                    self.try_relay(key, now);
+                }
+            }
+            None => drop(trials.unheard.remove(&key)),
+        }
+    }
+
+    /// Returns the path in use to a peer if it leads through a relay that cannot read.
+    pub(super) fn sealed_path(&self, key: PublicKey) -> Option<SocketAddr> {
+        let paths = self.reach.paths.get(&key)?;
+        paths.current().filter(|_| paths.works() && paths.is_relayed() && !paths.is_routed())
+    }
+
+    fn ping_beside_and_through(&mut self, key: PublicKey, id: u64, now: Now) {
+        if let Some(paths) = self.reach.paths.get_mut(&key) {
+            paths.ping_now(now.monotonic);
+            self.drive(key, now);
+        }
+        if let Some(inside) = self.inner_endpoint(key) {
+            let body = DiscoBody::Ping { id, padding: vec![0; PING_PADDING_BYTES].into() };
+            self.send_disco(key, inside, body, now);
+        }
+    }
+
+    fn leave_liar(&mut self, key: PublicKey, gravely: bool, now: Now) {
+        self.fail_relay_in_use(key, gravely, now);
+        if let Some(paths) = self.reach.paths.get_mut(&key) {
+            paths.shun_current(now.monotonic);
+        }
+        self.drive(key, now);
+    }
+}
