@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
 use wgmesh_lab::NatKind::{None, PortRestricted, Symmetric};
 use wgmesh_lab::{Host, Internet, Link, NatKind, Pair, Settings, StunServers, Switch, eventually};
