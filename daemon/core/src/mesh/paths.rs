@@ -320,9 +320,10 @@ impl Mesh {
     pub(super) fn take_up_link(&mut self, key: PublicKey, now: Monotonic) {
         let endpoint = self.endpoint_on_link(key).filter(|_| self.settings.punching);
         let Some(endpoint) = endpoint else { return };
+        let others = u32::try_from(self.store.len() - 1).unwrap_or(u32::MAX);
         let paths = self.reach.paths.entry(key).or_default();
         if paths.current().is_none() {
-            paths.take_up(endpoint, Kind::Lan, now);
+            paths.take_up(endpoint, Kind::Lan, others, now);
         }
     }
 

@@ -35,8 +35,11 @@ const COPIES: u32 = 3;
 /// The pause between two copies.
 const COPY_PAUSE: Duration = Duration::from_millis(60);
 
-/// The wait before a path is measured that came up on a common link, where the tunnel itself is quicker than anything.
+/// The wait before a path is measured that came up on a common link, where the tunnel itself is quicker than anything: the
+/// first, and what is added for each other peer that is known, since all that start together meet together.
 const CALM: Duration = Duration::from_millis(300);
+const CALM_PER_PEER: Duration = Duration::from_millis(150);
+const LONGEST_CALM: Duration = Duration::from_secs(3);
 
 /// How long a small MTU is believed before a larger one is looked for (RFC 8899 §5.1.1, `PMTU_RAISE_TIMER`).
 const RAISE_AFTER: Duration = Duration::from_secs(600);
@@ -248,12 +251,13 @@ impl Paths {
     }
 
     /// Takes up a path that was found otherwise than by pings, and measures it some time later, when all that comes up at
-    /// once has come up.
-    pub fn take_up(&mut self, address: SocketAddr, kind: Kind, now: Monotonic) {
+    /// once has come up: so many `others` are known.
+    pub fn take_up(&mut self, address: SocketAddr, kind: Kind, others: u32, now: Monotonic) {
         self.follow_kernel(address, kind, now);
         if self.mtu.latest().is_none() && self.current() == Some(address) {
             self.mtu.met = Some(address);
-            self.mtu.begin(address, now + CALM);
+            let calm = (CALM + CALM_PER_PEER.saturating_mul(others)).min(LONGEST_CALM);
+            self.mtu.begin(address, now + calm);
         }
     }
 
@@ -368,7 +372,7 @@ mod tests {
     fn a_path_that_was_met_on_a_link_is_measured_before_anybody_needs_it() {
         let mut peer = Peer::new(&[(1, Kind::Lan, Some(2))]);
         peer.largest = 1300;
-        peer.paths.take_up(address(1), Kind::Lan, at(0));
+        peer.paths.take_up(address(1), Kind::Lan, 0, at(0));
         peer.run(0, 295);
         assert_eq!(peer.long_pings, 0, "the tunnel comes first");
         peer.run(295, 1500);
@@ -390,6 +394,19 @@ mod tests {
         peer.largest = 1200;
         peer.paths.follow_length(address(1), probe_bytes(1200), at(9000));
         assert!(peer.paths.mtu.search.is_none(), "the peer cannot have it measured all the time");
+    }
+
+    /// Where many start together the tunnels of all come first.
+    #[test]
+    fn a_path_that_was_met_beside_many_is_measured_later() {
+        for (others, calm) in [(1, 450), (9, 1650), (19, 3000), (999, 3000)] {
+            let mut peer = Peer::new(&[(1, Kind::Lan, Some(2))]);
+            peer.paths.take_up(address(1), Kind::Lan, others, at(0));
+            peer.run(0, calm - 5);
+            assert_eq!(peer.long_pings, 0, "{others} others");
+            peer.run(calm - 5, calm + 100);
+            assert_eq!(peer.paths.mtu(), Some(1420), "{others} others");
+        }
     }
 
     /// A host that is busy answers later than a search waits.
