@@ -94,7 +94,9 @@ impl Mesh {
         if !self.take_carry(key, now) {
             return self.drop_input("carry limit", from);
         }
-        let outcome = match self.direct_endpoint(peer, now) {
+        // A daemon that hung answers no pings, but its kernel goes on: what works is not refused.
+        let known = || self.live_endpoint(peer, now).filter(|_| self.relays.router.serves(key, peer));
+        let outcome = match self.direct_endpoint(peer, now).or_else(known) {
             _ if !self.routes_for_others() => Err(Refusal::NotServing),
             Some(endpoint) if peer != key => {
                 self.relays.router.take(key, peer, now.monotonic).map(|()| endpoint)

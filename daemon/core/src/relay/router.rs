@@ -57,6 +57,11 @@ impl Router {
         Ok(())
     }
 
+    /// Whether packets are routed between two nodes.
+    pub fn serves(&self, one: PublicKey, other: PublicKey) -> bool {
+        self.pairs.contains_key(&[one.min(other), one.max(other)])
+    }
+
     /// Ends every pair of a node.
     pub fn forget(&mut self, key: PublicKey) {
         self.pairs.retain(|pair, _| !pair.contains(&key));
