@@ -1,18 +1,25 @@
-//! Relays that drop, lie or repeat, on a real kernel: left, or worth no more than their nuisance.
+//! Relays that drop, lie, repeat or flood, on a real kernel: left, or worth no more than their nuisance.
 //!
 //! The relay's daemon is an honest one; what it sends for the pair is spoiled on its way out of its link.
 
-use std::time::{Duration, SystemTime};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
+use wgmesh_ebpf_common::PROBE;
 use wgmesh_lab::NatKind::Symmetric;
 use wgmesh_lab::{Daemon, Host, Pair, Pings, eventually};
 
+use super::hostile::frames;
 use super::relays::World;
 use super::{PATIENCE, PING_BYTES, PING_INTERVAL, WATCHED, show};
 
 /// DESIGN 14: so long may a pair be parted when its path is lost.
 const GOAL: Duration = Duration::from_secs(3);
+
+/// For how long a relay floods: as long as a hundred pings take.
+const FLOOD: Duration = Duration::from_secs(10);
 
 /// By then the pair must be joined again by the other relay, on whatever machine.
 const LIMIT: Duration = Duration::from_secs(18);
@@ -28,6 +35,58 @@ fn a_relay_that_drops_everything_is_left() {
 fn a_relay_that_passes_on_pings_only_is_left() {
     // WireGuard's fourth type, behind the headers of IPv4 and UDP.
     is_left("relay-lies", "match u8 0x04 0xff at 28");
+}
+
+/// Issue 4, 3: one that sends old packets again, as quickly as the machine lets it, ends no tunnel; what the daemons see of it
+/// is counted.
+#[test]
+fn a_relay_that_floods_ends_no_tunnel() {
+    let world = World::meet("relay-floods", [Symmetric; 2], 1, |_| {});
+    let (host, daemon) = world.relay();
+    let target = world.pair.mesh_ipv4(1).to_string();
+    let ping = |count: &str| ["ping", "-n", "-q", "-i", "0.1", "-c", count, &target].map(str::to_owned);
+    let sources: Vec<_> = ports(host, daemon).iter().map(|port| format!("src port {port}")).collect();
+    let recording = host.capture("eth0", &format!("udp and ({})", sources.join(" or ")));
+    // Long enough for the two to check their path.
+    world.pair.sites[0].host.run(ping("200"));
+    let old: Vec<_> = frames(&recording.finish()).into_iter().map(<[u8]>::to_vec).collect();
+    let old: Vec<_> = old.into_iter().filter(|frame| frame.len() > 44 && frame[12..14] == [8, 0]).collect();
+    let probes = old.iter().filter(|frame| frame[42..44] == PROBE).count();
+    assert!(probes > 0, "the two never checked their path: {} packets", old.len());
+    let before = world.replayed();
+    let pings = world.pair.sites[0].host.spawn(ping("100"));
+    let sent = host.namespace().run(move || flood(&old));
+    let printed = String::from_utf8(pings.wait().stdout).unwrap();
+    let summary = printed.lines().find(|line| line.contains("received")).unwrap_or_default();
+    let counted = world.replayed() - before;
+    show(&format!("through a relay that floods ({sent} packets, {counted} counted): {summary}"));
+    let received: u32 = summary.split(' ').nth(3).and_then(|word| word.parse().ok()).unwrap();
+    assert!(received >= 95, "{printed}");
+    assert!(counted > 100, "{counted}");
+    assert!(world.is_relayed(), "{:?}", world.pair.views());
+}
+
+/// Sends old frames once more and once more for [`FLOOD`], and returns how many.
+fn flood(frames: &[Vec<u8>]) -> usize {
+    // IPPROTO_RAW: what is sent has a header of its own.
+    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).unwrap();
+    let begun = Instant::now();
+    let mut sent = 0;
+    for frame in frames.iter().cycle() {
+        let mut packet = frame[14..].to_vec();
+        // What a virtual link was given is not summed up yet; zero says that there is no checksum (RFC 768).
+        packet[26..28].fill(0);
+        let to: [u8; 4] = packet[16..20].try_into().unwrap();
+        drop(socket.send_to(&packet, &SocketAddr::from((to, 0)).into()));
+        sent += 1;
+        if sent % 5 == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if begun.elapsed() > FLOOD {
+            break;
+        }
+    }
+    sent
 }
 
 /// Has the relay in use spoil what it passes on, and shows how long the pair is parted until another takes over.

@@ -96,7 +96,8 @@ fn sealed_datagrams(pcap: &[u8]) -> Vec<Vec<u8>> {
     ours.map(<[u8]>::to_vec).collect()
 }
 
-fn frames(pcap: &[u8]) -> Vec<&[u8]> {
+/// Returns the frames of a capture.
+pub(super) fn frames(pcap: &[u8]) -> Vec<&[u8]> {
     let mut rest = &pcap[24..];
     let mut found = Vec::new();
     while rest.len() > 16 {

@@ -56,6 +56,12 @@ impl World {
         found.expect("the relay is one of them")
     }
 
+    /// Returns how many datagrams both hosts of the pair have dropped because they came before.
+    pub(super) fn replayed(&self) -> u64 {
+        let dropped = |daemon: &Daemon| daemon.status_json()["drops"]["replayed"].as_u64().unwrap_or(0);
+        self.pair.daemons.iter().map(dropped).sum()
+    }
+
     /// Whether both hosts of the pair have a tunnel to everybody.
     pub(super) fn knows_all(&self) -> bool {
         let everybody = self.others.len() + 2;
