@@ -10,6 +10,7 @@ mod nat;
 mod router;
 mod rules;
 mod stun;
+mod torrent;
 
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -19,6 +20,7 @@ pub use dht::DhtNodes;
 pub use nat::{Member, Nat, NatKind};
 pub use router::Traffic;
 pub use stun::StunServers;
+pub use torrent::TorrentNode;
 
 use crate::{Host, Lab, Link};
 

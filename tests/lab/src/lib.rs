@@ -37,7 +37,7 @@ pub use capture::Capture;
 pub use cut::Cut;
 pub use daemon::{Daemon, Settings};
 pub use host::{Host, Process};
-pub use internet::{DhtNodes, Internet, Member, Nat, NatKind, Site, StunServers, Traffic};
+pub use internet::{DhtNodes, Internet, Member, Nat, NatKind, Site, StunServers, TorrentNode, Traffic};
 pub use lan::Lan;
 pub use link::{Link, Switch};
 pub use log::first_logged;

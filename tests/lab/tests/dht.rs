@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use wgmesh_lab::{Daemon, DhtNodes, Internet, NatKind, Settings, Strangers, StunServers, eventually};
+use wgmesh_lab::{
+    Daemon, DhtNodes, Internet, NatKind, Settings, Strangers, StunServers, TorrentNode, eventually,
+};
 
 /// Longer than a meeting takes on a machine that is busy with other tests: the pause between rounds grows to 30 s.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -45,6 +47,25 @@ fn hosts_with_nothing_but_the_secret_in_common_meet() {
             eventually(PATIENCE, || self::source(daemon)["dht"]["nodes"].as_u64() > Some(10));
         }
     }
+}
+
+/// BEP 5: hosts that begin with nothing but a node of another make find the whole network, and each other in it.
+#[test]
+fn a_node_that_is_not_ours_lets_hosts_into_the_dht() {
+    if !std::fs::read_to_string("/etc/os-release").unwrap().contains("VERSION_CODENAME=trixie") {
+        println!("not run: the images of older releases have no Transmission");
+        return;
+    }
+    let internet = Internet::new("dht-torrent");
+    let _stun = StunServers::start(&internet);
+    let _dht = DhtNodes::start(&internet);
+    let torrent = TorrentNode::start(&internet);
+    println!("Transmission names {} nodes", torrent.told_nodes());
+    let kinds = [NatKind::None, NatKind::PortRestricted];
+    let mut strangers = Strangers::beginning_with([TorrentNode::ENDPOINT], &internet, 1, &kinds);
+    let ready = strangers.start_all();
+    let met = strangers.meet(PATIENCE);
+    println!("through Transmission: {:.2} s from READY", met.saturating_duration_since(ready).as_secs_f64());
 }
 
 /// W-X31: the DHT is IPv4, and what it holds names addresses of both families.

@@ -40,6 +40,9 @@ const PACKAGES: &[&str] = &[
     "dnsmasq",
 ];
 
+/// A node of Mainline DHT that is not ours; one release is enough to meet it.
+const TRIXIE_PACKAGES: &[&str] = &["transmission-daemon"];
+
 /// A Debian release, chosen for its kernel and its systemd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Suite {
@@ -76,7 +79,7 @@ impl Image {
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let lock = File::create(folder.join("lock")).context("cannot make the image's lock file")?;
         lock.lock().context("cannot lock the image")?;
-        let recipe = format!("{suite}\n{}\n{INITRAMFS}\n{CUSTOMIZE}", PACKAGES.join(" "));
+        let recipe = format!("{suite}\n{}\n{INITRAMFS}\n{CUSTOMIZE}", packages(suite).join(" "));
         if fs::read_to_string(folder.join("recipe")).is_ok_and(|found| found == recipe) {
             return Ok(Self { folder });
         }
@@ -112,7 +115,7 @@ fn build(suite: Suite, folder: &Path) -> Result<()> {
     for nowhere_read in ["doc", "man", "locale", "info"] {
         command.arg(format!("--dpkgopt=path-exclude=/usr/share/{nowhere_read}/*"));
     }
-    command.arg(format!("--include={}", PACKAGES.join(",")));
+    command.arg(format!("--include={}", packages(suite).join(",")));
     for (hook, name, text) in
         [("essential", "initramfs.sh", INITRAMFS), ("customize", "customize.sh", CUSTOMIZE)]
     {
@@ -123,6 +126,14 @@ fn build(suite: Suite, folder: &Path) -> Result<()> {
     command.arg(suite.to_string()).arg("/dev/null").args(mirror());
     command.env("LAB_IMAGE", folder);
     workspace::output(&mut command).map(|_| ()).with_context(|| format!("the {suite} image was not built"))
+}
+
+fn packages(suite: Suite) -> Vec<&'static str> {
+    let more = match suite {
+        Suite::Trixie => TRIXIE_PACKAGES,
+        Suite::Bookworm | Suite::Bullseye => &[],
+    };
+    [PACKAGES, more].concat()
 }
 
 /// Returns the mirror from which this host gets its own Debian packages, which is the one sure to be reachable. On

@@ -14,7 +14,7 @@ use crate::poll::eventually;
 const NODES: u8 = 22;
 
 /// The port of every node.
-const PORT: u16 = 6881;
+pub(super) const PORT: u16 = 6881;
 
 /// How many of them daemons begin with.
 const BOOTSTRAP: u8 = 2;
@@ -51,7 +51,12 @@ impl DhtNodes {
 
     /// Returns where daemons begin.
     pub fn bootstrap() -> impl Iterator<Item = SocketAddrV4> {
-        (1..=BOOTSTRAP).map(|number| SocketAddrV4::new(address(number), PORT))
+        Self::all().take(BOOTSTRAP.into())
+    }
+
+    /// Returns where all nodes answer.
+    pub(super) fn all() -> impl Iterator<Item = SocketAddrV4> {
+        (1..=NODES).map(|number| SocketAddrV4::new(address(number), PORT))
     }
 
     /// Returns the network in which all nodes are.
@@ -86,8 +91,7 @@ fn address(number: u8) -> Ipv4Addr {
 fn start(host: &Host, numbers: RangeInclusive<u8>) -> Vec<Dht> {
     host.namespace().run(move || {
         let node = |number| {
-            let others = (1..=NODES).filter(|other| *other != number);
-            let others: Vec<_> = others.map(|other| SocketAddrV4::new(address(other), PORT)).collect();
+            let others: Vec<_> = DhtNodes::all().filter(|other| *other.ip() != address(number)).collect();
             Dht::builder()
                 .server_mode()
                 .bootstrap(&others)
