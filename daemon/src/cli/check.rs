@@ -63,20 +63,31 @@ fn check(path: &Path) -> Result<Vec<String>, Error> {
 
 /// Says what is set and has no effect, or less than one would think.
 fn idle(file: &File) -> Vec<String> {
+    let cases = about_sessions(file).into_iter().chain(about_the_dht(file)).chain([(
+        file.nat.punching && file.nat.stun_servers.len() == 1,
+        "`nat.stun_servers` names one server: it takes two to tell the type of a NAT",
+    )]);
+    cases.filter(|(applies, _)| *applies).map(|(_, words)| words.to_owned()).collect()
+}
+
+fn lacks(file: &File, method: Method) -> bool {
+    !file.discovery.enabled_methods.contains(&method)
+}
+
+fn about_sessions(file: &File) -> [(bool, &'static str); 6] {
     let discovery = &file.discovery;
-    let lacks = |method| !discovery.enabled_methods.contains(&method);
-    let no_sessions = lacks(Method::Exchange);
-    let cases = [
+    let no_sessions = lacks(file, Method::Exchange);
+    [
         (
-            !discovery.bootstrap_nodes.is_empty() && (lacks(Method::Bootstrap) || no_sessions),
+            !discovery.bootstrap_nodes.is_empty() && (lacks(file, Method::Bootstrap) || no_sessions),
             "`discovery.bootstrap_nodes` is not used: `discovery.enabled_methods` lacks `bootstrap` or `exchange`",
         ),
         (
-            !discovery.static_peers.is_empty() && lacks(Method::Manual),
+            !discovery.static_peers.is_empty() && lacks(file, Method::Manual),
             "`discovery.static_peers` is not used: `discovery.enabled_methods` lacks `manual`",
         ),
         (
-            !discovery.dns_seeds.is_empty() && (lacks(Method::Dns) || no_sessions),
+            !discovery.dns_seeds.is_empty() && (lacks(file, Method::Dns) || no_sessions),
             "`discovery.dns_seeds` is not used: `discovery.enabled_methods` lacks `dns` or `exchange`",
         ),
         (
@@ -94,34 +105,36 @@ fn idle(file: &File) -> Vec<String> {
                     || discovery.max_peers.is_some()),
             "`discovery.profile`, `target_peers` and `max_peers` are not used: `discovery.enabled_methods` lacks `exchange`",
         ),
+    ]
+}
+
+fn about_the_dht(file: &File) -> [(bool, &'static str); 5] {
+    let (no_dht, no_gossip) = (lacks(file, Method::Dht), lacks(file, Method::Gossip));
+    let dht = &file.discovery.dht;
+    [
         (
-            discovery.dht != Dht::default() && lacks(Method::Dht),
+            *dht != Dht::default() && no_dht,
             "`discovery.dht.bootstrap` is not used: `discovery.enabled_methods` lacks `dht`",
         ),
         (
-            discovery.dht.bootstrap.is_empty() && !lacks(Method::Dht),
+            dht.bootstrap.is_empty() && !no_dht,
             "`discovery.dht.bootstrap` is empty: the DHT is only found by nodes of it that an earlier run has met",
         ),
         (
-            !lacks(Method::Dht) && no_sessions && lacks(Method::Gossip),
+            !no_dht && no_gossip && lacks(file, Method::Exchange),
             "`discovery.enabled_methods` has `dht` and neither `exchange` nor `gossip`: two hosts meet as fast, but a node that \
              has met one looks for others only every five minutes, and nobody tells it of them sooner",
         ),
         (
-            file.privacy.dandelion && lacks(Method::Dht),
+            file.privacy.dandelion && no_dht,
             "`privacy.dandelion` is not used: `discovery.enabled_methods` lacks `dht`",
         ),
         (
-            file.privacy.dandelion && lacks(Method::Gossip) && !lacks(Method::Dht),
+            file.privacy.dandelion && no_gossip && !no_dht,
             "`privacy.dandelion` keeps this node out of the DHT: `discovery.enabled_methods` lacks `gossip`, by which others \
              are asked to publish it",
         ),
-        (
-            file.nat.punching && file.nat.stun_servers.len() == 1,
-            "`nat.stun_servers` names one server: it takes two to tell the type of a NAT",
-        ),
-    ];
-    cases.into_iter().filter(|(applies, _)| *applies).map(|(_, words)| words.to_owned()).collect()
+    ]
 }
 
 #[cfg(test)]
