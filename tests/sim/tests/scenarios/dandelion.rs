@@ -29,7 +29,7 @@ fn strangers(world: &mut World, count: usize, dandelion: bool) -> Vec<HostId> {
 fn writes(world: &mut World, reader: HostId) -> (Vec<(IpAddr, PublicKey)>, Vec<IpAddr>) {
     let writes = std::mem::take(&mut world.dht().writes);
     let keys = world.host(reader).keys().clone();
-    let millis = 1_800_000_000_000 + u64::try_from(world.elapsed().as_millis()).unwrap();
+    let millis = 1_800_000_000_000 + u64::try_from(world.elapsed().as_millis()).expect("it is days at most");
     let now = Now { wall: WallClock::from_millis(millis), ..Now::default() };
     let mut stored = Vec::new();
     let mut announced = Vec::new();
