@@ -183,9 +183,13 @@ impl PathMtu {
         }
     }
 
-    /// Measures a path over which long packets have stopped to come through.
+    /// Measures a path over which long packets may have stopped to come through. What it carried before is tried with the
+    /// rest: where that is answered nothing has changed.
     pub(super) fn search(&mut self, address: SocketAddr, now: Monotonic) {
-        self.search = Some(Search::new(address, Round::Coarse, now));
+        let mut search = Search::new(address, Round::Coarse, now);
+        let before = self.known.filter(|known| known.address == address).map(|known| known.mtu);
+        search.unanswered.extend(before.filter(|mtu| !search.unanswered.contains(mtu)));
+        self.search = Some(search);
     }
 
     /// Follows a ping of the peer with which it measures its side of a path. A way that has become narrow mostly is so in
@@ -406,6 +410,22 @@ mod tests {
             assert_eq!(peer.long_pings, 0, "{others} others");
             peer.run(calm - 5, calm + 100);
             assert_eq!(peer.paths.mtu(), Some(1420), "{others} others");
+        }
+    }
+
+    /// Found wanting in the simulation: a search that need not have been wrote to the kernel four times.
+    #[test]
+    fn a_path_that_carries_what_it_did_is_the_same_all_along() {
+        for mtu in [1420, 1310] {
+            let mut peer = measured(mtu, 10);
+            peer.paths.take_mtu_change();
+            peer.paths.mtu.search(address(1), at(6000));
+            for step in 0..200 {
+                peer.run(6000 + 5 * step, 6005 + 5 * step);
+                assert!(!peer.paths.take_mtu_change(), "{mtu} after {step}");
+            }
+            assert!(peer.long_pings > 0 && peer.paths.mtu.search.is_none());
+            assert_eq!(peer.paths.mtu(), Some(mtu));
         }
     }
 
