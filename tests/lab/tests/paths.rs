@@ -13,7 +13,7 @@ use wgmesh_core::seal::MAX_PROBE_BYTES;
 use wgmesh_core::stun::{Filtering, Handled, Report, Stun};
 use wgmesh_core::time::Monotonic;
 use wgmesh_lab::{
-    Host, Internet, Lab, Link, Manual, NatKind, Process, StunServers, eventually, wire_by_hand,
+    Host, Internet, Lab, Link, Manual, NatKind, Process, StunServers, bind_udp, eventually, wire_by_hand,
 };
 
 /// WireGuard's port everywhere in the lab.
@@ -344,7 +344,7 @@ where
 
 /// Binds an ordinary socket on a host, whose reading ends in time.
 fn plain_socket(host: &Host, address: SocketAddr) -> UdpSocket {
-    let socket = host.namespace().run(move || UdpSocket::bind(address).unwrap());
+    let socket = host.namespace().run(move || bind_udp(address));
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     socket
 }

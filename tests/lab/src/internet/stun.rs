@@ -1,11 +1,12 @@
 //! STUN servers that are not ours: coturn with two public addresses, as RFC 5780 asks.
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use super::Internet;
 use crate::host::{Host, Process};
 use crate::poll::eventually;
+use crate::socket::bind_udp;
 
 /// A Binding Request (RFC 5389 §6): type, no attributes, the cookie, and a transaction id of our choice.
 const BINDING_REQUEST: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
@@ -53,7 +54,7 @@ impl StunServers {
     /// as one may be lost on a busy machine.
     pub fn mapped(host: &Host, port: u16, server: SocketAddrV4) -> Option<SocketAddrV4> {
         host.namespace().run(move || {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).expect("the port is free");
+            let socket = bind_udp((Ipv4Addr::UNSPECIFIED, port));
             socket.set_read_timeout(Some(Duration::from_secs(1))).expect("a second is a valid timeout");
             (0..REQUESTS).find_map(|_| {
                 socket.send_to(&BINDING_REQUEST, server).ok()?;

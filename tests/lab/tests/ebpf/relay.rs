@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use wgmesh::ebpf::{EbpfSettings, EbpfTraffic};
-use wgmesh_lab::{Family, Host, INNER, RELAY_PORTS, Relayed, WIREGUARD_PORT};
+use wgmesh_lab::{Family, Host, INNER, RELAY_PORTS, Relayed, WIREGUARD_PORT, bind_udp};
 
 /// WireGuard flows through a relay whose kernel alone carries it, whoever fills in the checksums.
 #[test]
@@ -160,7 +160,7 @@ fn settings() -> EbpfSettings {
 }
 
 fn bound(port: u16) -> UdpSocket {
-    let socket = UdpSocket::bind(("0.0.0.0", port)).unwrap();
+    let socket = bind_udp(("0.0.0.0", port));
     socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     socket
 }

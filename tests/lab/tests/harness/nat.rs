@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use wgmesh_lab::{Host, Internet, NatKind, Site, StunServers, Traffic, eventually, wait_for};
+use wgmesh_lab::{Host, Internet, NatKind, Site, StunServers, Traffic, bind_udp, eventually, wait_for};
 
 /// WireGuard's usual port.
 const PORT: u16 = 51820;
@@ -248,7 +248,7 @@ fn bind_v6(host: &Host, port: u16) -> UdpSocket {
 }
 
 fn bind_to(host: &Host, address: SocketAddr) -> UdpSocket {
-    host.namespace().run(move || UdpSocket::bind(address).unwrap())
+    host.namespace().run(move || bind_udp(address))
 }
 
 /// Sends from one socket and tells whether it arrives at the other.
