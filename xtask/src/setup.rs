@@ -3,10 +3,11 @@
 //! What is missing is found by the files that must be there, not by asking the package manager, so that a machine
 //! which has them by other means is left alone. Without root nothing is changed: the one missing command is named.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::progress::Step;
 use crate::workspace::{self, PROGRAM_PATH};
@@ -41,6 +42,26 @@ const NEEDS: &[Need] = &[
 pub(crate) fn ensure() -> Result<()> {
     ensure_packages()?;
     ensure_components()
+}
+
+/// Makes sure that the target folder may grow to so many MiB: a compiler or a VM that finds its disk full says so late,
+/// and not always clearly.
+///
+/// # Errors
+/// Says what is missing, and where.
+pub(crate) fn ensure_space(needed: u64) -> Result<()> {
+    let target = workspace::target();
+    fs::create_dir_all(&target).with_context(|| format!("cannot make {}", target.display()))?;
+    let held = workspace::number(Command::new("du").args(["--summarize", "--block-size=1M"]).arg(&target))?;
+    let free =
+        workspace::number(Command::new("df").args(["--output=avail", "--block-size=1M"]).arg(&target))?;
+    let missing = needed.saturating_sub(held + free);
+    ensure!(
+        missing == 0,
+        "{} takes {needed} MiB in the end, for which {missing} MiB of disk are missing",
+        target.display()
+    );
+    Ok(())
 }
 
 fn ensure_packages() -> Result<()> {

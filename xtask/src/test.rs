@@ -17,12 +17,16 @@ const NOT_HERE: [&str; 4] = ["--exclude", "wgmesh-ebpf", "--exclude", "wgmesh-la
 /// The tests that older kernels and older systemds can decide differently.
 const OLDER_SUITES_FILTER: &[&str] = &["ebpf::", "harness::", "kernel::", "mesh::", "systemd::"];
 
+/// What all of it takes in the target folder of a clean clone, in MiB, and some more for the VMs' logs.
+const SPACE: u64 = 7 * 1024;
+
 /// Runs every check.
 ///
 /// # Errors
 /// Names the stage that failed.
 pub(crate) fn main() -> Result<()> {
     setup::ensure()?;
+    setup::ensure_space(SPACE)?;
     let mut stages = Stages::default();
     let outcome = run(&mut stages);
     stages.print();

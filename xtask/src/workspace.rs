@@ -56,6 +56,16 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(text.into_owned())
 }
 
+/// Runs a command quietly and returns the number that its last line begins with, as `du` and `df` print it.
+///
+/// # Errors
+/// As [`output`], and where there is no number.
+pub(crate) fn number(command: &mut Command) -> Result<u64> {
+    let text = output(command)?;
+    let word = text.lines().next_back().and_then(|line| line.split_whitespace().next());
+    word.and_then(|word| word.parse().ok()).with_context(|| format!("{} says no number", line_of(command)))
+}
+
 /// Returns the last lines of a text.
 pub(crate) fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();

@@ -66,9 +66,7 @@ impl Payload {
         let disk = self.folder.join("disk");
         let files = self.folder.join("files");
         let used =
-            workspace::output(Command::new("du").args(["--summarize", "--block-size=1M"]).arg(&files))?;
-        let used: u64 =
-            used.split_whitespace().next().and_then(|size| size.parse().ok()).context("du says no size")?;
+            workspace::number(Command::new("du").args(["--summarize", "--block-size=1M"]).arg(&files))?;
         let mut make = Command::new("mke2fs");
         make.env("PATH", workspace::PROGRAM_PATH);
         make.args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d"]).arg(&files).arg(&disk);

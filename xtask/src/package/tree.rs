@@ -89,10 +89,9 @@ impl Tree {
     /// # Errors
     /// Where it cannot be found out.
     pub(super) fn size_kib(&self) -> Result<u64> {
-        let used = workspace::output(
+        workspace::number(
             Command::new("du").args(["--summarize", "--apparent-size", "--block-size=1K"]).arg(&self.root),
-        )?;
-        used.split_whitespace().next().and_then(|size| size.parse().ok()).context("du says no size")
+        )
     }
 
     /// Writes a file, and gives it and the folders above it their modes, whatever the umask.
