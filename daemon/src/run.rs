@@ -431,10 +431,7 @@ impl Daemon {
             Change::State => {
                 self.outside.kernel.leave_traffic_to_ebpf(self.outside.traffic.tells_of_silence());
             }
-            // A first handshake is news at once; a renewal can wait for the next reading.
-            Change::Handshakes(seen) if seen.iter().any(is_answer) && self.mesh.awaits_handshake() => {
-                self.outside.changes.mesh.notify_one();
-            }
+            Change::Handshakes(seen) if seen.iter().any(is_answer) => self.feed(Event::Answered),
             Change::Handshakes(_) => {}
         }
     }

@@ -44,6 +44,9 @@ const LONGEST_FIRST_RETRY: Duration = Duration::from_secs(1);
 /// After so many unanswered hellos, which take five seconds and more, we wait for the next announce.
 pub const MAX_ATTEMPTS: u32 = 6;
 
+/// So many hellos without an answer say nothing yet: the peer or this host is busy.
+const FIRST_ATTEMPTS: u32 = 2;
+
 /// The wait between later hellos where no announce will come.
 pub const SLOW_RETRY: Duration = Duration::from_secs(10);
 
@@ -322,6 +325,11 @@ impl Contact {
     /// Whether a hello is due or waits for an answer, and the peer is not given up.
     pub const fn is_being_met(&self) -> bool {
         self.due.is_some() && self.attempts < MAX_ATTEMPTS
+    }
+
+    /// Whether a peer that was heard on a link has not left more than its first hellos unanswered.
+    pub const fn expects_answer_on_link(&self) -> bool {
+        matches!(self.place.via, Via::Link(_)) && self.is_being_met() && self.attempts <= FIRST_ATTEMPTS
     }
 
     /// Whether each side knows the other's phase.

@@ -109,7 +109,7 @@ pub struct Mesh {
     journeys: explain::Journeys,
     clock: clock::Clock,
     proved: BTreeMap<PublicKey, SocketAddr>,
-    attempts: BTreeMap<PublicKey, handshakes::Attempt>,
+    handshakes: handshakes::Handshakes,
     planned: Planned,
     drops: BTreeMap<&'static str, u64>,
     started: Monotonic,
@@ -227,7 +227,7 @@ impl Mesh {
             journeys: explain::Journeys::default(),
             clock: clock::Clock::default(),
             proved: BTreeMap::new(),
-            attempts: BTreeMap::new(),
+            handshakes: handshakes::Handshakes::default(),
             planned: Planned::default(),
             drops: BTreeMap::new(),
             started: now.monotonic,
@@ -301,6 +301,7 @@ impl Mesh {
                 self.reconfigure(advertise_routes, accept_routes, now);
             }
             Event::Ping(key) => self.ping(key, now),
+            Event::Answered => self.on_handshake_answered(now.monotonic),
             Event::Unanswered(key) => self.on_unanswered(key, now),
             Event::Probed(key, answered) => self.on_probed(key, answered, now),
             Event::CheckNat => self.restart_stun(now),

@@ -157,6 +157,13 @@ impl Paths {
         }
     }
 
+    /// Has an attempt that is still to begin do so at `at` at the earliest.
+    pub fn put_off(&mut self, at: Monotonic) {
+        if let Effort::Rest { until } = &mut self.effort {
+            *until = at.max(*until);
+        }
+    }
+
     /// Pings one address beside the path in use, to see whether it is better.
     pub fn compare(&mut self, address: SocketAddr, now: Monotonic) {
         let fresh = Schedule { begun: now, step: 0 };
@@ -196,14 +203,6 @@ impl Paths {
     /// Whether everything that is known is being pinged.
     pub const fn is_attempting(&self) -> bool {
         matches!(self.effort, Effort::Attempt { .. })
-    }
-
-    /// Returns when the next attempt begins, if one is still to begin.
-    pub const fn next_attempt(&self) -> Option<Monotonic> {
-        match self.effort {
-            Effort::Rest { until } => Some(until),
-            Effort::None | Effort::Attempt { .. } => None,
-        }
     }
 
     /// Whether the next attempt is still to begin.
@@ -365,29 +364,9 @@ impl Paths {
         self.without_introducer = !found;
     }
 
-    /// Whether the last attempt found nobody to introduce the two.
-    pub const fn lacks_introducer(&self) -> bool {
-        self.without_introducer
-    }
-
     /// Notes whether the two NATs are known to let nothing through.
     pub const fn expect_nothing(&mut self, hopeless: bool) {
         self.hopeless = hopeless;
-    }
-
-    /// Whether an introducer had a part in this.
-    pub const fn was_introduced(&self) -> bool {
-        self.introduced
-    }
-
-    /// Returns the last ping that was answered.
-    pub const fn last_answer(&self) -> Option<LastAnswer> {
-        self.last_answer
-    }
-
-    /// Returns how many attempts in a row have failed.
-    pub const fn failures(&self) -> u32 {
-        self.failures
     }
 
     fn attempt(&mut self, now: Monotonic) {

@@ -360,8 +360,11 @@ impl Host {
         let answered = self.kernel.take_handshake() && self.plan.has_ebpf;
         let unanswered = self.kernel.take_unanswered();
         let Some(process) = &mut self.process else { return };
-        if changed || (answered && process.mesh.awaits_handshake()) {
+        if changed {
             process.applier.notice(now.monotonic);
+        }
+        if answered {
+            self.handle(Event::Answered, now);
         }
         if self.plan.has_ebpf {
             unanswered.into_iter().for_each(|key| self.handle(Event::Unanswered(key), now));

@@ -73,6 +73,8 @@ pub enum Event {
     },
     /// Somebody wants to know how far away a peer is; see [`super::Mesh::paths`].
     Ping(PublicKey),
+    /// A handshake was answered, by this node or to it, as far as eBPF sees.
+    Answered,
     /// For a second packets have gone out to a peer and nothing has come back through its tunnel, as far as eBPF sees.
     Unanswered(PublicKey),
     /// A probe through a peer's tunnel was answered after so long, or not in time; see [`Command::Probe`].

@@ -5,6 +5,7 @@
 //! back: soon, then more slowly, [`MAX_TRIES`] times in all. A working session is never touched: a peer is taken
 //! out only after a reading that was made for this purpose showed none.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::kernel::SESSION_LIFETIME;
@@ -30,9 +31,35 @@ const HIGHER_KEY_WAITS: Duration = Duration::from_millis(500);
 /// After so many tries the wait would be as long as WireGuard's own, which goes on.
 const MAX_TRIES: u32 = 7;
 
+/// Whoever answers a handshake has a session only with the peer's next packet, a round trip later: after this, and after
+/// pauses that grow threefold up to the longest, the kernel is looked at again.
+const FIRST_SECOND_LOOK: Duration = Duration::from_millis(50);
+const LONGEST_SECOND_LOOK: Duration = Duration::from_secs(2);
+
+/// What is done about sessions that are to come.
+#[derive(Default)]
+pub(super) struct Handshakes {
+    attempts: BTreeMap<PublicKey, Attempt>,
+    second_look: Option<SecondLook>,
+}
+
+impl Handshakes {
+    /// Lets go of a peer.
+    pub(super) fn forget(&mut self, key: PublicKey) {
+        self.attempts.remove(&key);
+    }
+}
+
+/// When to look again for a session, and how long after the last time that is.
+#[derive(Clone, Copy, Debug)]
+struct SecondLook {
+    at: Monotonic,
+    pause: Duration,
+}
+
 /// A peer that should have a session and has none yet.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Attempt {
+struct Attempt {
     step: Step,
     tries: u32,
 }
@@ -54,14 +81,14 @@ enum Step {
 impl Mesh {
     /// Whether the plan must leave a peer out for now.
     pub(super) fn is_left_out(&self, key: PublicKey) -> bool {
-        self.attempts.get(&key).is_some_and(|attempt| matches!(attempt.step, Step::Removing))
+        self.handshakes.attempts.get(&key).is_some_and(|attempt| matches!(attempt.step, Step::Removing))
             || self.is_let_go(key)
     }
 
     /// Whether a peer's absence from the kernel is our own doing.
     pub(super) fn is_being_put_back(&self, key: PublicKey) -> bool {
         let begins_anew = |attempt: &Attempt| matches!(attempt.step, Step::Removing | Step::Restoring);
-        self.attempts.get(&key).is_some_and(begins_anew) || self.is_coming_back(key)
+        self.handshakes.attempts.get(&key).is_some_and(begins_anew) || self.is_coming_back(key)
     }
 
     /// Follows what a reading says of the sessions; `fresh` says whether it shows them as they are now.
@@ -73,15 +100,15 @@ impl Mesh {
             let paths = self.reach.paths.get(&key);
             let is_routed = self.relays.via.contains_key(&key) && !paths.is_some_and(Paths::works_directly);
             if !contact.is_active() || is_live || is_routed {
-                self.attempts.remove(&key);
+                self.handshakes.attempts.remove(&key);
                 continue;
             }
             let is_set = self.proved.contains_key(&key);
             let lower = self.state.wg_pubkey < key;
-            match self.attempts.get_mut(&key) {
+            match self.handshakes.attempts.get_mut(&key) {
                 None if is_set => {
                     let age = session.map_or(Duration::MAX, |at| now.wall.since(at));
-                    self.attempts.insert(key, Attempt::begin(age, lower, now.monotonic));
+                    self.handshakes.attempts.insert(key, Attempt::begin(age, lower, now.monotonic));
                 }
                 Some(attempt) => match attempt.step {
                     Step::Looking if fresh => {
@@ -106,10 +133,31 @@ impl Mesh {
         }
     }
 
-    /// Asks for a reading where a session is overdue.
+    /// Looks at once where the handshake may be a peer's first, and again later. A renewal can wait for the next reading.
+    pub(super) fn on_handshake_answered(&mut self, now: Monotonic) {
+        if self.awaits_handshake() {
+            self.commands.push_back(Command::Look);
+            self.handshakes.second_look =
+                Some(SecondLook { at: now + FIRST_SECOND_LOOK, pause: FIRST_SECOND_LOOK });
+        }
+    }
+
+    /// Whether some peer of the kernel's has never answered a handshake.
+    fn awaits_handshake(&self) -> bool {
+        let Some(observed) = &self.observed else { return false };
+        observed.peers.values().any(|peer| peer.last_handshake.is_none())
+    }
+
+    /// Asks for a reading where a session is overdue, or may be there by now.
     pub(super) fn look_for_sessions(&mut self, now: Monotonic) {
         let mut overdue = false;
-        for attempt in self.attempts.values_mut() {
+        if let Some(look) = self.handshakes.second_look.filter(|look| look.at <= now) {
+            overdue = self.awaits_handshake();
+            let pause = look.pause * 3;
+            let again = overdue && pause <= LONGEST_SECOND_LOOK;
+            self.handshakes.second_look = again.then(|| SecondLook { at: now + pause, pause });
+        }
+        for attempt in self.handshakes.attempts.values_mut() {
             if matches!(attempt.step, Step::Waiting { until } if until <= now) {
                 attempt.step = Step::Looking;
                 overdue = true;
@@ -126,7 +174,8 @@ impl Mesh {
             Step::Waiting { until } => Some(until),
             Step::Looking | Step::Removing | Step::Restoring | Step::Exhausted => None,
         };
-        self.attempts.values().filter_map(until).min()
+        let second = self.handshakes.second_look.map(|look| look.at);
+        self.handshakes.attempts.values().filter_map(until).chain(second).min()
     }
 }
 

@@ -187,12 +187,12 @@ impl Mesh {
         match verdict {
             Verdict::Stale => {
                 tracing::info!(peer = %key, "its tunnel is stale; beginning anew");
-                self.attempts.remove(&key);
+                self.handshakes.forget(key);
             }
             Verdict::Restored => drop(self.proved.remove(&key)),
             Verdict::Offline => {
                 tracing::info!(peer = %key, "it answers no probe; leaving it out for half a minute");
-                self.attempts.remove(&key);
+                self.handshakes.forget(key);
             }
             Verdict::Evicted => {
                 tracing::info!(peer = %key, "its tunnel stays stale; giving it up");

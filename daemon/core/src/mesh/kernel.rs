@@ -77,7 +77,7 @@ impl Mesh {
     pub(super) fn forget(&mut self, key: PublicKey) {
         self.contacts.remove(&key);
         self.proved.remove(&key);
-        self.attempts.remove(&key);
+        self.handshakes.forget(key);
         self.reach.paths.remove(&key);
         self.reach.carries.remove(&key);
         self.reach.seen_at.remove(&key);
@@ -140,6 +140,7 @@ impl Mesh {
                 }
                 self.retry_with_introducer(now);
                 self.gossip_with(key, now);
+                self.take_up_link(key, now);
             }
         }
         if peer.last_handshake > handshake_before || peer.rx_bytes > received_before {

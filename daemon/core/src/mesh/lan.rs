@@ -285,7 +285,7 @@ impl Mesh {
                 let endpoint = Some(place.endpoint(record.record().listen_port));
                 let endpoint = endpoint.filter(|endpoint| self.relay_at(key, *endpoint).is_none());
                 self.claim(Claim { record, source, endpoint, fresh: true }, place, now);
-                self.take_up_link(key, now.monotonic);
+                self.take_up_link(key, now);
             }
             Err(Ignored::Replayed) => self.drop_input("replayed", from),
             Err(Ignored::NotFresh) => {}

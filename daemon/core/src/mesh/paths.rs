@@ -160,7 +160,11 @@ impl Mesh {
     pub(super) fn drive(&mut self, key: PublicKey, now: Now) {
         let works = self.is_reached(key, now);
         let hopeless = self.is_hopeless(key);
+        let answers_soon = self.contacts.get(&key).is_some_and(Contact::expects_answer_on_link);
         let Some(paths) = self.reach.paths.get_mut(&key) else { return };
+        if answers_soon && paths.current().is_none() {
+            paths.put_off(now.monotonic + LAN_GRACE);
+        }
         paths.expect_nothing(hopeless);
         if works && (paths.current().is_none() || (paths.works_directly() && paths.is_resting())) {
             paths.stop();
@@ -259,7 +263,7 @@ impl Mesh {
 
     /// Follows the answer to a ping. Returns whether it was asked for.
     fn on_pong(&mut self, key: PublicKey, id: u64, token: Token, from: SocketAddr, now: Now) -> bool {
-        self.take_up_link(key, now.monotonic);
+        self.take_up_link(key, now);
         if self.is_inner(from.ip()) && self.relay_at(key, from).is_none() {
             // It may have come by the peer's own tunnel.
             if !self.on_pong_through_tunnel(key, id) {
@@ -316,14 +320,14 @@ impl Mesh {
         Some(place.endpoint(self.store.get(key)?.record().record().listen_port))
     }
 
-    /// Takes the place where a peer was met on a link for the path in use, if there is none yet.
-    pub(super) fn take_up_link(&mut self, key: PublicKey, now: Monotonic) {
+    /// Takes the place where a peer was met on a link for the path in use, once the tunnel is up and if no other is used.
+    pub(super) fn take_up_link(&mut self, key: PublicKey, now: Now) {
         let endpoint = self.endpoint_on_link(key).filter(|_| self.settings.punching);
-        let Some(endpoint) = endpoint else { return };
+        let Some(endpoint) = endpoint.filter(|_| self.live_endpoint(key, now).is_some()) else { return };
         let others = u32::try_from(self.store.len() - 1).unwrap_or(u32::MAX);
         let paths = self.reach.paths.entry(key).or_default();
-        if paths.current().is_none() {
-            paths.take_up(endpoint, Kind::Lan, others, now);
+        if paths.current().is_none_or(|current| current == endpoint) {
+            paths.take_up(endpoint, Kind::Lan, others, now.monotonic);
         }
     }
 

@@ -68,12 +68,6 @@ impl Mesh {
         (self.store.len(), self.store.iter().filter(|(key, _)| live(*key)).count())
     }
 
-    /// Whether some peer that should be reached has never answered a handshake.
-    pub fn awaits_handshake(&self) -> bool {
-        let Some(observed) = &self.observed else { return false };
-        observed.peers.values().any(|peer| peer.last_handshake.is_none())
-    }
-
     fn session_age(&self, key: PublicKey, now: Now) -> Option<Duration> {
         let observed = self.observed.as_ref()?.peers.get(&key)?;
         observed.last_handshake.map(|at| now.wall.since(at))

@@ -1,10 +1,11 @@
-//! The last attempts to find a path to a peer: when each began, and what it found how soon. Nothing is decided by it.
+//! What was tried to find a path to a peer: the last attempts, when each began and what it found how soon, and what stands in
+//! the way. It is for those who ask why; nothing is decided by it.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::Paths;
+use super::{Effort, LastAnswer, Paths};
 use crate::time::Monotonic;
 
 /// How many attempts are remembered for each peer; the oldest makes room.
@@ -27,6 +28,34 @@ impl Paths {
     /// Goes through the attempts of late, the newest first.
     pub fn attempts(&self) -> impl Iterator<Item = &PastAttempt> {
         self.history.iter()
+    }
+
+    /// Returns when the next attempt begins, if one is still to begin.
+    pub const fn next_attempt(&self) -> Option<Monotonic> {
+        match self.effort {
+            Effort::Rest { until } => Some(until),
+            Effort::None | Effort::Attempt { .. } => None,
+        }
+    }
+
+    /// Whether the last attempt found nobody to introduce the two.
+    pub const fn lacks_introducer(&self) -> bool {
+        self.without_introducer
+    }
+
+    /// Whether an introducer had a part in this.
+    pub const fn was_introduced(&self) -> bool {
+        self.introduced
+    }
+
+    /// Returns the last ping that was answered.
+    pub const fn last_answer(&self) -> Option<LastAnswer> {
+        self.last_answer
+    }
+
+    /// Returns how many attempts in a row have failed.
+    pub const fn failures(&self) -> u32 {
+        self.failures
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use wgmesh_core::status::PeerState;
 use wgmesh_sim::host::HostPlan;
 use wgmesh_sim::network::Conditions;
 use wgmesh_sim::world::{Violation, World};
@@ -62,6 +63,41 @@ fn twenty_nodes_that_start_at_once_are_meshed_within_a_second() -> Result<(), Vi
         // One long ping sees that a common link carries what ours does, and has an answer.
         assert!(probes <= 20 * 19 * 2, "{probes}: who meets on a link looks for no other path");
         world.check_quiet(millis(60_000))?;
+    }
+    Ok(())
+}
+
+/// Found wanting in the simulation: whoever answers a handshake looked once, before the session was there, and then not for
+/// five seconds.
+#[test]
+fn both_ends_know_of_a_tunnel_as_soon_as_it_is_up() -> Result<(), Violation> {
+    for (seed, latency) in (0..5).flat_map(|seed| [(seed, 20), (seed, 100)]) {
+        let far = Conditions { latency: millis(latency), ..Conditions::CLEAN };
+        let mut fleet = Fleet::starting(seed, 2, &HostPlan::default(), far)?;
+        fleet.world.run_until_meshed(secs(5))?;
+        fleet.world.run_for(millis(700))?;
+        for &node in &fleet.nodes {
+            let status = fleet.world.status(node).expect("it runs");
+            assert_eq!(status.peers[0].state, PeerState::Direct, "{latency} ms, seed {seed}");
+        }
+    }
+    Ok(())
+}
+
+/// Found wanting in the lab: twenty hosts that started together were so busy that hellos were answered late; the pings of paths
+/// and of MTUs that they sent meanwhile made them busier, and the mesh took five times as long.
+#[test]
+fn nodes_that_answer_late_do_not_make_each_other_busier() -> Result<(), Violation> {
+    for seed in 0..3 {
+        let late = Conditions { latency: millis(350), jitter: millis(100), ..Conditions::CLEAN };
+        let mut fleet = Fleet::starting(seed, 20, &HostPlan::default(), late)?;
+        let probes = |fleet: &Fleet| fleet.world.hosts().map(|(_, host)| host.totals.probes).sum::<u64>();
+        let span = fleet.world.run_until_meshed(secs(30))?;
+        assert!(span < secs(8), "{span:?} with seed {seed}");
+        assert_eq!(probes(&fleet), 0, "a hello is on its way");
+        fleet.world.run_for(secs(30))?;
+        // Long ones and short ones beside them until one is answered, and the answers.
+        assert!(probes(&fleet) <= 20 * 19 * 10, "{} with seed {seed}", probes(&fleet));
     }
     Ok(())
 }
