@@ -79,8 +79,9 @@ struct Known {
 #[derive(Clone, Debug)]
 struct Search {
     address: SocketAddr,
-    begun: Monotonic,
     round: Round,
+    /// When the round began.
+    begun: Monotonic,
     /// The lengths that are to be sent once more, and those of this round that are unanswered.
     to_send: Vec<u16>,
     unanswered: Vec<u16>,
@@ -131,7 +132,7 @@ impl Search {
                 (from + FINE..(from + COARSE).min(LARGEST + 1)).step_by(FINE.into()).collect()
             }
         };
-        (self.round, self.copies, self.next) = (round, 0, now);
+        (self.round, self.begun, self.copies, self.next) = (round, now, 0, now);
     }
 
     fn on_answer(&mut self, mtu: u16, now: Monotonic) {
@@ -234,7 +235,7 @@ impl PathMtu {
         Some(if search.to_send.is_empty() { search.next } else { search.begun })
     }
 
-    /// Goes on after a round; `was_heard` says whether the path has answered anything since the search began.
+    /// Goes on after a round; `was_heard` says whether the path has answered anything since it began.
     fn end_round(&mut self, was_heard: bool, now: Monotonic) {
         let Some(search) = &mut self.search else { return };
         match (search.round, search.passed) {
@@ -447,6 +448,24 @@ mod tests {
             assert!(!peer.paths.take_mtu_change(), "{rtt} ms");
             assert!(peer.long_pings <= 2 * COPIES, "{} long pings at {rtt} ms", peer.long_pings);
         }
+    }
+
+    #[test]
+    fn a_path_that_falls_silent_in_between_says_nothing() {
+        let mut peer = Peer::new(&[(1, Kind::Lan, Some(2))]);
+        peer.largest = 1300;
+        peer.paths.take_up(address(1), Kind::Lan, 0, at(0));
+        peer.run(0, 700);
+        assert!(
+            peer.paths
+                .mtu
+                .search
+                .as_ref()
+                .is_some_and(|search| search.round == Round::Full && search.copies == COPIES)
+        );
+        peer.rtt.clear();
+        peer.run(700, 5000);
+        assert_eq!(peer.paths.mtu(), None);
     }
 
     #[test]
