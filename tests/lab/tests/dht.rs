@@ -8,7 +8,7 @@ use wgmesh_lab::{
 };
 
 /// Longer than a meeting takes on a machine that is busy with other tests: the pause between rounds grows to 30 s.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// W-X25, W-X26, W-X30, X-10: by the DHT alone, with public addresses and behind NATs that let in only whom the host has
 /// sent to, without anybody to introduce them.
@@ -41,10 +41,10 @@ fn hosts_with_nothing_but_the_secret_in_common_meet() {
             })
         });
         for daemon in &strangers.daemons {
-            let source = source(daemon);
-            assert_eq!(source["state"], "running", "{source}");
-            eventually(PATIENCE, || self::source(daemon)["dht"]["last_stored_s"].is_u64());
-            eventually(PATIENCE, || self::source(daemon)["dht"]["nodes"].as_u64() > Some(10));
+            // On a busy machine a round may go unanswered, and the next one not.
+            eventually(PATIENCE, || source(daemon)["state"] == "running");
+            eventually(PATIENCE, || source(daemon)["dht"]["last_stored_s"].is_u64());
+            eventually(PATIENCE, || source(daemon)["dht"]["nodes"].as_u64() > Some(10));
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::ops::RangeInclusive;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use mainline::Dht;
@@ -25,6 +26,32 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How many of the others a node should know before the DHT counts as one.
 const ENOUGH: usize = 16;
 
+/// How many DHTs there are at once: more would have each other's queries time out.
+const AT_ONCE: usize = 2;
+
+/// How many there are, and word of one that ends.
+static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// The right to run a DHT.
+struct Permit;
+
+impl Permit {
+    fn wait() -> Self {
+        let (running, ended) = &RUNNING;
+        let guard = running.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = ended.wait_while(guard, |running| *running >= AT_ONCE);
+        *guard.unwrap_or_else(PoisonError::into_inner) += 1;
+        Self
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *RUNNING.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        RUNNING.1.notify_one();
+    }
+}
+
 /// All nodes; they end with it.
 pub struct DhtNodes {
     /// The machine.
@@ -32,21 +59,23 @@ pub struct DhtNodes {
     bootstrap: Vec<Dht>,
     /// Never asked again, and ended with the rest.
     _others: Vec<Dht>,
+    _permit: Permit,
 }
 
 impl DhtNodes {
-    /// Starts them and waits until they know each other.
+    /// Starts them, once there is room for one more DHT, and waits until they know each other.
     ///
     /// # Panics
     /// Where they do not.
     #[track_caller]
     pub fn start(internet: &Internet) -> Self {
+        let permit = Permit::wait();
         let addresses: Vec<_> = (1..=NODES).map(address).collect();
         let host = internet.server("dht", &addresses);
         let bootstrap = start(&host, 1..=BOOTSTRAP);
         let others = start(&host, BOOTSTRAP + 1..=NODES);
         acquaint(bootstrap.iter().chain(&others));
-        Self { host, bootstrap, _others: others }
+        Self { host, bootstrap, _others: others, _permit: permit }
     }
 
     /// Returns where daemons begin.
