@@ -209,8 +209,8 @@ enum PeerCommand {
     },
     /// Let go of a peer, or of a host that was named.
     ///
-    /// The peer leaves the kernel at once and is no longer named. It comes back when it tells of itself anew: to shut a
-    /// host out, change the secret on all others. A peer that the configuration file names is back after a restart.
+    /// The peer leaves the kernel at once, is no longer named, and stays out on this node, also after a restart, until it is
+    /// added again. On other nodes nothing changes: to shut a host out of the mesh, change the secret on all others.
     Remove {
         /// The peer: its host name, its public key or the beginning of it, or its mesh address; or a HOST[:PORT] that was named.
         peer: String,

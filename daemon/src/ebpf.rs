@@ -40,6 +40,7 @@ use relay::Relay;
 use tables::Tables;
 
 use crate::kernel::KernelError;
+use crate::relay::Rates;
 
 /// Where pins are kept, a folder for each mesh.
 pub const PIN_ROOT: &str = "/sys/fs/bpf/wgmesh";
@@ -51,13 +52,15 @@ pub struct EbpfSettings {
     pub interface: InterfaceName,
     /// A folder on bpffs; made if it is not there.
     pub pin_directory: PathBuf,
+    /// How much is relayed.
+    pub rates: Rates,
 }
 
 impl EbpfSettings {
-    /// Settings with the usual pin folder.
+    /// Settings with the usual pin folder, and no limit to what is relayed.
     pub fn new(interface: InterfaceName) -> Self {
         let pin_directory = Path::new(PIN_ROOT).join(interface.as_str());
-        Self { interface, pin_directory }
+        Self { interface, pin_directory, rates: Rates::default() }
     }
 }
 
@@ -77,7 +80,7 @@ pub enum EbpfError {
         source: io::Error,
     },
     /// A map could not be made, opened or typed.
-    #[error("eBPF map {name}: {source}")]
+    #[error("eBPF map {name}: {}", with_causes(source))]
     Map {
         /// The map's name.
         name: String,
@@ -86,7 +89,7 @@ pub enum EbpfError {
         source: MapError,
     },
     /// A map could not be read or written.
-    #[error("eBPF map: {0}")]
+    #[error("eBPF map: {}", with_causes(.0))]
     Access(#[from] MapError),
     /// The kernel did not accept a program.
     #[error("the kernel refused the eBPF program {program}: {source} {log}")]
@@ -100,7 +103,7 @@ pub enum EbpfError {
         source: io::Error,
     },
     /// A program could not be opened again after it was loaded.
-    #[error("eBPF program {program}: {source}")]
+    #[error("eBPF program {program}: {}", with_causes(source))]
     Program {
         /// The program's name.
         program: String,
@@ -135,6 +138,12 @@ pub enum EbpfError {
     /// The reactor did not take the ring buffer.
     #[error("cannot wait for eBPF events: {0}")]
     Events(#[source] io::Error),
+}
+
+/// Returns what an error says, and what those say that caused it: aya's own text does not tell why the kernel refused.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 impl EbpfError {
@@ -181,7 +190,7 @@ impl EbpfTraffic {
         Ok(Self {
             interface: settings.interface.clone(),
             hook: Hook::choose(settings.interface.as_str(), Role::Watch),
-            relay: Relay::new(&mut loaded, settings.interface.as_str(), &pins)?,
+            relay: Relay::new(&mut loaded, settings.interface.as_str(), settings.rates, &pins)?,
             tables: Tables::new(&mut loaded)?,
             listen_port: loaded.take_map("LISTEN_PORT")?,
             ring: Some(loaded.take_map(object::RING)?),

@@ -7,6 +7,7 @@
 pub mod api;
 pub mod applier;
 pub mod cli;
+mod clock;
 pub mod config;
 pub mod dht;
 pub mod ebpf;

@@ -182,6 +182,8 @@ fn relay(text: &mut Text, status: &Status) {
     text.family("relay_packets", Kind::Counter, "Packets passed on for others.", packets);
     let bytes = by(number(relay.traffic.bytes), number(ebpf.relayed_bytes));
     text.family("relay_bytes", Kind::Counter, "Bytes passed on; those of eBPF with IP headers.", bytes);
+    let limited = by(number(relay.traffic.limited), number(ebpf.relayed_limited));
+    text.family("relay_limited", Kind::Counter, "Packets dropped because a limit was reached.", limited);
     text.one("relay_refused", Kind::Counter, "Packets from no bound end.", number(relay.traffic.refused));
     text.one("relay_lost", Kind::Counter, "Packets that could not be sent on.", number(relay.traffic.lost));
 }

@@ -6,8 +6,9 @@
 //! # Invariants
 //! - Nothing is passed on that does not come from a bound end, and nothing before both ends are bound.
 //! - What leaves for an end leaves from the address that the end sends to.
-//! - A packet that cannot be sent at once is lost, as the network might lose it.
+//! - A packet that cannot be sent at once is lost, as the network might lose it, and so is one beyond a limit ([`Rates`]).
 
+mod rates;
 mod socket;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -23,6 +24,9 @@ use wgmesh_core::relay::{Forwarding, RelayEnd};
 use wgmesh_core::seal::{MAX_DATAGRAM_BYTES, is_bind};
 use wgmesh_core::status::RelayTraffic;
 
+pub use self::rates::Rates;
+
+use self::rates::Limiter;
 use self::socket::{Packet, RelaySocket};
 
 /// Binds that may wait for the mesh task; whoever binds repeats itself.
@@ -43,6 +47,7 @@ pub struct Relay {
     binds: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     failures: VecDeque<Event>,
     counters: Arc<Counters>,
+    limiter: Limiter,
 }
 
 struct Pair {
@@ -57,17 +62,19 @@ struct Counters {
     bytes: AtomicU64,
     refused: AtomicU64,
     lost: AtomicU64,
+    limited: AtomicU64,
 }
 
 impl Relay {
     /// Starts without any pair.
-    pub fn new() -> Self {
+    pub fn new(rates: Rates) -> Self {
         Self {
             pairs: BTreeMap::new(),
             tasks: JoinSet::new(),
             binds: mpsc::channel(WAITING_BINDS),
             failures: VecDeque::new(),
             counters: Arc::default(),
+            limiter: Limiter::new(rates),
         }
     }
 
@@ -104,6 +111,7 @@ impl Relay {
             bytes: read(&self.counters.bytes),
             refused: read(&self.counters.refused),
             lost: read(&self.counters.lost),
+            limited: read(&self.counters.limited),
         }
     }
 
@@ -126,15 +134,10 @@ impl Relay {
             ports: entry.ports,
             binds: self.binds.0.clone(),
             counters: Arc::clone(&self.counters),
+            limiter: self.limiter.clone(),
         };
         self.tasks.spawn(passing.run(watched));
         self.pairs.insert(entry.ports, Pair { ends });
-    }
-}
-
-impl Default for Relay {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -144,11 +147,12 @@ struct Passing {
     ports: [u16; 2],
     binds: mpsc::Sender<Event>,
     counters: Arc<Counters>,
+    limiter: Limiter,
 }
 
 impl Passing {
     /// Passes on until the pair is gone. Cancel-safe.
-    async fn run(self, mut ends: watch::Receiver<Ends>) {
+    async fn run(mut self, mut ends: watch::Receiver<Ends>) {
         let mut buffer = vec![0; MAX_PACKET_BYTES];
         let mut bound = *ends.borrow_and_update();
         loop {
@@ -173,7 +177,7 @@ impl Passing {
     }
 
     /// Passes on what waits on one side.
-    fn pass_on(&self, side: usize, bound: Ends, buffer: &mut [u8]) {
+    fn pass_on(&mut self, side: usize, bound: Ends, buffer: &mut [u8]) {
         for _ in 0..PACKETS_AT_ONCE {
             match self.sockets[side].take(buffer) {
                 Some(Ok(packet)) => self.pass_one(side, bound, packet, &buffer[..packet.length]),
@@ -185,7 +189,7 @@ impl Passing {
         }
     }
 
-    fn pass_one(&self, side: usize, bound: Ends, packet: Packet, bytes: &[u8]) {
+    fn pass_one(&mut self, side: usize, bound: Ends, packet: Packet, bytes: &[u8]) {
         if is_bind(bytes) {
             return self.hand_up(side, packet, bytes);
         }
@@ -194,6 +198,9 @@ impl Passing {
         };
         if from.peer != packet.from || packet.is_cut {
             return count(&self.counters.refused, 1);
+        }
+        if !self.limiter.admit(side, from.local.is_ipv4(), bytes) {
+            return count(&self.counters.limited, 1);
         }
         match self.sockets[1 - side].send(to.local, to.peer, bytes) {
             Ok(()) => {

@@ -13,7 +13,6 @@
 //! cancel-safe.
 
 mod answers;
-mod clock;
 mod dns_seeds;
 mod network;
 mod node;
@@ -30,13 +29,14 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use wgmesh_core::derive::MeshKeys;
-use wgmesh_core::kernel::{HandshakeMessage, HandshakeSeen, Link, Observed, OwnerMark, Underlay};
+use wgmesh_core::kernel::{Link, Observed, OwnerMark, Underlay};
 use wgmesh_core::mesh::{Command, Event, KernelReport, KernelTrouble, Mesh, Stop};
 use wgmesh_core::secret::MeshSecret;
 use wgmesh_core::time::Monotonic;
 
 use crate::api::{self, ApiRequest, Leaving};
 use crate::applier::{Applier, ApplyFailure, Goal, Pulse, Report, Want};
+use crate::clock;
 use crate::config::File;
 use crate::ebpf::EbpfSettings;
 use crate::journal;
@@ -136,7 +136,10 @@ pub async fn run(config: File, secret: MeshSecret, journal: journal::Handle) -> 
     let notifier = Notifier::from_environment().map_err(system("reach systemd"))?;
     let lock = api::Lock::take(&config.socket_path())?;
     let server = api::Server::bind(config.socket_path(), lock)?;
-    let traffic = Traffic::start(EbpfSettings::new(config.interface.clone()));
+    let traffic = Traffic::start(EbpfSettings {
+        rates: config.relay.rates(),
+        ..EbpfSettings::new(config.interface.clone())
+    });
     privileges::drop_loading()?;
     let signals = Signals::listen().map_err(system("listen to signals"))?;
     let kernel = Kernel::open(config.interface.clone())?;
@@ -431,8 +434,7 @@ impl Daemon {
             Change::State => {
                 self.outside.kernel.leave_traffic_to_ebpf(self.outside.traffic.tells_of_silence());
             }
-            Change::Handshakes(seen) if seen.iter().any(is_answer) => self.feed(Event::Answered),
-            Change::Handshakes(_) => {}
+            Change::Handshakes(seen) => self.feed(Event::Handshakes(seen)),
         }
     }
 
@@ -465,8 +467,4 @@ fn is_fatal(failure: &ApplyFailure) -> bool {
             matches!(error, KernelError::NoWireGuard | KernelError::NoPermission { .. })
         }
     }
-}
-
-fn is_answer(seen: &HandshakeSeen) -> bool {
-    seen.message == HandshakeMessage::Response
 }

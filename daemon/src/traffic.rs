@@ -213,6 +213,7 @@ impl Traffic {
                 status.ebpf.relayed_flows = relayed.flows;
                 status.ebpf.relayed_packets = relayed.packets;
                 status.ebpf.relayed_bytes = relayed.bytes;
+                status.ebpf.relayed_limited = relayed.limited;
             }
             Err(error) => status.ebpf.error = Some(error.to_string()),
         }
@@ -290,7 +291,6 @@ fn counters(traffic: &PeerTraffic) -> status::Traffic {
         tx_packets: traffic.tx_packets,
         last_rx_s: traffic.rx_age.map(|age| age.as_secs()),
         last_tx_s: traffic.tx_age.map(|age| age.as_secs()),
-        last_handshake_message_s: None,
     }
 }
 

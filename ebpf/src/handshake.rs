@@ -1,5 +1,6 @@
 //! Noticing WireGuard's handshake messages on the links below the mesh.
 
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, RingBuf};
 use aya_ebpf::programs::TcContext;
@@ -52,6 +53,8 @@ pub(crate) fn note(context: &TcContext, direction: u8) -> Option<()> {
     }
     let message = message(&udp)?;
     let event = HandshakeEvent {
+        // SAFETY: the helper has no precondition.
+        at: unsafe { bpf_ktime_get_boot_ns() },
         address,
         // SAFETY: the context is the `__sk_buff` that the kernel handed us.
         interface: unsafe { (*context.skb.skb).ifindex },

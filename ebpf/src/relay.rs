@@ -6,22 +6,28 @@
 //! Only what is surely right is sent on here: whole UDP packets for us, without options, tags or extension headers,
 //! with a checksum and time to live, short enough for the way out, and with one of WireGuard's messages or a sealed
 //! probe in them. Everything else passes, and the daemon's socket takes it: the messages with which a peer binds its
-//! end, and whatever is odd. A packet that is already changed in part is dropped where the rest of the change fails.
+//! end, and whatever is odd. A packet that is already changed in part is dropped where the rest of the change fails, and
+//! so is one beyond the limit of its flow or of all together.
 
 use aya_ebpf::bindings::{
     BPF_F_MARK_MANGLED_0, BPF_F_NO_PREALLOC, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT,
 };
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect_neigh};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::HashMap;
+use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::TcContext;
-use wgmesh_ebpf_common::{MAX_RELAYED, PROBE, RelayHop, RelayKey};
+use wgmesh_ebpf_common::{DATA, MAX_RELAYED, Meter, PROBE, RelayHop, RelayKey};
 
 use crate::packet::{self, Address, IPV4, IPV4_HEADER, IPV6, IPV6_HEADER, UDP};
 
 /// The flows.
 #[map]
 static RELAYED: HashMap<RelayKey, RelayHop> = HashMap::with_max_entries(MAX_RELAYED, BPF_F_NO_PREALLOC);
+
+/// How much of all flows together passes.
+#[map]
+static RELAY_METER: Array<Meter> = Array::with_max_entries(1, 0);
 
 /// Bytes of an Ethernet header: the program is put on no other kind of link.
 const ETHERNET: usize = 14;
@@ -68,6 +74,9 @@ fn ipv4(context: &TcContext) -> Option<i32> {
         return None;
     }
     let flow = Flow::find(context, IPV4_HEADER, packet::mapped(source), packet::mapped(destination))?;
+    if !flow.is_admitted() {
+        return Some(TC_ACT_SHOT as i32);
+    }
     let [.., new_source] = flow.hop.source;
     let [.., new_destination] = flow.hop.destination;
 
@@ -91,6 +100,9 @@ fn ipv6(context: &TcContext) -> Option<i32> {
         return None;
     }
     let flow = Flow::find(context, IPV6_HEADER, [s0, s1, s2, s3], [d0, d1, d2, d3])?;
+    if !flow.is_admitted() {
+        return Some(TC_ACT_SHOT as i32);
+    }
     let [n0, n1, n2, n3] = flow.hop.source;
     let [m0, m1, m2, m3] = flow.hop.destination;
 
@@ -111,6 +123,7 @@ struct Flow {
     /// Where UDP starts in the frame.
     udp: usize,
     length: u64,
+    is_data: bool,
 }
 
 impl Flow {
@@ -120,7 +133,8 @@ impl Flow {
         let [ports, length_and_checksum, message]: [u32; 3] = packet::read_words(context, header)?;
         let [_, _, c0, c1] = length_and_checksum.to_ne_bytes();
         // Without a checksum one cannot tell a packet that has none from one whose checksum is yet to be made.
-        if [c0, c1] == [0, 0] || !is_sealed(message.to_ne_bytes()) {
+        let message = message.to_ne_bytes();
+        if [c0, c1] == [0, 0] || !is_sealed(message) {
             return None;
         }
         let key = RelayKey { source, destination, ports };
@@ -132,7 +146,28 @@ impl Flow {
         if length > hop.longest {
             return None;
         }
-        Some(Self { hop, counted, ports, udp: ETHERNET + header as usize, length: length.into() })
+        let (udp, is_data) = (ETHERNET + header as usize, message[0] == DATA);
+        Some(Self { hop, counted, ports, udp, length: length.into(), is_data })
+    }
+
+    /// Whether the limits let the packet pass. Takes note of it either way. Where two processors do so at the same moment
+    /// one of two packets is not noted: the limit of all may be passed by a few in a hundred, cheaper than a lock for each.
+    #[inline(always)]
+    fn is_admitted(&self) -> bool {
+        // SAFETY: the helper has no precondition.
+        let now = unsafe { bpf_ktime_get_boot_ns() };
+        // SAFETY: as where the packets are counted.
+        let hop = unsafe { &mut *self.counted };
+        let is_admitted = hop.meter.admit(self.length, self.is_data, now)
+            && RELAY_METER.get_ptr_mut(0).is_none_or(|all| {
+                // SAFETY: the map's own memory; any two words in it are a meter.
+                let all = unsafe { &mut *all };
+                all.admit(self.length, self.is_data, now)
+            });
+        if !is_admitted {
+            hop.limited = hop.limited.wrapping_add(1);
+        }
+        is_admitted
     }
 
     /// Changes ports and checksum of a packet whose addresses are changed already, counts it, and sends it on.

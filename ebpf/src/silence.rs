@@ -80,6 +80,7 @@ fn sent(account: &Address, now: u64) -> Option<()> {
     }
     silence.told = now;
     let address = packet::bytes(*account);
-    let event = HandshakeEvent { address, interface: 0, port: 0, message: UNANSWERED, direction: SENT };
+    let event =
+        HandshakeEvent { at: now, address, interface: 0, port: 0, message: UNANSWERED, direction: SENT };
     HANDSHAKES.output::<HandshakeEvent>(&event, 0).ok()
 }

@@ -58,6 +58,8 @@ pub struct RelaySettings {
     pub serve: Option<bool>,
     /// The most pairs of nodes that it is a relay for.
     pub max_pairs: usize,
+    /// Whether peers on no common link are reached through relays alone, unless one of the two is public (W-D12).
+    pub force: bool,
 }
 
 impl RelaySettings {

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::forwarding::Forwarding;
 use crate::key::{PresharedKey, PublicKey, SecretKey};
-use crate::time::WallClock;
+use crate::time::{Monotonic, WallClock};
 
 /// `rtm_protocol` of every route we add. 0x57 ('W') is assigned to no routing daemon in Linux's
 /// `include/uapi/linux/rtnetlink.h` nor in iproute2's `rt_protos`.
@@ -361,6 +361,8 @@ pub struct HandshakeSeen {
     pub message: HandshakeMessage,
     /// Which way it went.
     pub direction: Direction,
+    /// When.
+    pub at: Monotonic,
 }
 
 /// WireGuard's handshake messages (whitepaper §5.4).

@@ -301,7 +301,7 @@ impl Mesh {
                 self.reconfigure(advertise_routes, accept_routes, now);
             }
             Event::Ping(key) => self.ping(key, now),
-            Event::Answered => self.on_handshake_answered(now.monotonic),
+            Event::Handshakes(seen) => self.on_handshakes(&seen, now.monotonic),
             Event::Unanswered(key) => self.on_unanswered(key, now),
             Event::Probed(key, answered) => self.on_probed(key, answered, now),
             Event::CheckNat => self.restart_stun(now),

@@ -109,7 +109,8 @@ impl fmt::Display for Nat {
     }
 }
 
-/// What two nodes should try first to reach each other.
+/// What leads two nodes to each other. Everything is tried at once whatever it is; pairs that only a relay can join are tried
+/// again less often.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Strategy {
     /// One side reaches the other by just sending.

@@ -30,6 +30,9 @@ pub struct Status {
     /// The sessions in which nodes tell each other of others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sessions: Vec<Session>,
+    /// The addresses that are dialed for more of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dials: Vec<Dial>,
     /// Nodes that are not talked to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub shut_out: Vec<ShutOut>,
@@ -110,6 +113,9 @@ pub struct Peer {
     /// Seconds since WireGuard's last handshake; `None` if never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_handshake_s: Option<u64>,
+    /// Seconds since eBPF last saw a handshake with it answered on the wire; `None` if it has not, or does not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handshake_seen_s: Option<u64>,
     /// Bytes received, by WireGuard's own count.
     pub rx_bytes: u64,
     /// Bytes sent, by WireGuard's own count.
@@ -179,9 +185,6 @@ pub struct Traffic {
     /// Seconds since the last packet to the peer; `None` if there was none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_tx_s: Option<u64>,
-    /// Seconds since the last handshake message that was seen; `None` if there was none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_handshake_message_s: Option<u64>,
 }
 
 /// A session with another node.
@@ -198,6 +201,29 @@ pub struct Session {
     /// How long the last question took to be answered, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_ms: Option<u32>,
+}
+
+/// An address that is dialed for a session (P-2).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dial {
+    /// Where.
+    pub address: SocketAddr,
+    /// The node that answered there, or that must.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<PublicKey>,
+    /// Whether there is a session with that node, whoever opened it.
+    pub connected: bool,
+    /// Seconds since the last attempt began; `None` if there was none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried_s: Option<u64>,
+    /// How long it took until a node had proved itself there or until it failed, in milliseconds; `None` while it lasts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub took_ms: Option<u64>,
+    /// Attempts in a row that led to no session that lasted.
+    pub failures: u32,
+    /// What went wrong last; `None` once a session came about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// A node that is not talked to.
@@ -270,6 +296,9 @@ pub struct Ebpf {
     /// Their bytes, with IP headers.
     #[serde(default)]
     pub relayed_bytes: u64,
+    /// Packets of theirs that were dropped because a limit was reached.
+    #[serde(default)]
+    pub relayed_limited: u64,
 }
 
 /// What a node passes on for others.
@@ -300,6 +329,9 @@ pub struct RelayTraffic {
     pub refused: u64,
     /// Packets that could not be sent on at once.
     pub lost: u64,
+    /// Packets that were dropped because a limit was reached.
+    #[serde(default)]
+    pub limited: u64,
 }
 
 /// What the slow watch over tunnels has seen since the start.

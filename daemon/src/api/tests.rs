@@ -28,6 +28,7 @@ fn example() -> Status {
         peers: Vec::new(),
         sources: Vec::new(),
         sessions: Vec::new(),
+        dials: Vec::new(),
         shut_out: Vec::new(),
         privacy: None,
         ebpf: Ebpf::default(),

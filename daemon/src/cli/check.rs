@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::Error;
-use crate::config::{self, Dht, File, Method, Problem, secret};
+use crate::config::{self, Dht, File, Method, Mode, Problem, secret};
 
 const WEAK: &str = "the secret was not made by `wgmesh init`: if a person thought it up, others can guess it";
 
@@ -63,10 +63,16 @@ fn check(path: &Path) -> Result<Vec<String>, Error> {
 
 /// Says what is set and has no effect, or less than one would think.
 fn idle(file: &File) -> Vec<String> {
-    let cases = about_sessions(file).into_iter().chain(about_the_dht(file)).chain([(
-        file.nat.punching && file.nat.stun_servers.len() == 1,
-        "`nat.stun_servers` names one server: it takes two to tell the type of a NAT",
-    )]);
+    let cases = about_sessions(file).into_iter().chain(about_the_dht(file)).chain([
+        (
+            file.nat.punching && file.nat.stun_servers.len() == 1,
+            "`nat.stun_servers` names one server: it takes two to tell the type of a NAT",
+        ),
+        (
+            file.relay.force && (file.relay.mode == Mode::Off || !file.nat.punching),
+            "`relay.force` has no effect: `relay.mode` is `off`, or `nat.punching` is false",
+        ),
+    ]);
     cases.filter(|(applies, _)| *applies).map(|(_, words)| words.to_owned()).collect()
 }
 
@@ -167,6 +173,17 @@ mod tests {
         let (_directory, path) = configured("correct horse battery", "secret_file = \"s\"");
         let warnings = check(&path).unwrap();
         assert!(warnings[0].contains("others can guess it"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_relay_that_is_forced_and_never_sought_is_warned_about() {
+        let secret = wgmesh_core::secret::MeshSecret::from_random([1; 32]).to_uri();
+        for (more, warned) in [("", false), ("mode = \"off\"\n", true), ("[nat]\npunching = false\n", true)] {
+            let text = format!("secret_file = \"s\"\n[relay]\nforce = true\n{more}");
+            let (_directory, path) = configured(&secret, &text);
+            let warnings = check(&path).unwrap();
+            assert_eq!(warnings.iter().any(|warning| warning.contains("`relay.force`")), warned, "{text}");
+        }
     }
 
     #[test]

@@ -29,7 +29,8 @@ fn lines(explanation: &Explanation) -> Vec<String> {
     let since = since.map(|seconds| format!(", since {}", ago(seconds))).unwrap_or_default();
     let mut lines = vec![format!("{} is {}{by}{since}", peer::label(peer), status::state(peer))];
     if let Some(seconds) = peer.last_handshake_s {
-        lines.push(format!("  handshake  {}", ago(seconds)));
+        let seen = peer.handshake_seen_s.map(|seconds| format!("; eBPF saw one answered {}", ago(seconds)));
+        lines.push(format!("  handshake  {}{}", ago(seconds), seen.unwrap_or_default()));
     }
     lines.push(format!("  known by   {}", peer.sources.join(", ")));
     lines.push(format!("  search     {}", explanation.search));

@@ -105,7 +105,11 @@ fn meaning(report: &Report, punching: bool) -> String {
             "Only one server answered, and it takes two to tell the type. Every path is tried all the same."
                 .to_owned()
         }
-        NatType::Open => "Anyone reaches this host directly; it makes a good bootstrap node.".to_owned(),
+        NatType::Open => {
+            "Nothing translates this host's address: whoever its firewall lets in reaches it directly, and it makes a \
+             good bootstrap node."
+                .to_owned()
+        }
         known => match unreachable(known).as_slice() {
             [] => "Every peer can be reached directly.".to_owned(),
             others => format!(
@@ -176,7 +180,7 @@ Every peer can be reached directly, except those behind a NAT that is symmetric:
     #[test]
     fn each_type_says_who_needs_a_relay() {
         for (nat_type, words) in [
-            (NatType::Open, "Anyone reaches this host directly"),
+            (NatType::Open, "Nothing translates this host's address"),
             (NatType::FullCone, "Every peer can be reached directly."),
             (NatType::Restricted, "Every peer can be reached directly."),
             (NatType::PortRestricted, "a NAT that is symmetric: they need a relay"),

@@ -6,7 +6,9 @@ use std::io::{self, IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use wgmesh_core::path::Kind;
-use wgmesh_core::status::{Health, Path, Peer, PeerState, Privacy, Relay, SourceState, Status, Traffic};
+use wgmesh_core::status::{
+    Dial, Health, Path, Peer, PeerState, Privacy, Relay, SourceState, Status, Traffic,
+};
 
 use self::units::{ago, bytes, span};
 use super::{Error, peer};
@@ -89,6 +91,7 @@ fn head(status: &Status, style: Style) -> Vec<String> {
     }
     lines.push(format!("  eBPF      {}", ebpf(status)));
     lines.push(format!("  sources   {}", sources(status)));
+    lines.extend(dials(&status.dials).map(|dial| format!("  dials     {dial}")));
     lines.extend(relay(&status.relay).map(|relay| format!("  relay     {relay}")));
     lines.extend(health(&status.health).map(|health| format!("  health    {health}")));
     lines.extend(status.privacy.map(|privacy| format!("  privacy   {}", describe(privacy))));
@@ -124,6 +127,19 @@ fn ebpf(status: &Status) -> String {
         (false, _, Some(error)) => format!("off: {error}"),
         (false, _, None) => "off".to_owned(),
     }
+}
+
+/// Says which addresses are dialed in vain, since when and why.
+fn dials(dials: &[Dial]) -> impl Iterator<Item = String> {
+    let in_vain = dials.iter().filter(|dial| !dial.connected && dial.failures > 0);
+    in_vain.map(|Dial { address, tried_s, took_ms, failures, error, .. }| {
+        let last = tried_s.map(|seconds| format!(", last {}", ago(seconds))).unwrap_or_default();
+        let took = took_ms.map(|millis| format!(" for {millis} ms")).unwrap_or_default();
+        format!(
+            "{address} {failures} times in vain{last}{took}: {}",
+            error.as_deref().unwrap_or("the session ended")
+        )
+    })
 }
 
 /// Says what this node does for others, if it does or would do anything.

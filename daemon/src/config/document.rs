@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 use wgmesh_core::record::MAX_ROUTES;
 
 /// Every key, and what it takes. A table is listed by its own name too.
-const KEYS: [(&str, &str); 32] = [
+const KEYS: [(&str, &str); 35] = [
     ("interface", "the name of the WireGuard link, such as \"wgmesh0\""),
     ("secret_file", "the path of a file with the secret, such as \"/etc/wgmesh/wgmesh0.secret\""),
     ("listen_port", "a UDP port from 0 to 65535, 0 for any that is free"),
@@ -44,8 +44,11 @@ const KEYS: [(&str, &str); 32] = [
     ("nat.punching", "true or false"),
     ("relay", "a table: [relay]"),
     ("relay.mode", "one of \"sealed\", \"routed\", \"off\""),
+    ("relay.force", "true or false"),
     ("relay.serve", "true or false"),
     ("relay.max_pairs", "a number of pairs from 1 to 65535"),
+    ("relay.rate", "a number of Mbit/s from 1"),
+    ("relay.pair_rate", "a number of Mbit/s from 1"),
     ("privacy", "a table: [privacy]"),
     ("privacy.dandelion", "true or false"),
     ("limits", "a table: [limits]"),

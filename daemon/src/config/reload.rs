@@ -98,7 +98,7 @@ impl File {
         keys.filter(|(.., differs)| *differs).map(|(key, counts, _)| (key, counts)).collect()
     }
 
-    fn differences_in_tables(&self, found: &Self) -> [(&'static str, Counts, bool); 16] {
+    fn differences_in_tables(&self, found: &Self) -> [(&'static str, Counts, bool); 19] {
         use Counts::{AfterRestart, AtOnce};
         let Self { discovery, nat, relay, privacy, limits, .. } = self;
         let Discovery {
@@ -113,7 +113,7 @@ impl File {
             dht,
         } = &found.discovery;
         let Nat { stun_servers, punching } = &found.nat;
-        let Relay { mode, serve, max_pairs } = &found.relay;
+        let Relay { mode, force, serve, max_pairs, rate, pair_rate } = &found.relay;
         let Privacy { dandelion } = &found.privacy;
         let Limits { max_peers } = &found.limits;
         [
@@ -129,8 +129,11 @@ impl File {
             ("nat.stun_servers", AtOnce, *stun_servers != nat.stun_servers),
             ("nat.punching", AfterRestart, *punching != nat.punching),
             ("relay.mode", AfterRestart, *mode != relay.mode),
+            ("relay.force", AfterRestart, *force != relay.force),
             ("relay.serve", AfterRestart, *serve != relay.serve),
             ("relay.max_pairs", AfterRestart, *max_pairs != relay.max_pairs),
+            ("relay.rate", AfterRestart, *rate != relay.rate),
+            ("relay.pair_rate", AfterRestart, *pair_rate != relay.pair_rate),
             ("privacy.dandelion", AfterRestart, *dandelion != privacy.dandelion),
             ("limits.max_peers", AfterRestart, *max_peers != limits.max_peers),
         ]

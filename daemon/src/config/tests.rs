@@ -1,6 +1,9 @@
+use std::num::NonZeroU32;
+
 use wgmesh_core::config::{RelayMode, RelaySettings};
 
 use super::*;
+use crate::relay::Rates;
 
 fn parse(text: &str) -> Result<File, Problem> {
     File::parse(text, Path::new("/etc/wgmesh/office.toml"))
@@ -88,8 +91,11 @@ fn every_key_is_read() {
         punching = false
         [relay]
         mode = "off"
+        force = true
         serve = true
         max_pairs = 7
+        rate = 1000
+        pair_rate = 20
         [limits]
         max_peers = 50
         "#,
@@ -114,7 +120,9 @@ fn every_key_is_read() {
     assert!(!settings.lan && !settings.punching && !settings.exchange);
     assert_eq!(settings.exchange_port, Some(51901));
     assert_eq!(settings.max_peers, 50);
-    assert_eq!(settings.relay, RelaySettings { mode: RelayMode::Off, serve: Some(true), max_pairs: 7 });
+    let relay = RelaySettings { mode: RelayMode::Off, serve: Some(true), max_pairs: 7, force: true };
+    assert_eq!(settings.relay, relay);
+    assert_eq!(file.relay.rates(), Rates { flow: NonZeroU32::new(20), all: NonZeroU32::new(1000) });
     assert!(!settings.relay.routes() && !settings.relay.is_wanted());
     assert_eq!(settings.advertise_routes.len(), 2);
     assert_eq!(settings.accept_routes, BTreeSet::from(["192.168.0.0/16".parse().unwrap()]));
@@ -161,7 +169,10 @@ fn a_value_of_the_wrong_kind_says_what_the_key_takes() {
         ("[nat]\npunching = \"yes\"", "2:12: `nat.punching`"),
         ("[relay]\nmode = \"open\"", "2:8: `relay.mode`"),
         ("[relay]\nserve = 1", "2:9: `relay.serve`"),
+        ("[relay]\nforce = \"yes\"", "2:9: `relay.force`"),
         ("[relay]\nmax_pairs = 0", "2:13: `relay.max_pairs`"),
+        ("[relay]\nrate = \"1G\"", "2:8: `relay.rate`"),
+        ("[relay]\npair_rate = 0", "2:13: `relay.pair_rate`"),
     ] {
         let complaint = complaint(text);
         assert!(complaint.starts_with(place), "{text}: {complaint}");

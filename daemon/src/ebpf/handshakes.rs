@@ -14,6 +14,8 @@ use tokio::time::{Instant, sleep_until};
 use wgmesh_core::kernel::{Direction, HandshakeMessage, HandshakeSeen};
 use wgmesh_ebpf_common::{HandshakeEvent, INITIATION, RECEIVED, RESPONSE, RING_BYTES, SENT, UNANSWERED};
 
+use crate::clock;
+
 /// How long events are gathered after a batch was told: 200 wake-ups a second at most.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -77,11 +79,8 @@ fn drain(ring: &mut RingBuf<MapData>, unanswered: &mut Vec<Ipv6Addr>) -> (Vec<Ha
     let mut batch = Vec::new();
     for _ in 0..RING_EVENTS {
         let Some(item) = ring.next() else { return (batch, true) };
-        if let Some(seen) = parse(&item)
-            && batch.len() < BATCH
-            && !batch.contains(&seen)
-        {
-            batch.push(seen);
+        if let Some(seen) = parse(&item) {
+            merge(&mut batch, seen);
         }
         if let Some(address) = parse_unanswered(&item)
             && unanswered.len() < BATCH
@@ -91,6 +90,16 @@ fn drain(ring: &mut RingBuf<MapData>, unanswered: &mut Vec<Ipv6Addr>) -> (Vec<Ha
         }
     }
     (batch, false)
+}
+
+/// Adds a message to a batch, or the time of a repeated one.
+fn merge(batch: &mut Vec<HandshakeSeen>, seen: HandshakeSeen) {
+    let is_same = |known: &HandshakeSeen| HandshakeSeen { at: seen.at, ..*known } == seen;
+    match batch.iter().position(is_same) {
+        Some(known) => batch[known].at = seen.at,
+        None if batch.len() < BATCH => batch.push(seen),
+        None => {}
+    }
 }
 
 /// Reads an event of packets that nothing comes back for; `None` where it is another.
@@ -112,7 +121,7 @@ fn parse(item: &[u8]) -> Option<HandshakeSeen> {
         SENT => Direction::Sent,
         _ => return None,
     };
-    Some(HandshakeSeen { endpoint: endpoint(&event), message, direction })
+    Some(HandshakeSeen { endpoint: endpoint(&event), message, direction, at: clock::at(event.at) })
 }
 
 /// Returns the other end; the scope is given where it belongs to the address, as WireGuard's own endpoints do.
@@ -132,13 +141,14 @@ mod tests {
     use super::*;
 
     /// An event of a response that went to port 51820 over interface 3.
-    fn event(address: &str) -> [u8; 24] {
+    fn event(address: &str) -> [u8; 32] {
         let address: Ipv6Addr = address.parse().unwrap();
-        let mut bytes = [0; 24];
-        bytes[..16].copy_from_slice(&address.octets());
-        bytes[16..20].copy_from_slice(&3_u32.to_ne_bytes());
-        bytes[20..22].copy_from_slice(&51820_u16.to_ne_bytes());
-        bytes[22..].copy_from_slice(&[RESPONSE, SENT]);
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&7_u64.to_ne_bytes());
+        bytes[8..24].copy_from_slice(&address.octets());
+        bytes[24..28].copy_from_slice(&3_u32.to_ne_bytes());
+        bytes[28..30].copy_from_slice(&51820_u16.to_ne_bytes());
+        bytes[30..].copy_from_slice(&[RESPONSE, SENT]);
         bytes
     }
 
@@ -148,6 +158,19 @@ mod tests {
 
         assert_eq!(seen.endpoint, "192.0.2.7:51820".parse().unwrap());
         assert_eq!((seen.message, seen.direction), (HandshakeMessage::Response, Direction::Sent));
+        assert_eq!(seen.at, clock::at(7));
+    }
+
+    #[test]
+    fn a_message_that_is_repeated_counts_once_with_its_last_time() {
+        let mut batch = Vec::new();
+        for (port, at) in [(1, 1), (2, 2), (1, 3)] {
+            let seen = parse(&event("::ffff:192.0.2.7")).unwrap();
+            let endpoint = SocketAddr::new(seen.endpoint.ip(), port);
+            merge(&mut batch, HandshakeSeen { endpoint, at: clock::at(at), ..seen });
+        }
+        let times: Vec<_> = batch.iter().map(|seen| (seen.endpoint.port(), seen.at)).collect();
+        assert_eq!(times, [(1, clock::at(3)), (2, clock::at(2))]);
     }
 
     #[test]
@@ -162,7 +185,7 @@ mod tests {
     #[test]
     fn word_of_unanswered_packets_names_the_inner_address() {
         let mut silence = event("fd00::7");
-        silence[22] = UNANSWERED;
+        silence[30] = UNANSWERED;
         assert_eq!(parse_unanswered(&silence), Some("fd00::7".parse().unwrap()));
         assert_eq!(parse(&silence), None);
     }
@@ -171,8 +194,8 @@ mod tests {
     fn what_our_programs_never_write_is_skipped() {
         let good = event("fe80::1");
         let (mut other_message, mut other_direction) = (good, good);
-        other_message[22] = 4;
-        other_direction[23] = 2;
+        other_message[30] = 4;
+        other_direction[31] = 2;
 
         assert_eq!(parse(&other_message), None);
         assert_eq!(parse(&other_direction), None);

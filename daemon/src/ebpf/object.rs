@@ -2,7 +2,8 @@
 //!
 //! Maps that carry something worth keeping are pinned: what an earlier run left is adopted if it has the very shape
 //! that this object wants, and made anew if it has not (an upgrade changed the layout; counters then start at zero).
-//! The ring buffer is not pinned, nor what is remembered of silences: both are worth nothing to a later run.
+//! The ring buffer is not pinned, nor what is remembered of silences, nor the meter of all that is relayed: they are worth
+//! nothing to a later run.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -25,8 +26,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WGMESH_EBPF_OBJECT_PATH
 pub(super) const PINNED: [&str; 6] =
     ["LISTEN_PORT", "NETWORKS_V4", "NETWORKS_V6", "OWNERS", "RELAYED", "TRAFFIC"];
 
-/// The two maps that are not: what they hold is worth nothing to a later run.
+/// The maps that are not: what they hold is worth nothing to a later run.
 pub(super) const RING: &str = "HANDSHAKES";
+pub(super) const RELAY_METER: &str = "RELAY_METER";
 #[cfg(test)]
 const SILENCES: &str = "SILENCES";
 
@@ -180,7 +182,7 @@ mod tests {
         let mut programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
         maps.sort_unstable();
         programs.sort_unstable();
-        let mut expected = [&[RING, SILENCES], &PINNED[..]].concat();
+        let mut expected = [&[RELAY_METER, RING, SILENCES], &PINNED[..]].concat();
         expected.sort_unstable();
         assert_eq!(maps, expected);
         assert_eq!(programs, ["wgmesh_hs_rx", "wgmesh_hs_tx", "wgmesh_relay", "wgmesh_rx", "wgmesh_tx"]);

@@ -15,18 +15,19 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use aya::maps::{HashMap, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use tokio::time::Instant;
 use wgmesh_core::kernel::Underlay;
 use wgmesh_core::relay::{Forwarding, RelayEnd};
-use wgmesh_ebpf_common::{RelayHop, RelayKey};
+use wgmesh_ebpf_common::{Meter, RelayHop, RelayKey};
 
 use super::EbpfError;
 use super::attach::{AttachError, Hook, Role};
-use super::object::Loaded;
+use super::object::{self, Loaded};
 use super::tables::{fitted, mapped, present};
 use crate::kernel::{KernelError, Router, Way};
+use crate::relay::Rates;
 
 /// How long flows are kept that an earlier run left: as long as an allocation lives without being renewed.
 const GRACE: Duration = Duration::from_secs(180);
@@ -40,6 +41,8 @@ pub struct Relayed {
     pub packets: u64,
     /// Their bytes, with IP headers.
     pub bytes: u64,
+    /// Packets that were dropped because a limit was reached.
+    pub limited: u64,
 }
 
 /// The relaying of one mesh.
@@ -47,6 +50,8 @@ pub(super) struct Relay {
     hook: Hook,
     program: SchedClassifier,
     map: HashMap<MapData, RelayKey, RelayHop>,
+    /// How much of each flow passes.
+    meter: Meter,
     /// What the map holds; the counters are as they were when a flow was last written.
     flows: BTreeMap<RelayKey, RelayHop>,
     /// Flows that an earlier run left and nobody asked for yet.
@@ -67,13 +72,22 @@ pub(super) struct Relay {
 
 impl Relay {
     /// Takes the program and the map, and reads what an earlier run left in it.
-    pub(super) fn new(loaded: &mut Loaded, interface: &str, pins: &Path) -> Result<Self, EbpfError> {
+    pub(super) fn new(
+        loaded: &mut Loaded,
+        interface: &str,
+        rates: Rates,
+        pins: &Path,
+    ) -> Result<Self, EbpfError> {
+        // The program has it for as long as it is loaded.
+        let mut all: Array<MapData, Meter> = loaded.take_map(object::RELAY_METER)?;
+        all.set(0, rates.meter_of_all(), 0)?;
         let map: HashMap<MapData, RelayKey, RelayHop> = loaded.take_map("RELAYED")?;
         let flows: BTreeMap<RelayKey, RelayHop> = map.iter().collect::<Result<_, _>>()?;
         Ok(Self {
             hook: Hook::choose(interface, Role::Relay),
             program: loaded.take_program("wgmesh_relay")?,
             map,
+            meter: rates.meter_of_flow(),
             left: flows.keys().copied().collect(),
             left_until: Instant::now() + GRACE,
             flows,
@@ -134,6 +148,7 @@ impl Relay {
             let hop = self.map.get(key, 0)?;
             sum.packets = sum.packets.saturating_add(hop.packets);
             sum.bytes = sum.bytes.saturating_add(hop.bytes);
+            sum.limited = sum.limited.saturating_add(hop.limited);
         }
         Ok(sum)
     }
@@ -153,6 +168,7 @@ impl Relay {
         let mut wanted = BTreeMap::new();
         for (ports, ends) in bound.into_iter().filter(|(_, ends)| fits(ends)) {
             let [Some(first), Some(second)] = [self.way(&ends[0])?, self.way(&ends[1])?] else { continue };
+            let hop = |end, port, way| RelayHop { meter: self.meter, ..hop(end, port, way) };
             wanted.insert(key(&ends[0], ports[0]), hop(&ends[1], ports[1], second));
             wanted.insert(key(&ends[1], ports[1]), hop(&ends[0], ports[0], first));
         }
@@ -180,12 +196,12 @@ impl Relay {
 
     fn write(&mut self, key: RelayKey, wanted: RelayHop) -> Result<(), EbpfError> {
         let held = self.flows.get(&key);
-        if held.is_some_and(|held| RelayHop { packets: held.packets, bytes: held.bytes, ..wanted } == *held) {
+        if held.is_some_and(|held| after(held, wanted) == *held) {
             return Ok(());
         }
         // The flow changes its way, not its history.
         let counted = if held.is_some() { self.map.get(&key, 0)? } else { RelayHop::default() };
-        let wanted = RelayHop { packets: counted.packets, bytes: counted.bytes, ..wanted };
+        let wanted = after(&counted, wanted);
         if fitted(|| self.map.insert(key, wanted, 0))? {
             self.flows.insert(key, wanted);
         }
@@ -271,6 +287,12 @@ fn hop(end: &RelayEnd, port: u16, way: Way) -> RelayHop {
         longest: way.mtu,
         ..RelayHop::default()
     }
+}
+
+/// Returns a flow with the history of what it was before.
+fn after(counted: &RelayHop, wanted: RelayHop) -> RelayHop {
+    let &RelayHop { packets, bytes, limited, meter: Meter { clock, .. }, .. } = counted;
+    RelayHop { packets, bytes, limited, meter: Meter { clock, ..wanted.meter }, ..wanted }
 }
 
 /// Returns our port of a flow.

@@ -18,13 +18,13 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError, PerCpuHashMap, PerCpuValues};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::errno::Errno;
-use nix::time::{ClockId, clock_gettime};
 use wgmesh_core::kernel::PeerTraffic;
 use wgmesh_core::key::PublicKey;
 use wgmesh_ebpf_common::{Counters, Flow, PeerKey};
 
 use super::EbpfError;
 use super::object::Loaded;
+use crate::clock;
 
 /// How often an insert is tried again. The kernel keeps a small stock of elements for such maps and refills it
 /// behind our back; a thousand peers at once can outrun it.
@@ -97,7 +97,7 @@ impl Tables {
 
     /// Reads every peer's counters, summed over its addresses and the processors.
     pub(super) fn traffic(&self) -> Result<BTreeMap<PublicKey, PeerTraffic>, EbpfError> {
-        let now = boot_time();
+        let now = clock::since_boot();
         let mut sums: BTreeMap<PeerKey, Counters> = BTreeMap::new();
         for (address, owner) in &self.owners {
             let sum = sums.entry(*owner).or_default();
@@ -236,11 +236,6 @@ fn errno(error: &MapError) -> Option<Errno> {
         MapError::KeyNotFound => Some(Errno::ENOENT),
         _ => None,
     }
-}
-
-/// The clock that the programs stamp with: it runs on while the host sleeps.
-fn boot_time() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
 fn add(sum: &mut Flow, one: Flow) {

@@ -116,6 +116,11 @@ impl From<std::io::Error> for Failure {
 }
 
 impl KernelError {
+    /// Says why a link of WireGuard's kind was not made.
+    pub(super) fn at_creation(step: impl Into<String>, failure: Failure) -> Self {
+        if failure.is(Errno::EOPNOTSUPP) { Self::NoWireGuard } else { Self::at(step, failure) }
+    }
+
     pub(super) fn at(step: impl Into<String>, failure: Failure) -> Self {
         let step = step.into();
         match failure {
@@ -146,6 +151,17 @@ mod tests {
         assert!(matches!(at(Errno::EADDRINUSE), KernelError::PortInUse { .. }));
         assert!(matches!(at(Errno::EPERM), KernelError::NoPermission { .. }));
         assert!(matches!(at(Errno::EINVAL), KernelError::Refused { .. }));
+    }
+
+    /// `rtnl_newlink` in net/core/rtnetlink.c answers so where no module has the kind.
+    #[test]
+    fn a_kernel_without_wireguard_is_told_apart_and_what_to_do_is_said() {
+        let error = KernelError::at_creation("make the link", refused(Errno::EOPNOTSUPP));
+        assert!(error.to_string().contains("modprobe wireguard"), "{error}");
+        let error = KernelError::at_creation("make the link", refused(Errno::EPERM));
+        assert!(matches!(error, KernelError::NoPermission { .. }));
+        let error = KernelError::at("add an address", refused(Errno::EOPNOTSUPP));
+        assert!(matches!(error, KernelError::Refused { .. }), "only a link tells of the module");
     }
 
     #[test]

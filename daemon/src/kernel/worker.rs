@@ -255,7 +255,7 @@ impl Worker {
 
     fn error(&self, write: &Write, failure: Failure) -> KernelError {
         match write {
-            Write::CreateLink { .. } if failure.is(Errno::EOPNOTSUPP) => KernelError::NoWireGuard,
+            Write::CreateLink { .. } => KernelError::at_creation(step(&self.interface, write), failure),
             _ => KernelError::at(step(&self.interface, write), failure),
         }
     }

@@ -1,11 +1,13 @@
 //! On loopback: real sockets, addresses in 127.0.0.0/8.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 use wgmesh_core::key::SecretKey;
+use wgmesh_ebpf_common::DATA;
 
 use super::*;
 
@@ -22,17 +24,25 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
+        Self::with(Rates::default()).await
+    }
+
+    async fn with(rates: Rates) -> Self {
         let nodes = [node().await, node().await];
         let pair = [1, 2].map(|byte| SecretKey::from_random([byte; 32]).public());
         let ports = [free_port(), free_port()];
-        let mut relay = Relay::new();
+        let mut relay = Relay::new(rates);
         let entry = Forwarding { pair, ports, ends: [None; 2] };
         relay.follow(&[entry]);
         Self { relay, nodes, entry }
     }
 
     async fn bound() -> Self {
-        let mut scene = Self::new().await;
+        Self::new().await.bind().await
+    }
+
+    async fn bind(self) -> Self {
+        let mut scene = self;
         let end = |node: &UdpSocket, local| Some(RelayEnd { peer: node.local_addr().unwrap(), local });
         scene.entry.ends = [end(&scene.nodes[0], HERE), end(&scene.nodes[1], ALSO_HERE)];
         scene.relay.follow(&[scene.entry]);
@@ -97,6 +107,24 @@ async fn nothing_is_passed_on_before_both_ends_are_bound() {
     assert_eq!(scene.relay.traffic().packets, 0);
 }
 
+/// W-D12: data beyond the limit is dropped, and a handshake comes through all the same.
+#[tokio::test]
+async fn what_is_beyond_a_limit_is_dropped() {
+    let slow = NonZeroU32::new(1);
+    for rates in [Rates { flow: slow, all: None }, Rates { flow: None, all: slow }] {
+        let scene = Scene::with(rates).await.bind().await;
+        let exceeded = timeout(PATIENCE, async {
+            while scene.relay.traffic().limited == 0 {
+                scene.send(0, &[&[DATA, 0, 0, 0], [7; 8_000].as_slice()].concat()).await;
+                tokio::task::yield_now().await;
+            }
+        });
+        exceeded.await.unwrap_or_else(|_| panic!("{rates:?} should be exceeded"));
+        scene.send(0, &[1, 0, 0, 0]).await;
+        while scene.heard(1).await.0 != [1, 0, 0, 0] {}
+    }
+}
+
 #[tokio::test]
 async fn a_stranger_reaches_neither_end() {
     let scene = Scene::bound().await;
@@ -139,7 +167,7 @@ async fn a_port_that_somebody_else_has_is_reported() {
     let taken = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let pair = [1, 2].map(|byte| SecretKey::from_random([byte; 32]).public());
-    let mut relay = Relay::new();
+    let mut relay = Relay::new(Rates::default());
     relay.follow(&[Forwarding { pair, ports: [free_port(), port], ends: [None; 2] }]);
     let event = timeout(PATIENCE, relay.next()).await.unwrap();
     assert!(matches!(event, Event::RelayPortTaken(taken) if taken == port));

@@ -6,9 +6,10 @@ use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::{Event, KernelReport};
 use wgmesh_core::status::{Source, SourceState, Status};
 
+use super::Daemon;
 use super::storage::Job;
-use super::{Daemon, clock};
 use crate::api::{Answer, ApiRequest};
+use crate::clock;
 use crate::config::StaticPeer;
 use crate::notify::Notifier;
 use crate::pins::{Pin, Removal};

@@ -82,7 +82,7 @@ impl Network {
             keys: keys.clone(),
             lan,
             wireguard: None,
-            relay: Relay::new(),
+            relay: Relay::new(config.relay.rates()),
             probes: Probes::new(settings.interface.clone()),
             exchange: None,
             gossip: settings.gossip.then(|| Gossip::new(settings.interface.clone(), keys.gossip_port())),

@@ -13,7 +13,8 @@ use wgmesh_core::standing::Book;
 use super::network::Network;
 use super::storage::{Files, Storage};
 use super::wanted::Wanted;
-use super::{Error, clock, system};
+use super::{Error, system};
+use crate::clock;
 use crate::config::File;
 use crate::state;
 

@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use wgmesh_core::time::Monotonic;
 
-use super::clock;
+use crate::clock;
 
 /// Waits for one deadline after the other, by the clock that [`clock::now`] reads.
 pub(super) struct Timer {

@@ -4,13 +4,17 @@
 //! byte for byte between the two sides. Sizes and alignments are asserted here, so that a change on one side only
 //! cannot build. Pinned maps outlive the daemon: whoever changes a struct that a pinned map holds changes its size
 //! too, and the loader then makes the map anew.
-#![no_std]
+#![cfg_attr(not(test), no_std)]
+
+mod meter;
+
+pub use meter::Meter;
 
 /// How many single addresses, and how many networks of each family, the maps hold: two addresses for each of 4,096
 /// peers, and as much again. More are not counted.
 pub const MAX_PREFIXES: u32 = 16_384;
 
-/// The ring buffer's size in bytes: a multiple of the page size and room for 2,048 events.
+/// The ring buffer's size in bytes: a multiple of the page size and room for some 1,600 events.
 pub const RING_BYTES: u32 = 64 * 1024;
 
 /// [`HandshakeEvent::message`] where no message was seen: packets have gone to the inner address for a second, and
@@ -28,6 +32,9 @@ pub const PROBE: [u8; 2] = [1, 3];
 pub const INITIATION: u8 = 1;
 /// The answer to [`INITIATION`].
 pub const RESPONSE: u8 = 2;
+
+/// The message that carries data.
+pub const DATA: u8 = 4;
 
 /// [`HandshakeEvent::direction`] of a message that came in.
 pub const RECEIVED: u8 = 0;
@@ -100,6 +107,10 @@ pub struct RelayHop {
     pub packets: u64,
     /// Their bytes, IP headers included.
     pub bytes: u64,
+    /// Packets that were dropped because a limit was reached.
+    pub limited: u64,
+    /// How much of the flow passes.
+    pub meter: Meter,
     /// The address of ours from which they go, of the same IP version as the flow's own.
     pub source: [u32; 4],
     /// Where they go.
@@ -118,6 +129,8 @@ pub struct RelayHop {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct HandshakeEvent {
+    /// Nanoseconds on the boot clock.
+    pub at: u64,
     /// The other end's address; IPv4 as an IPv4-mapped IPv6 address (RFC 4291 §2.5.5.2).
     pub address: [u8; 16],
     /// The interface it crossed, which is the scope of a link-local address.
@@ -132,9 +145,11 @@ pub struct HandshakeEvent {
 
 impl HandshakeEvent {
     /// Reads an event as a program wrote it.
-    pub fn from_bytes(bytes: &[u8; 24]) -> Self {
-        let [address @ .., i0, i1, i2, i3, p0, p1, message, direction] = *bytes;
+    pub fn from_bytes(bytes: &[u8; 32]) -> Self {
+        let [t0, t1, t2, t3, t4, t5, t6, t7, address @ .., i0, i1, i2, i3, p0, p1, message, direction] =
+            *bytes;
         Self {
+            at: u64::from_ne_bytes([t0, t1, t2, t3, t4, t5, t6, t7]),
             address,
             interface: u32::from_ne_bytes([i0, i1, i2, i3]),
             port: u16::from_ne_bytes([p0, p1]),
@@ -150,13 +165,14 @@ const _: () = {
     assert!(size_of::<Counters>() == 64 && align_of::<Counters>() == 8);
     assert!(size_of::<Silence>() == 32 && align_of::<Silence>() == 8);
     assert!(size_of::<RelayKey>() == 36 && align_of::<RelayKey>() == 4);
-    assert!(size_of::<RelayHop>() == 64 && align_of::<RelayHop>() == 8);
-    assert!(size_of::<HandshakeEvent>() == 24 && align_of::<HandshakeEvent>() == 4);
+    assert!(size_of::<Meter>() == 16 && align_of::<Meter>() == 8);
+    assert!(size_of::<RelayHop>() == 88 && align_of::<RelayHop>() == 8);
+    assert!(size_of::<HandshakeEvent>() == 32 && align_of::<HandshakeEvent>() == 8);
 };
 
 #[cfg(feature = "user")]
 mod user {
-    use super::{Counters, PeerKey, RelayHop, RelayKey};
+    use super::{Counters, Meter, PeerKey, RelayHop, RelayKey};
 
     // SAFETY: `repr(transparent)` over bytes; every bit pattern is valid.
     unsafe impl aya::Pod for PeerKey {}
@@ -166,4 +182,6 @@ mod user {
     unsafe impl aya::Pod for RelayKey {}
     // SAFETY: `repr(C)`, integers only, no padding (asserted above); every bit pattern is valid.
     unsafe impl aya::Pod for RelayHop {}
+    // SAFETY: `repr(C)`, integers only, no padding (asserted above); every bit pattern is valid.
+    unsafe impl aya::Pod for Meter {}
 }

@@ -41,7 +41,7 @@ pub use host::{Host, Process};
 pub use internet::{DhtNodes, Internet, Member, Nat, NatKind, Site, StunServers, TorrentNode, Traffic};
 pub use lan::Lan;
 pub use link::{Link, Switch};
-pub use log::first_logged;
+pub use log::{first_logged, show};
 pub use namespace::Namespace;
 pub use pair::{Outcome, Pair, View, secret};
 pub use parallel::in_parallel;

@@ -1,5 +1,6 @@
-//! When a daemon logged what.
+//! When a daemon logged what, and figures of tests that pass.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -11,6 +12,12 @@ pub fn first_logged(log: &str, start: Instant, needles: &[&str]) -> Option<Insta
     let lines = log.lines().filter(|line| needles.iter().all(|needle| line.contains(needle)));
     let since_start = |line| time_of_day(line)?.checked_sub(start_of_day);
     lines.filter_map(since_start).next().map(|since_start| start + since_start)
+}
+
+/// Prints a figure, also where the test passes: the runner only keeps back what `println!` prints.
+pub fn show(line: &str) {
+    // Without a reader there is nobody who misses it.
+    drop(std::io::stdout().write_all(format!("{line}\n").as_bytes()));
 }
 
 /// Reads `2026-01-31T12:34:56.789012Z` at a line's start.

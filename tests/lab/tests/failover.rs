@@ -2,7 +2,6 @@
 //!
 //! Times stand beside their goal; a busy machine may take longer.
 
-use std::io::Write;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -119,6 +118,5 @@ fn check_route(pair: &TwoLinks, index: usize, target: IpAddr) {
 /// Prints a figure, also where the test passes: the runner only keeps back what `println!` prints.
 fn show(what: &str, silence: Duration) {
     let verdict = if silence < GOAL { "" } else { ", goal of 3 s MISSED" };
-    let line = format!("{what}: traffic is back after {:.2} s{verdict}\n", silence.as_secs_f64());
-    std::io::stdout().write_all(line.as_bytes()).unwrap();
+    wgmesh_lab::show(&format!("{what}: traffic is back after {:.2} s{verdict}", silence.as_secs_f64()));
 }

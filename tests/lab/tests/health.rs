@@ -113,6 +113,5 @@ fn a_host_that_is_gone_is_given_up_and_comes_back_and_one_that_hangs_stays() {
 /// Prints a figure, also where the test passes.
 fn show(what: &str, took: Duration, goal: Duration) {
     let verdict = if took < goal { "" } else { ", goal MISSED" };
-    let line = format!("{what}: {:.1} s{verdict} (goal {} s)\n", took.as_secs_f64(), goal.as_secs());
-    io::stdout().write_all(line.as_bytes()).unwrap();
+    wgmesh_lab::show(&format!("{what}: {:.1} s{verdict} (goal {} s)", took.as_secs_f64(), goal.as_secs()));
 }

@@ -7,14 +7,17 @@ mod lifecycle;
 mod reload;
 mod routes;
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use wgmesh_lab::{Daemon, Lan, Settings, eventually};
+use wgmesh_lab::{Daemon, Host, Lan, Process, Settings, eventually};
 
 pub(crate) const SECRET: &str = "wgmesh://v1/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
 const OTHER_SECRET: &str = "wgmesh://v1/HxAREhMUFRYXGBkaGxwdHh8AAQIDBAUGBwgJCgsMDQ4";
+
+/// Takes CAP_PERFMON and CAP_BPF away, which the setpriv of Debian 11 knows by number only, and what stood for both before.
+const WITHOUT_EBPF: &str = "-cap_38,-cap_39,-sys_admin";
 
 /// Longer than anything takes that works, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -99,7 +102,9 @@ fn an_independent_reader_of_the_kernel_agrees_with_status() {
 #[test]
 fn a_host_with_another_secret_gets_no_tunnel_and_learns_nothing_from_the_wire() {
     let lan = Lan::new("secrets", 3);
-    let capture = lan.hosts[2].capture(lan.links[2].interface(), "udp");
+    let announces = lan.hosts[2].capture(lan.links[2].interface(), "udp");
+    // Whatever a member says to another: hellos, pings, handshakes, sessions.
+    let talk = lan.hosts[0].capture(lan.links[0].interface(), "ip or ip6");
     let outsider = lan.hosts[2].daemon(&Settings::new(OTHER_SECRET));
     outsider.wait_ready();
     let member = Settings::new(SECRET).with("hostname = \"nobody-else-may-know\"");
@@ -111,15 +116,41 @@ fn a_host_with_another_secret_gets_no_tunnel_and_learns_nothing_from_the_wire() 
     std::thread::sleep(Duration::from_secs(6));
     assert!(peers(&outsider).is_empty());
     assert!(members.iter().all(|member| peers(member).len() == 1));
-    let wire = capture.finish();
-    let shows = |needle: &[u8]| wire.windows(needle.len()).any(|window| window == needle);
-    assert!(shows(&51830_u16.to_be_bytes()), "the capture saw the announces");
-    for member in &members {
-        let key = node(member, "public_key");
-        let raw = base64(&key);
-        assert!(!shows(key.as_bytes()) && !shows(&raw), "a public key is on the wire");
-        assert!(!shows(&mesh_ipv4(member).octets()), "a mesh address is on the wire");
-        assert!(!shows(node(member, "hostname").as_bytes()), "a name is on the wire");
+    assert!(lan.hosts[0].pings(mesh_ipv4(&members[1])));
+    for (wire, port) in [(announces.finish(), 51830_u16), (talk.finish(), 51820)] {
+        let shows = |needle: &[u8]| wire.windows(needle.len()).any(|window| window == needle);
+        assert!(shows(&port.to_be_bytes()), "the capture saw what goes to port {port}");
+        for member in &members {
+            let key = node(member, "public_key");
+            assert!(!shows(key.as_bytes()) && !shows(&base64(&key)), "a public key is on the wire");
+            let inner: Ipv6Addr = node(member, "mesh_ipv6").parse().unwrap();
+            let is_shown = shows(&mesh_ipv4(member).octets()) || shows(&inner.octets());
+            assert!(!is_shown, "a mesh address is on the wire");
+            assert!(!shows(node(member, "hostname").as_bytes()), "a name is on the wire");
+        }
+    }
+}
+
+/// C-5: eBPF stamps a handshake's answer at the second from which the kernel counts the session, on both ends.
+#[test]
+fn ebpf_sees_handshakes_when_the_kernel_does() {
+    let lan = Lan::new("stamps", 2);
+    let daemons = mesh(&lan, &Settings::new(SECRET));
+    // The first handshake is over by then.
+    eventually(PATIENCE, || daemons.iter().all(|daemon| daemon.status_json()["ebpf"]["active"] == true));
+    lan.hosts[0].run(["wg", "set", "wgmesh0", "peer", &node(&daemons[1], "public_key"), "remove"]);
+    let seen = |daemon: &Daemon| peers(daemon)[0]["handshake_seen_s"].as_u64();
+    eventually(PATIENCE, || {
+        lan.hosts[0].exec(["ping", "-c", "1", "-W", "1", &mesh_ipv4(&daemons[1]).to_string()]);
+        daemons.iter().all(|daemon| seen(daemon).is_some())
+    });
+    std::thread::sleep(Duration::from_secs(5));
+    for (host, daemon) in lan.hosts.iter().zip(&daemons) {
+        let told = host.run(["wg", "show", "wgmesh0", "latest-handshakes"]);
+        let told: u64 = told.split_whitespace().nth(1).unwrap().parse().unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let (seen, told) = (seen(daemon).unwrap(), now - told);
+        assert!(seen >= 4 && seen.abs_diff(told) <= 2, "eBPF: {seen} s ago, WireGuard: {told} s ago");
     }
 }
 
@@ -161,12 +192,9 @@ fn the_daemon_never_starts_a_process() {
     let lan = Lan::new("forks", 2);
     let first = lan.hosts[0].daemon(&Settings::new(SECRET));
     first.wait_ready();
-    let config = lan.hosts[1].daemon(&Settings::new(SECRET)).config().to_owned();
     let trace = lan.hosts[1].folder().join("trace");
-    let binary = std::env::var("WGMESH_BIN").unwrap();
     let words = ["strace", "-f", "-e", "trace=execve,execveat,fork,vfork", "-o", trace.to_str().unwrap()];
-    let run = [binary.as_str(), "run", "--config", config.to_str().unwrap()];
-    let traced = lan.hosts[1].spawn(words.iter().chain(&run));
+    let (traced, _) = run_by(&lan.hosts[1], &words);
     eventually(PATIENCE, || direct_peers(&first) == 1);
     std::thread::sleep(Duration::from_secs(6));
     lan.hosts[1].run(["pkill", "-TERM", "-f", "^[^ ]*wgmesh run --config .*forks"]);
@@ -174,6 +202,38 @@ fn the_daemon_never_starts_a_process() {
     let text = std::fs::read_to_string(trace).unwrap();
     let starts = text.lines().filter(|line| line.contains("exec") || line.contains("fork(")).count();
     assert_eq!(starts, 1, "the one that strace itself made: {text}");
+}
+
+/// C-5: where the kernel lets nobody load programs the mesh works all the same, and `status` says what is missing.
+#[test]
+fn without_ebpf_the_daemon_runs_and_says_so() {
+    let lan = Lan::new("no-ebpf", 2);
+    let first = lan.hosts[0].daemon(&Settings::new(SECRET));
+    first.wait_ready();
+    let (running, config) = run_by(&lan.hosts[1], &["setpriv", "--bounding-set", WITHOUT_EBPF]);
+    let status = || -> Option<Value> {
+        let told = lan.hosts[1].wgmesh(["status", "--json", "--config", &config]).stdout;
+        serde_json::from_slice(&told).ok()
+    };
+    eventually(PATIENCE, || status().is_some_and(|status| status["ebpf"]["error"].is_string()));
+    let ebpf = status().unwrap()["ebpf"].clone();
+    assert_eq!(ebpf["active"], false);
+    assert!(ebpf["error"].as_str().unwrap().contains("ermi"), "{ebpf}");
+    eventually(PATIENCE, || direct_peers(&first) == 1);
+    assert!(lan.hosts[1].pings(mesh_ipv4(&first)));
+    let peer = status().unwrap()["peers"][0].clone();
+    assert!(peer["rx_bytes"].as_u64().is_some_and(|bytes| bytes > 0) && peer["ebpf"].is_null(), "{peer}");
+    let table = lan.hosts[1].wgmesh(["status", "--config", &config]).stdout;
+    assert!(String::from_utf8_lossy(&table).contains("eBPF      off: "), "it is shown");
+    running.interrupt();
+}
+
+/// Has another program run a daemon. Returns it, and the daemon's configuration.
+fn run_by(host: &Host, program: &[&str]) -> (Process, String) {
+    // Only for its files: dropped, it is killed.
+    let config = host.daemon(&Settings::new(SECRET)).config().to_str().unwrap().to_owned();
+    let binary = std::env::var("WGMESH_BIN").unwrap();
+    (host.spawn(program.iter().chain(&[binary.as_str(), "run", "--config", &config])), config)
 }
 
 fn base64(text: &str) -> Vec<u8> {

@@ -11,11 +11,10 @@ mod neighbours;
 mod relays;
 mod routed;
 
-use std::io::Write;
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
-use wgmesh_lab::{Internet, NatKind, Pair, Pings, StunServers, eventually};
+use wgmesh_lab::{Internet, NatKind, Pair, Pings, StunServers, eventually, show};
 
 /// Longer than any meeting takes, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -78,13 +77,7 @@ impl World {
     }
 }
 
-/// Prints a figure, also where the test passes: the runner only keeps back what `println!` prints.
-fn show(line: &str) {
-    std::io::stdout().write_all(format!("{line}\n").as_bytes()).unwrap();
-}
-
-/// M-30, W-X22, W-X23, W-X24, W-X34, W-X35, W-X37: three daemons, nothing known but the introducer; X-18 names the
-/// source.
+/// M-30, W-X22, W-X23, W-X24, W-X34, W-X35, W-X37: three daemons, nothing known but the introducer; X-18 names the source.
 #[test]
 fn two_hosts_behind_nats_meet_through_an_introducer() {
     let world = World::meet("meet", [NatKind::PortRestricted, NatKind::PortRewriting]);
@@ -95,6 +88,11 @@ fn two_hosts_behind_nats_meet_through_an_introducer() {
         let mapped: std::net::SocketAddr = node["mapped"].as_str().unwrap().parse().unwrap();
         assert_eq!(mapped.ip(), world.pair.sites[index].public());
         assert!(world.pair.views()[1 - index].endpoint == Some(mapped), "{:?}", world.pair.views());
+        let other = world.pair.daemons[1 - index].status_json()["node"]["public_key"].clone();
+        let peer =
+            status["peers"].as_array().unwrap().iter().find(|peer| peer["public_key"] == other).unwrap();
+        let sources = peer["sources"].as_array().unwrap();
+        assert!(sources.iter().any(|source| source == "dht-rendezvous"), "{peer}");
     }
 }
 

@@ -13,6 +13,9 @@ use wgmesh_lab::{Daemon, Host, Internet, NatKind, Pair, Settings, StunServers, e
 /// Longer than any meeting takes, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(40);
 
+/// Where the two of [`two_strangers`] are.
+const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2)];
+
 /// The exchange's port in the lab.
 const EXCHANGE_PORT: u16 = 51900;
 
@@ -67,16 +70,10 @@ fn an_operator_learns_what_the_nat_does_and_how_far_away_a_peer_is() {
 #[test]
 fn a_node_that_the_operator_names_is_met_and_one_removed_is_gone() {
     let internet = Internet::new("operator-name");
-    let addresses = [1, 2].map(|last| Ipv4Addr::new(192, 0, 2, last));
-    let hosts = addresses.map(|address| internet.server(&format!("node{}", address.octets()[3]), &[address]));
-    let settings = settings();
-    let daemons = hosts.each_ref().map(|host| host.daemon(&settings));
-    let [first, second] = daemons;
-    first.wait_ready();
-    second.wait_ready();
+    let (hosts, [first, second]) = two_strangers(&internet);
     let config = first.config().to_owned();
     let node = Node { host: &hosts[0], config: &config };
-    let name = format!("{}:{EXCHANGE_PORT}", addresses[1]);
+    let name = format!("{}:{EXCHANGE_PORT}", ADDRESSES[1]);
 
     node.text(&["peer", "add", &name]);
 
@@ -85,7 +82,7 @@ fn a_node_that_the_operator_names_is_met_and_one_removed_is_gone() {
 
     first.stop();
     std::fs::remove_file(hosts[0].folder().join("state/wgmesh0-peers.json")).ok();
-    let first = hosts[0].daemon(&settings);
+    let first = hosts[0].daemon(&settings());
     first.wait_ready();
     meet(&first);
 
@@ -102,18 +99,48 @@ fn a_node_that_the_operator_names_is_met_and_one_removed_is_gone() {
 #[test]
 fn a_peer_named_by_key_and_address_is_met() {
     let internet = Internet::new("operator-key");
-    let addresses = [1, 2].map(|last| Ipv4Addr::new(192, 0, 2, last));
-    let hosts = addresses.map(|address| internet.server(&format!("node{}", address.octets()[3]), &[address]));
-    let settings = settings();
-    let [first, second] = hosts.each_ref().map(|host| host.daemon(&settings));
-    first.wait_ready();
-    second.wait_ready();
+    let (hosts, [first, second]) = two_strangers(&internet);
     let key = second.status_json()["node"]["public_key"].as_str().unwrap().to_owned();
     let node = Node { host: &hosts[0], config: first.config() };
 
-    node.text(&["peer", "add", &format!("{key}@{}:51820", addresses[1])]);
+    node.text(&["peer", "add", &format!("{key}@{}:51820", ADDRESSES[1])]);
 
     meet(&first);
+}
+
+/// M-4, M-33, X-41: who answers where another was named or met is refused, and told of, until the operator names it anew.
+#[test]
+fn a_node_with_another_key_than_expected_is_refused_by_name() {
+    let internet = Internet::new("operator-pin");
+    let (hosts, [first, second]) = two_strangers(&internet);
+    let node = Node { host: &hosts[0], config: first.config() };
+    let name = format!("{}:{EXCHANGE_PORT}", ADDRESSES[1]);
+    let key = |daemon: &Daemon| daemon.status_json()["node"]["public_key"].as_str().unwrap().to_owned();
+    let is_refused = |count: u64| {
+        let status = first.status_json();
+        let sources = status["sources"].as_array().unwrap();
+        let is_told =
+            sources.iter().any(|source| source["error"].as_str().is_some_and(|text| text.contains(&name)));
+        is_told && status["drops"]["session wrong key"].as_u64().is_some_and(|drops| drops >= count)
+    };
+
+    node.text(&["peer", "add", &format!("{name}#{}", key(&first))]);
+    eventually(PATIENCE, || is_refused(1));
+    assert_eq!(first.status_json()["peers"].as_array().unwrap().len(), 0);
+
+    node.text(&["peer", "add", &format!("{name}#{}", key(&second))]);
+    meet(&first);
+    assert_eq!(first.status_json()["peers"][0]["public_key"], key(&second).as_str());
+}
+
+/// Starts two public nodes that do not know of each other.
+fn two_strangers(internet: &Internet) -> ([Host; 2], [Daemon; 2]) {
+    let hosts = ADDRESSES.map(|address| internet.server(&format!("node{}", address.octets()[3]), &[address]));
+    let daemons = hosts.each_ref().map(|host| host.daemon(&settings()));
+    for daemon in &daemons {
+        daemon.wait_ready();
+    }
+    (hosts, daemons)
 }
 
 /// Returns settings of a node that knows nobody.

@@ -240,6 +240,7 @@ fn the_unit_is_valid_and_hardly_exposed() {
     let report = text(&run("systemd-analyze", &["security", "--no-pager", &service.unit]));
     let overall = report.lines().find(|line| line.contains("Overall exposure level")).expect("a verdict");
     println!("{report}");
+    wgmesh_lab::show(overall);
     let score: f64 = overall.split(": ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!(score <= 1.7, "{overall}");
 }

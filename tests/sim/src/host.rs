@@ -357,16 +357,16 @@ impl Host {
 
     fn pass_on_kernel_events(&mut self, now: Now) {
         let changed = self.kernel.take_change();
-        let answered = self.kernel.take_handshake() && self.plan.has_ebpf;
+        let answered = self.kernel.take_answered();
         let unanswered = self.kernel.take_unanswered();
         let Some(process) = &mut self.process else { return };
         if changed {
             process.applier.notice(now.monotonic);
         }
-        if answered {
-            self.handle(Event::Answered, now);
-        }
         if self.plan.has_ebpf {
+            if !answered.is_empty() {
+                self.handle(Event::Handshakes(answered), now);
+            }
             unanswered.into_iter().for_each(|key| self.handle(Event::Unanswered(key), now));
         }
     }

@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 
 use ipnet::IpNet;
-use wgmesh_core::kernel::{Device, Link, Observed, PeerWrite, Route, Write};
+use wgmesh_core::kernel::{
+    Device, Direction, HandshakeMessage, HandshakeSeen, Link, Observed, PeerWrite, Route, Write,
+};
 use wgmesh_core::key::{PublicKey, SecretKey};
 use wgmesh_core::mesh::KernelTrouble;
 use wgmesh_core::time::{Monotonic, Now};
@@ -44,7 +46,7 @@ pub struct Kernel {
     transmits: VecDeque<Transmit>,
     writes: u64,
     is_changed: bool,
-    has_answered_handshake: bool,
+    answered: Vec<HandshakeSeen>,
     routing: routing::Routing,
 }
 
@@ -74,7 +76,7 @@ impl Kernel {
             transmits: VecDeque::new(),
             writes: 0,
             is_changed: false,
-            has_answered_handshake: false,
+            answered: Vec::new(),
             routing: routing::Routing::default(),
         }
     }
@@ -142,10 +144,9 @@ impl Kernel {
         std::mem::replace(&mut self.is_changed, false)
     }
 
-    /// Returns whether a handshake was answered, by either end, since the last call; the daemon's eBPF program sees
-    /// such messages.
-    pub const fn take_handshake(&mut self) -> bool {
-        std::mem::replace(&mut self.has_answered_handshake, false)
+    /// Returns the answers to handshakes that went either way since the last call, as the daemon's eBPF program sees them.
+    pub fn take_answered(&mut self) -> Vec<HandshakeSeen> {
+        std::mem::take(&mut self.answered)
     }
 
     /// Returns the peers that packets go to and nothing comes back from, as the daemon's eBPF program tells it.
@@ -188,7 +189,8 @@ impl Kernel {
             return;
         }
         let key = message.from;
-        self.has_answered_handshake |= message.body.is_response();
+        let is_answer = message.body.is_response();
+        self.answered.extend(is_answer.then(|| answer(from, Direction::Received, now)));
         let packet = self.step(key, now, |peer, context| peer.receive(from, &message.body, context));
         self.take_packet(packet.flatten(), now);
     }
@@ -354,7 +356,8 @@ impl Kernel {
         let mut outbox: Vec<(SocketAddr, Body)> = Vec::new();
         let outcome = step(peer, &mut Context { now, random: &mut self.random, outbox: &mut outbox });
         let port = link.listen_port;
-        self.has_answered_handshake |= outbox.iter().any(|(_, body)| body.is_response());
+        let answers = outbox.iter().filter(|(_, body)| body.is_response());
+        self.answered.extend(answers.map(|(to, _)| answer(*to, Direction::Sent, now)));
         self.transmits.extend(outbox.into_iter().map(|(to, body)| Transmit {
             port,
             to,
@@ -394,6 +397,10 @@ pub enum Sabotage {
     SetDown,
     /// `ip link delete`.
     DeleteLink,
+}
+
+const fn answer(endpoint: SocketAddr, direction: Direction, now: Now) -> HandshakeSeen {
+    HandshakeSeen { endpoint, message: HandshakeMessage::Response, direction, at: now.monotonic }
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ impl Exchange {
         session.phase = Phase::Live(Live::new(key, run, next_ping, now));
         let (remote, dialed) = (session.remote, session.dialed);
         if let Some(target) = dialed {
-            self.targets.on_met(target.address, key);
+            self.targets.on_met(target.address, key, now);
             self.outputs.push_back(Output::Met { address: target.address, key });
         }
         if others.is_empty() {

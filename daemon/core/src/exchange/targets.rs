@@ -56,7 +56,10 @@ pub struct TargetView {
     pub state: TargetState,
     /// What went wrong last, cleared by a session.
     pub error: Option<String>,
-    failures: u32,
+    /// When it was last dialed, and how long that took until a node had proved itself there or until it failed (P-2).
+    pub tried: Option<(Monotonic, Option<Duration>)>,
+    /// Attempts in a row that led to no good session.
+    pub failures: u32,
     longest_wait: Duration,
 }
 
@@ -75,7 +78,15 @@ impl Targets {
             }
             let kept = self.0.remove(&address).filter(|target| target.expected == expected);
             let state = TargetState::Waiting(now);
-            let fresh = TargetView { expected, met: None, state, error: None, failures: 0, longest_wait };
+            let fresh = TargetView {
+                expected,
+                met: None,
+                state,
+                error: None,
+                tried: None,
+                failures: 0,
+                longest_wait,
+            };
             next.entry(address).or_insert_with(|| TargetView { longest_wait, ..kept.unwrap_or(fresh) });
         }
         self.0 = next;
@@ -97,6 +108,7 @@ impl Targets {
         let due = |target: &TargetView| target.waits_until(&is_connected).is_some_and(|at| at <= now);
         let (&address, target) = self.0.iter_mut().find(|(_, target)| due(target))?;
         target.state = TargetState::Dialing;
+        target.tried = Some((now, None));
         Some(Target { address, expected: target.expected })
     }
 
@@ -114,8 +126,9 @@ impl Targets {
         }
     }
 
-    pub(super) fn on_met(&mut self, address: SocketAddr, key: PublicKey) {
+    pub(super) fn on_met(&mut self, address: SocketAddr, key: PublicKey, now: Monotonic) {
         if let Some(target) = self.0.get_mut(&address) {
+            target.note_end(now);
             target.met = Some(key);
             target.error = None;
         }
@@ -136,6 +149,7 @@ impl Targets {
         rng: &mut ChaCha8Rng,
     ) {
         let Some(target) = self.0.get_mut(&address) else { return };
+        target.note_end(now);
         if lived >= GOOD_LIFE {
             target.failures = 0;
         }
@@ -177,6 +191,13 @@ impl TargetView {
         match self.state {
             TargetState::Waiting(_) | TargetState::Dialing => self.error.is_some(),
             TargetState::Open(_) => false,
+        }
+    }
+
+    /// Notes how long the last attempt took, unless that is known already.
+    fn note_end(&mut self, now: Monotonic) {
+        if let Some((begun, took @ None)) = &mut self.tried {
+            *took = Some(now.since(*begun));
         }
     }
 

@@ -311,6 +311,8 @@ fn another_node_at_the_expected_address_is_refused_by_name() {
     assert_eq!(world.nodes[0].ups_and_downs(), (0, 0));
     let (_, view) = world.nodes[0].exchange.targets().next().unwrap();
     assert_eq!(view.error.as_ref(), Some(&reason.to_string()));
+    assert_eq!(view.tried, Some((Monotonic::default(), Some(Duration::ZERO))), "P-2: when, and for how long");
+    assert_eq!(view.failures, 1);
 }
 
 /// A member has everyone's record, but no other node's private key.

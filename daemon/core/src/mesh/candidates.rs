@@ -3,11 +3,15 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
+
 use super::Mesh;
 use crate::kernel::Underlay;
 use crate::key::PublicKey;
+use crate::nat::NatType;
 use crate::path::{Kind, Origin};
 use crate::record::{MAX_CANDIDATES, may_be_an_endpoint};
+use crate::store::Peer;
 use crate::time::Monotonic;
 
 impl Mesh {
@@ -39,17 +43,37 @@ impl Mesh {
             | Origin::Kernel
             | Origin::Static => self.kind_of(address.ip()),
         };
-        self.is_candidate(address) && self.reach.paths.entry(key).or_default().add(address, origin, kind, now)
+        self.is_candidate(address)
+            && !self.is_barred(key, kind)
+            && self.reach.paths.entry(key).or_default().add(address, origin, kind, now)
+    }
+
+    /// Whether a peer is not to be reached by such a path although it might work: the operator wants a relay between
+    /// (`relay.force`).
+    pub(super) fn is_barred(&self, key: PublicKey, kind: Kind) -> bool {
+        matches!(kind, Kind::Ipv4 | Kind::Ipv6) && self.is_relay_forced(key)
+    }
+
+    /// Whether nothing but a relay is to lead to a peer, but for a common link: neither of the two is public.
+    pub(super) fn is_relay_forced(&self, key: PublicKey) -> bool {
+        let is_private = |peer: &Peer| !(peer.record().record().introducer || peer.record().record().relay);
+        self.settings.relay.force
+            && self.uses_relays()
+            && self.nat_type() != NatType::Open
+            && !self.serves()
+            && self.store.get(key).is_some_and(is_private)
     }
 
     /// Whether an address that somebody named is worth a ping: no host of the mesh answers at it as an inner address,
-    /// no route leads to it through the mesh, and it is not this host.
+    /// no route leads to it through the mesh, it is not this host, and this host has an address of its kind. Pings that do
+    /// not even leave would be missing once it has one.
     pub(super) fn is_candidate(&self, address: SocketAddr) -> bool {
-        let ours =
-            self.underlay.iter().flat_map(|link| &link.addresses).any(|net| net.addr() == address.ip());
+        let own = || self.underlay.iter().flat_map(|link| &link.addresses).map(IpNet::addr);
+        let is_routable = |own: IpAddr| !matches!(own, IpAddr::V6(own) if own.is_unicast_link_local());
         may_be_an_endpoint(address)
             && !self.is_inner(address.ip())
-            && !ours
+            && own().any(|own| own.is_ipv6() == address.is_ipv6() && is_routable(own))
+            && own().all(|own| own != address.ip())
             && !self.is_behind_a_peer(address.ip())
     }
 

@@ -12,7 +12,7 @@ use crate::contact::Via;
 use crate::dht::{DhtEvent, Order};
 use crate::exchange::{SessionEvent, SessionId, Target};
 use crate::identity::NodeState;
-use crate::kernel::{Desired, Observed, Underlay};
+use crate::kernel::{Desired, HandshakeSeen, Observed, Underlay};
 use crate::key::PublicKey;
 use crate::relay::Forwarding;
 use crate::standing::Book;
@@ -73,8 +73,8 @@ pub enum Event {
     },
     /// Somebody wants to know how far away a peer is; see [`super::Mesh::paths`].
     Ping(PublicKey),
-    /// A handshake was answered, by this node or to it, as far as eBPF sees.
-    Answered,
+    /// WireGuard's handshake messages crossed the underlay, as far as eBPF sees. Anybody can forge them.
+    Handshakes(Vec<HandshakeSeen>),
     /// For a second packets have gone out to a peer and nothing has come back through its tunnel, as far as eBPF sees.
     Unanswered(PublicKey),
     /// A probe through a peer's tunnel was answered after so long, or not in time; see [`Command::Probe`].

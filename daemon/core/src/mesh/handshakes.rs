@@ -1,16 +1,20 @@
-//! Handshakes that do not come about.
+//! Handshakes: those that have just been answered, and those that do not come about.
+//!
+//! Of a handshake eBPF tells at once, of the session only a reading of the kernel. Whoever has answered has a session with the
+//! peer's next packet, a round trip later, so there are several readings ([`NextLook`]).
 //!
 //! WireGuard repeats a lost initiation only after five seconds (`REKEY_TIMEOUT`), but a peer that it was just given
 //! begins at once. So where it is ours to begin and no session comes about, the peer is taken out of the kernel and put
 //! back: soon, then more slowly, [`MAX_TRIES`] times in all. A working session is never touched: a peer is taken
 //! out only after a reading that was made for this purpose showed none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::kernel::SESSION_LIFETIME;
 use super::{Command, Mesh};
-use crate::kernel::Observed;
+use crate::kernel::{HandshakeMessage, HandshakeSeen, Observed};
 use crate::key::PublicKey;
 use crate::path::Paths;
 use crate::time::{Monotonic, Now};
@@ -31,16 +35,18 @@ const HIGHER_KEY_WAITS: Duration = Duration::from_millis(500);
 /// After so many tries the wait would be as long as WireGuard's own, which goes on.
 const MAX_TRIES: u32 = 7;
 
-/// Whoever answers a handshake has a session only with the peer's next packet, a round trip later: after this, and after
-/// pauses that grow threefold up to the longest, the kernel is looked at again.
-const FIRST_SECOND_LOOK: Duration = Duration::from_millis(50);
-const LONGEST_SECOND_LOOK: Duration = Duration::from_secs(2);
+/// The pause between the first two looks for a session whose handshake was answered; each next one is three times as long,
+/// and beyond the longest there is none.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// What is done about sessions that are to come.
 #[derive(Default)]
 pub(super) struct Handshakes {
     attempts: BTreeMap<PublicKey, Attempt>,
-    second_look: Option<SecondLook>,
+    next_look: Option<NextLook>,
+    /// When eBPF last saw a handshake answered by or to whoever is at an address.
+    stamps: BTreeMap<SocketAddr, Monotonic>,
 }
 
 impl Handshakes {
@@ -48,11 +54,21 @@ impl Handshakes {
     pub(super) fn forget(&mut self, key: PublicKey) {
         self.attempts.remove(&key);
     }
+
+    /// Notes when handshakes were answered. What is noted of addresses that no peer has is gone with the next reading, and
+    /// until then there is little room for it.
+    fn stamp(&mut self, answers: &[(SocketAddr, Monotonic)], max_peers: usize) {
+        for &(endpoint, at) in answers {
+            if self.stamps.len() < 2 * max_peers || self.stamps.contains_key(&endpoint) {
+                self.stamps.insert(endpoint, at);
+            }
+        }
+    }
 }
 
-/// When to look again for a session, and how long after the last time that is.
+/// When to look again for sessions whose handshakes were answered, and how long after the last time that is.
 #[derive(Clone, Copy, Debug)]
-struct SecondLook {
+struct NextLook {
     at: Monotonic,
     pause: Duration,
 }
@@ -93,6 +109,10 @@ impl Mesh {
 
     /// Follows what a reading says of the sessions; `fresh` says whether it shows them as they are now.
     pub(super) fn follow_handshakes(&mut self, observed: &Observed, fresh: bool, now: Now) {
+        if !self.handshakes.stamps.is_empty() {
+            let endpoints: BTreeSet<_> = observed.peers.values().filter_map(|peer| peer.endpoint).collect();
+            self.handshakes.stamps.retain(|endpoint, _| endpoints.contains(endpoint));
+        }
         for (&key, contact) in self.contacts.iter() {
             let peer = observed.peers.get(&key);
             let session = peer.and_then(|peer| peer.last_handshake);
@@ -133,13 +153,26 @@ impl Mesh {
         }
     }
 
-    /// Looks at once where the handshake may be a peer's first, and again later. A renewal can wait for the next reading.
-    pub(super) fn on_handshake_answered(&mut self, now: Monotonic) {
-        if self.awaits_handshake() {
+    /// Looks at once, and again later, where a handshake may be a peer's first. A renewal can wait for the next reading.
+    pub(super) fn on_handshakes(&mut self, seen: &[HandshakeSeen], now: Monotonic) {
+        let answers = seen.iter().filter(|seen| seen.message == HandshakeMessage::Response);
+        let answers: Vec<_> = answers.map(|seen| (seen.endpoint, seen.at)).collect();
+        self.handshakes.stamp(&answers, self.settings.max_peers);
+        let Some(observed) = &self.observed else { return };
+        let had_session = |endpoint: &SocketAddr| {
+            let peers = observed.peers.values().filter(|peer| peer.last_handshake.is_some());
+            peers.filter_map(|peer| peer.endpoint).any(|known| known == *endpoint)
+        };
+        if self.awaits_handshake() && !answers.iter().all(|(endpoint, _)| had_session(endpoint)) {
             self.commands.push_back(Command::Look);
-            self.handshakes.second_look =
-                Some(SecondLook { at: now + FIRST_SECOND_LOOK, pause: FIRST_SECOND_LOOK });
+            self.handshakes.next_look = Some(NextLook { at: now + FIRST_PAUSE, pause: FIRST_PAUSE });
         }
+    }
+
+    /// Returns when eBPF last saw a handshake with a peer answered, which the kernel's own word may confirm or not.
+    pub(super) fn handshake_seen(&self, key: PublicKey) -> Option<Monotonic> {
+        let endpoint = self.observed.as_ref()?.peers.get(&key)?.endpoint?;
+        self.handshakes.stamps.get(&endpoint).copied()
     }
 
     /// Whether some peer of the kernel's has never answered a handshake.
@@ -151,11 +184,12 @@ impl Mesh {
     /// Asks for a reading where a session is overdue, or may be there by now.
     pub(super) fn look_for_sessions(&mut self, now: Monotonic) {
         let mut overdue = false;
-        if let Some(look) = self.handshakes.second_look.filter(|look| look.at <= now) {
+        if let Some(look) = self.handshakes.next_look.take_if(|look| look.at <= now) {
             overdue = self.awaits_handshake();
             let pause = look.pause * 3;
-            let again = overdue && pause <= LONGEST_SECOND_LOOK;
-            self.handshakes.second_look = again.then(|| SecondLook { at: now + pause, pause });
+            if overdue && pause <= LONGEST_PAUSE {
+                self.handshakes.next_look = Some(NextLook { at: now + pause, pause });
+            }
         }
         for attempt in self.handshakes.attempts.values_mut() {
             if matches!(attempt.step, Step::Waiting { until } if until <= now) {
@@ -174,8 +208,8 @@ impl Mesh {
             Step::Waiting { until } => Some(until),
             Step::Looking | Step::Removing | Step::Restoring | Step::Exhausted => None,
         };
-        let second = self.handshakes.second_look.map(|look| look.at);
-        self.handshakes.attempts.values().filter_map(until).chain(second).min()
+        let again = self.handshakes.next_look.map(|look| look.at);
+        self.handshakes.attempts.values().filter_map(until).chain(again).min()
     }
 }
 

@@ -132,8 +132,9 @@ impl Mesh {
             let age = peer.last_handshake.map(|at| now.wall.since(at));
             let (Some(age), Some(endpoint)) = (age, peer.endpoint) else { continue };
             let kind = self.kind_at(key, endpoint);
+            let is_barred = self.is_barred(key, kind);
             let paths = self.reach.paths.entry(key).or_default();
-            if age <= SESSION_LIFETIME && (is_settled || paths.current().is_none()) {
+            if !is_barred && age <= SESSION_LIFETIME && (is_settled || paths.current().is_none()) {
                 paths.follow_kernel(endpoint, kind, now.monotonic);
             }
             if has_traffic {
@@ -194,8 +195,11 @@ impl Mesh {
         self.drive_relay(key, now);
     }
 
-    /// Whether nothing can be expected to pass between this node's NAT and a peer's (REQUIREMENTS section 11).
+    /// Whether nothing can be expected to pass between this node's NAT and a peer's (REQUIREMENTS section 11), or is to.
     fn is_hopeless(&self, key: PublicKey) -> bool {
+        if self.is_relay_forced(key) {
+            return true;
+        }
         let theirs = match self.store.get(key).map(|peer| peer.record().record().nat) {
             Some(Nat::Symmetric) => NatType::Symmetric,
             // A cone may be one that lets anybody in.
@@ -250,6 +254,10 @@ impl Mesh {
     }
 
     fn on_ping(&mut self, key: PublicKey, id: u64, bytes: usize, from: SocketAddr, now: Now) {
+        if self.is_barred(key, self.kind_at(key, from)) {
+            // Who gets no answer looks for a relay too.
+            return self.drop_input("relay forced", from);
+        }
         self.send_disco(key, from, DiscoBody::Pong { id, seen: from }, now);
         let is_routed = self.is_inner(from.ip()) && self.relay_at(key, from).is_some();
         if !(self.is_candidate(from) || is_routed) || !self.settings.punching {
@@ -263,7 +271,6 @@ impl Mesh {
 
     /// Follows the answer to a ping. Returns whether it was asked for.
     fn on_pong(&mut self, key: PublicKey, id: u64, token: Token, from: SocketAddr, now: Now) -> bool {
-        self.take_up_link(key, now);
         if self.is_inner(from.ip()) && self.relay_at(key, from).is_none() {
             // It may have come by the peer's own tunnel.
             if !self.on_pong_through_tunnel(key, id) {
@@ -403,11 +410,12 @@ impl Mesh {
         self.commands.push_back(Command::Send(Transmit { via: Via::WireGuard, to, bytes }));
     }
 
-    /// Returns where a peer's WireGuard answers now, unless a relay routes to it.
+    /// Returns where a peer's WireGuard answers now, unless a relay routes to it or is to be between.
     pub(super) fn live_endpoint(&self, key: PublicKey, now: Now) -> Option<SocketAddr> {
         let observed = self.observed.as_ref()?.peers.get(&key).filter(|_| self.via(key).is_none())?;
         let age = now.wall.since(observed.last_handshake?);
-        observed.endpoint.filter(|_| age <= SESSION_LIFETIME)
+        let endpoint = observed.endpoint.filter(|_| age <= SESSION_LIFETIME)?;
+        (!self.is_barred(key, self.kind_at(key, endpoint))).then_some(endpoint)
     }
 
     /// Returns where a peer's messages have come from just now. Its NAT may have moved it there, which our kernel does not

@@ -87,7 +87,7 @@ impl Mesh {
     }
 
     /// Whether relays are used where there is no direct path.
-    const fn uses_relays(&self) -> bool {
+    pub(super) const fn uses_relays(&self) -> bool {
         self.settings.relay.is_wanted() && self.settings.punching
     }
 

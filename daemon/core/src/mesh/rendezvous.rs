@@ -5,6 +5,10 @@
 //! its own attempt at once and answers the same way. Introducers carry offers between their peers and learn nothing
 //! that the records do not say; what they carry for each peer is bounded.
 //!
+//! There is no common start, which would take clocks or a round trip more: the pings of either side open its own NAT and are
+//! repeated. And there is no guessing of ports beside the one that was told (W-X22): a NAT that gives another port to each
+//! destination makes it one of thousands, and what is sent to ports that nobody named falls on whoever has them.
+//!
 //! Nothing is punched over TCP. What a session between two nodes behind NATs would carry is records and offers. Where
 //! a datagram passes between the two, they talk through the tunnel; where none does, records reach both by way of those
 //! that each holds a session or a tunnel with, and offers by an introducer, within a second or two. So a stream of their own
@@ -56,9 +60,6 @@ impl Mesh {
         }
         if !self.reach.paths.entry(origin).or_default().is_new(offer.stamp, now.monotonic) {
             return self.drop_input("replayed", from);
-        }
-        if offer.relays.len() > MAX_OFFERED {
-            return self.drop_input("malformed", from);
         }
         self.note_spent(origin, bytes.len() + CARRYING_BYTES);
         for &address in &offer.candidates {
@@ -155,7 +156,7 @@ impl Mesh {
     }
 
     /// Returns whom to ask to carry offers to a peer: those that say that anyone reaches them, then the others, each in an order
-    /// that both ends of the pair find by themselves.
+    /// that both ends of the pair find by themselves (W-X35).
     pub(super) fn introducers(&self, to: PublicKey, now: Now) -> Vec<PublicKey> {
         let (own, other) = (*self.state.wg_pubkey.as_bytes(), *to.as_bytes());
         let turn =

@@ -2,10 +2,11 @@
 //! costs the others nothing (W-X43, W-X44).
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 use super::Mesh;
 use crate::exchange::{Exchange, TargetState, TargetView};
-use crate::status::{Session, ShutOut, Source, SourceState};
+use crate::status::{Dial, Session, ShutOut, Source, SourceState};
 use crate::store;
 use crate::time::{Monotonic, Now};
 
@@ -34,6 +35,24 @@ impl Mesh {
                 rtt_ms: session.round_trip.map(|time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX)),
             })
             .collect()
+    }
+
+    /// Returns what became of the last attempt at each address that is dialed.
+    pub(super) fn dial_status(&self, now: Now) -> Vec<Dial> {
+        let Some(exchange) = &self.exchange else { return Vec::new() };
+        let dial = |(address, view): (SocketAddr, &TargetView)| Dial {
+            address,
+            public_key: view.node(),
+            connected: view.node().is_some_and(|key| exchange.is_connected(key)),
+            tried_s: view.tried.map(|(begun, _)| now.monotonic.since(begun).as_secs()),
+            took_ms: view
+                .tried
+                .and_then(|(_, took)| took)
+                .map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+            failures: view.failures,
+            error: view.error.clone(),
+        };
+        exchange.targets().map(dial).collect()
     }
 
     /// Returns who is shut out, and for how long.
@@ -75,11 +94,11 @@ impl Mesh {
     fn bootstrap_status(&self, now: Now) -> Option<Source> {
         let exchange = self.exchange.as_ref().filter(|_| !self.bootstrap.is_empty())?;
         let is_seed = |address| self.bootstrap.iter().any(|seed| seed.target.address == address);
-        let seeds = || exchange.targets().filter(|(address, _)| is_seed(*address)).map(|(_, view)| view);
+        let seeds = || exchange.targets().filter(|(address, _)| is_seed(*address));
         let is_met = |view: &TargetView| view.node().is_some_and(|key| exchange.is_connected(key));
-        let error = seeds().find_map(|view| view.error.clone());
+        let error = seeds().find_map(|(address, view)| Some(format!("{address}: {}", view.error.as_ref()?)));
         let state = match () {
-            () if seeds().any(is_met) => SourceState::Running,
+            () if seeds().any(|(_, view)| is_met(view)) => SourceState::Running,
             () if error.is_some() => SourceState::Failing,
             () => SourceState::Starting,
         };

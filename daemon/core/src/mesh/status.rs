@@ -39,6 +39,7 @@ impl Mesh {
             peers: self.store.iter().map(|(key, peer)| self.peer_status(key, peer, now)).collect(),
             sources: self.source_status(now),
             sessions: self.session_status(now),
+            dials: self.dial_status(now),
             shut_out: self.shut_out_status(now),
             ebpf: Ebpf::default(),
             kernel: Kernel {
@@ -105,6 +106,7 @@ impl Mesh {
                     .map(|endpoint| Path { relay, ..self.path(key, endpoint, peer) }),
             },
             last_handshake_s: age.map(|age| age.as_secs()),
+            handshake_seen_s: self.handshake_seen(key).map(|at| now.monotonic.since(at).as_secs()),
             rx_bytes: observed.map_or(0, |observed| observed.rx_bytes),
             tx_bytes: observed.map_or(0, |observed| observed.tx_bytes),
             ebpf: None,

@@ -34,7 +34,7 @@ impl Node {
             exchange_port: None,
             dht: false,
             dandelion: false,
-            relay: RelaySettings { mode: RelayMode::Sealed, serve: None, max_pairs: 16 },
+            relay: RelaySettings { mode: RelayMode::Sealed, serve: None, max_pairs: 16, force: false },
             max_peers: 10,
             sessions: Places { target: 4, max: 32 },
         };

@@ -1,5 +1,5 @@
 use wgmesh_core::key::SecretKey;
-use wgmesh_core::status::{DhtStatus, Ebpf, Kernel, Node, Relay, RelayTraffic, Source};
+use wgmesh_core::status::{DhtStatus, Dial, Ebpf, Kernel, Node, Relay, RelayTraffic, Source};
 
 use super::*;
 
@@ -13,6 +13,7 @@ pub(crate) fn example() -> Status {
         state,
         path: None,
         last_handshake_s: None,
+        handshake_seen_s: None,
         rx_bytes: 0,
         tx_bytes: 0,
         ebpf: None,
@@ -65,6 +66,7 @@ pub(crate) fn example() -> Status {
             dht: None,
         }],
         sessions: Vec::new(),
+        dials: Vec::new(),
         shut_out: Vec::new(),
         privacy: None,
         ebpf: Ebpf { active: true, attachment: Some("tcx".into()), ..Ebpf::default() },
@@ -210,6 +212,31 @@ fn trouble_is_told_in_words() {
     ] {
         assert!(text.lines().any(|shown| shown == line), "{line:?} in {text}");
     }
+}
+
+/// P-2: an address that is dialed in vain is shown, with what was tried and how long that took; others are not.
+#[test]
+fn dials_in_vain_are_shown() {
+    let mut status = example();
+    let address = "203.0.113.7:51900".parse().unwrap();
+    let error = Some("connection refused".to_owned());
+    let dial = Dial {
+        address,
+        public_key: None,
+        connected: false,
+        tried_s: Some(12),
+        took_ms: Some(40),
+        failures: 3,
+        error,
+    };
+    let good = Dial { connected: true, failures: 1, ..dial.clone() };
+    let fresh = Dial { failures: 0, tried_s: None, took_ms: None, error: None, ..dial.clone() };
+    status.dials = vec![good, fresh, dial];
+    let text = render(&status, Style::default());
+    let lines: Vec<_> = text.lines().filter(|line| line.contains("dials")).collect();
+    let expected =
+        "  dials     203.0.113.7:51900 3 times in vain, last 12 s ago for 40 ms: connection refused";
+    assert_eq!(lines, [expected]);
 }
 
 /// The field names that scripts depend on (DESIGN 11).

@@ -2,9 +2,11 @@
 //! forwarding is switched on, and nothing listens to the relay's ports unless a test says so.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::num::NonZeroU32;
 use std::time::Duration;
 
-use wgmesh::ebpf::{EbpfSettings, EbpfTraffic};
+use wgmesh::ebpf::{EbpfSettings, EbpfTraffic, Relayed as Sum};
+use wgmesh::relay::Rates;
 use wgmesh_lab::{Family, Host, INNER, RELAY_PORTS, Relayed, WIREGUARD_PORT, bind_udp, eventually};
 
 /// WireGuard flows through a relay whose kernel alone carries it, whoever fills in the checksums.
@@ -127,11 +129,45 @@ fn what_is_odd_or_for_the_daemon_reaches_its_socket_unchanged() {
     assert_eq!(received(&daemon), None);
 }
 
+/// W-D12: of data no more is passed on than the limit says, be it that of a flow or of all; a probe comes through then too.
+#[test]
+fn what_is_beyond_a_limit_is_dropped_and_counted() {
+    let relayed = Relayed::new("errate");
+    let slow = NonZeroU32::new(1);
+    for rates in [Rates { flow: slow, all: None }, Rates { flow: None, all: slow }] {
+        for (family, any) in [(Family::V4, "0.0.0.0"), (Family::V6, "::")] {
+            let mut ebpf = load_with(&relayed, family, rates);
+            let socket = |host: &Host| host.namespace().run(move || bound_to(any, WIREGUARD_PORT));
+            let (left, right) = (socket(&relayed.left), socket(&relayed.right));
+            let there = family.endpoints()[0];
+            let (mut sent, mut sum) = (0, Sum::default());
+            while sum.limited == 0 {
+                assert!(sent < 10_000, "the limit holds nothing back: {sum:?} with {rates:?}");
+                for _ in 0..10 {
+                    left.send_to(&[&[4, 0, 0, 0], [7; 1_396].as_slice()].concat(), there).unwrap();
+                    sent += 1;
+                }
+                (sum, ebpf) = with(&relayed, ebpf, |ebpf| ebpf.relayed().unwrap());
+            }
+            println!("{rates:?} over {family:?}: of {sent} packets {sum:?}");
+            // What passes at once is a fifth of a second's worth.
+            assert!(sum.packets >= 17, "{sum:?} of {sent}");
+            left.send_to(&[1, 3, 9, 9], there).unwrap();
+            while received(&right).expect("the probe comes").1 != [1, 3, 9, 9] {}
+            relayed.relay.namespace().run(move || ebpf.withdraw().unwrap());
+        }
+    }
+}
+
 /// Relays as the daemon would.
 fn load(relayed: &Relayed, family: Family) -> EbpfTraffic {
+    load_with(relayed, family, Rates::default())
+}
+
+fn load_with(relayed: &Relayed, family: Family, rates: Rates) -> EbpfTraffic {
     let (underlay, pairs) = (relayed.underlay(), [family.forwarding()]);
     relayed.relay.namespace().run(move || {
-        let mut ebpf = EbpfTraffic::load(&settings()).unwrap();
+        let mut ebpf = EbpfTraffic::load(&EbpfSettings { rates, ..settings() }).unwrap();
         ebpf.relay_through(&underlay).unwrap();
         ebpf.relay_for(&pairs).unwrap();
         ebpf
@@ -159,7 +195,11 @@ fn settings() -> EbpfSettings {
 }
 
 fn bound(port: u16) -> UdpSocket {
-    let socket = bind_udp(("0.0.0.0", port));
+    bound_to("0.0.0.0", port)
+}
+
+fn bound_to(address: &str, port: u16) -> UdpSocket {
+    let socket = bind_udp((address, port));
     socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     socket
 }

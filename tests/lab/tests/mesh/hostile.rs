@@ -78,12 +78,14 @@ fn broken_state_files_are_kept_aside_and_the_node_starts_anew() {
     assert!(lan.hosts[1].pings(mesh_ipv4(&daemons[0])));
 }
 
-/// Truncated, oversized, random, replayed and self-sent datagrams: dropped, counted, and nothing moves.
+/// Truncated, oversized, random, replayed and self-sent datagrams: dropped, counted, and nothing moves. An announce that is
+/// replayed is no more than old news.
 #[test]
 fn hostile_datagrams_are_counted_and_move_nothing() {
     let lan = Lan::new("hostile", 3);
     let (members, outsider) = (&lan.hosts[..2], &lan.hosts[2]);
     let recording = outsider.capture(lan.links[2].interface(), "udp and dst net 239.0.0.0/8");
+    let hellos = members[0].capture(lan.links[0].interface(), "udp port 51831");
     let daemons: Vec<_> = members.iter().map(|host| host.daemon(&Settings::new(SECRET))).collect();
     for daemon in &daemons {
         daemon.wait_ready();
@@ -93,12 +95,14 @@ fn hostile_datagrams_are_counted_and_move_nothing() {
     let announces = announces(&recording.finish());
     assert!(announces.len() >= 2, "both announced");
     let group = announces[0].0;
-    outsider.namespace().run(move || attack(group, &announces));
+    let hellos = payloads(&hellos.finish());
+    assert!(hellos.len() >= 2, "both said hello");
+    outsider.namespace().run(move || attack(group, &announces, &hellos));
     std::thread::sleep(Duration::from_secs(2));
     for (number, daemon) in daemons.iter().enumerate() {
         let status = daemon.status_json();
         let drops = &status["drops"];
-        for reason in ["size", "seal", "self"] {
+        for reason in ["size", "seal", "self", "replayed"] {
             assert!(drops[reason].as_u64().unwrap_or(0) > 0, "{reason}: {drops}");
         }
         let other = format!("192.0.2.{}:51820", 2 - number);
@@ -122,7 +126,21 @@ fn announces(pcap: &[u8]) -> Vec<(Ipv4Addr, Vec<u8>)> {
     found
 }
 
-fn attack(group: Ipv4Addr, announces: &[(Ipv4Addr, Vec<u8>)]) {
+/// Finds what UDP carried in a capture file of either version of IP, without options and extension headers.
+fn payloads(pcap: &[u8]) -> Vec<Vec<u8>> {
+    let mut rest = &pcap[24..];
+    let mut found = Vec::new();
+    while rest.len() > 16 {
+        let length = u32::from_le_bytes(rest[8..12].try_into().unwrap()) as usize;
+        let frame = &rest[16..16 + length];
+        let is_ipv6 = frame[12..14] == [0x86, 0xdd];
+        found.push(frame[if is_ipv6 { 62 } else { 42 }..].to_vec());
+        rest = &rest[16 + length..];
+    }
+    found
+}
+
+fn attack(group: Ipv4Addr, announces: &[(Ipv4Addr, Vec<u8>)], hellos: &[Vec<u8>]) {
     let socket = UdpSocket::bind("192.0.2.3:0").unwrap();
     let targets: Vec<SocketAddr> = vec![
         (group, 51830).into(),
@@ -130,6 +148,7 @@ fn attack(group: Ipv4Addr, announces: &[(Ipv4Addr, Vec<u8>)]) {
         (Ipv4Addr::new(192, 0, 2, 2), 51831).into(),
     ];
     let mut datagrams: Vec<Vec<u8>> = announces.iter().map(|(_, bytes)| bytes.clone()).collect();
+    datagrams.extend_from_slice(hellos);
     let sample = datagrams[0].clone();
     datagrams.extend((0..sample.len()).step_by(7).map(|length| sample[..length].to_vec()));
     datagrams.extend((0..sample.len()).step_by(5).map(|position| {

@@ -9,11 +9,11 @@ use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 use wgmesh_ebpf_common::PROBE;
 use wgmesh_lab::NatKind::Symmetric;
-use wgmesh_lab::{Daemon, Host, Pair, Pings, eventually};
+use wgmesh_lab::{Daemon, Host, Pair, Pings, eventually, show};
 
 use super::hostile::frames;
 use super::relays::World;
-use super::{PATIENCE, PING_BYTES, PING_INTERVAL, WATCHED, show};
+use super::{PATIENCE, PING_BYTES, PING_INTERVAL, WATCHED};
 
 /// DESIGN 14: so long may a pair be parted when its path is lost.
 const GOAL: Duration = Duration::from_secs(3);

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use wgmesh_lab::NatKind::{self, None, PortRestricted, PortRewriting};
-use wgmesh_lab::{Pings, View, eventually};
+use wgmesh_lab::{Pings, View, eventually, show};
 
 use super::{PATIENCE, PING_BYTES, PING_INTERVAL, World};
 
@@ -100,7 +100,7 @@ fn a_direct_tunnel_survives_thirty_percent_loss() {
     std::thread::sleep(Duration::from_secs(30));
     let sent = 150;
     let answered = pings.finish().replies.len();
-    super::show(&format!("30 % loss each way: {answered} of {sent} pings answered"));
+    show(&format!("30 % loss each way: {answered} of {sent} pings answered"));
     assert!(answered > sent / 3, "half of them come through");
     assert_eq!(endpoints(), before, "the path was given up for another one");
     assert!(world.is_direct());

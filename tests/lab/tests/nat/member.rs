@@ -23,9 +23,9 @@ use wgmesh_core::standing::Book;
 use wgmesh_core::store::PeerStore;
 use wgmesh_core::sync::{Entry, Message, RecordView, Told};
 use wgmesh_core::time::{Monotonic, Now, WallClock};
-use wgmesh_lab::{Daemon, Host, Memory, NatKind, Settings, eventually};
+use wgmesh_lab::{Daemon, Host, Memory, NatKind, Settings, eventually, show};
 
-use super::{PATIENCE, World, show};
+use super::{PATIENCE, World};
 use crate::mesh::peers;
 
 /// Where the member is.

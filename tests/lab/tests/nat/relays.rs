@@ -4,9 +4,11 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
 use wgmesh_lab::NatKind::{None, PortRestricted, Symmetric};
-use wgmesh_lab::{Daemon, Host, Internet, NatKind, Pair, Pings, StunServers, eventually};
+use wgmesh_lab::{
+    Daemon, Host, Internet, NatKind, Pair, Pings, Settings, StunServers, eventually, secret, show,
+};
 
-use super::{PATIENCE, PING_BYTES, PING_INTERVAL, WATCHED, show};
+use super::{PATIENCE, PING_BYTES, PING_INTERVAL, WATCHED};
 
 /// DESIGN 14: so long may a pair be parted when its path is lost.
 const GOAL: Duration = Duration::from_secs(3);
@@ -85,6 +87,22 @@ fn two_symmetric_nats_are_joined_by_a_relay_that_can_read_nothing() {
 fn hosts_between_which_udp_is_blocked_are_joined_by_a_relay() {
     let world = World::meet("blocked", [None, None], 1, block);
     reads_nothing(&world);
+}
+
+/// W-D12: a pair that could do without a relay has one where only one of the two wants it.
+#[test]
+fn a_relay_is_between_two_where_one_of_them_wants_it() {
+    let internet = Internet::new("forced");
+    let stun = StunServers::start(&internet);
+    let introducer = Settings::new(&secret(1)).over_internet(&[]);
+    let plain = Settings::new(&secret(1)).over_internet(&[Pair::introducer_address(1)]);
+    let forced = plain.clone().with("[relay]\nforce = true");
+    let pair = Pair::start_as(&internet, 1, [PortRestricted; 2], &[forced, plain, introducer]);
+    let world = World { pair, others: Vec::new(), _stun: stun, _internet: internet };
+    assert!(world.pair.meet(PATIENCE).from_start.is_some());
+    eventually(PATIENCE, || world.is_relayed());
+    reads_nothing(&world);
+    assert!(world.is_relayed());
 }
 
 /// Pings both ways, and looks at everything that the relay gets to see of it.

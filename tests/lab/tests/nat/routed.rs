@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use wgmesh_lab::NatKind::{None, PortRestricted, Symmetric};
-use wgmesh_lab::{Host, Internet, Link, NatKind, Pair, Settings, StunServers, Switch, eventually};
+use wgmesh_lab::{Host, Internet, Link, NatKind, Pair, Settings, StunServers, Switch, eventually, show};
 
+use super::PATIENCE;
 use super::relays::{back_to_direct, block};
-use super::{PATIENCE, show};
 use crate::mesh::SECRET;
 
 /// The network behind the second host, and a host in it.

@@ -29,6 +29,8 @@ pub struct HostPlan {
     pub serve: Option<bool>,
     /// The most pairs that it is a relay for.
     pub max_pairs: usize,
+    /// Whether it wants relays between itself and whoever is neither public nor on a common link.
+    pub force_relay: bool,
     /// How it has to do with relays.
     pub relay_mode: RelayMode,
     /// What it does with the packets of others.
@@ -63,6 +65,7 @@ impl Default for HostPlan {
             bootstrap: Vec::new(),
             serve: Some(false),
             max_pairs: 1024,
+            force_relay: false,
             relay_mode: RelayMode::Sealed,
             relaying: Relaying::Honest,
             max_peers: 1000,
@@ -93,7 +96,12 @@ pub fn settings(plan: &HostPlan, number: usize) -> Settings {
         exchange_port: None,
         dht: plan.dht,
         dandelion: plan.dandelion,
-        relay: RelaySettings { mode: plan.relay_mode, serve: plan.serve, max_pairs: plan.max_pairs },
+        relay: RelaySettings {
+            mode: plan.relay_mode,
+            serve: plan.serve,
+            max_pairs: plan.max_pairs,
+            force: plan.force_relay,
+        },
         max_peers: plan.max_peers,
         sessions: plan.sessions,
     }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use wgmesh_core::key::PublicKey;
 use wgmesh_core::status::PeerState;
 use wgmesh_sim::host::HostPlan;
 use wgmesh_sim::nat::{Behaviour, Dependence, Firewall, Kind, Ports, direct_path_possible};
@@ -29,6 +30,25 @@ fn every_pair_that_can_have_a_direct_path_gets_one_and_the_others_say_why_not() 
     Ok(())
 }
 
+/// Found wanting in a review: beside one peer that cannot be reached, each renewal of any other session had the kernel read
+/// five times more.
+#[test]
+fn renewals_beside_a_peer_out_of_reach_read_the_kernel_no_more_often() -> Result<(), Violation> {
+    let mut meeting = Meeting::new(1, [Kind::Symmetric, Kind::Symmetric]);
+    let node = meeting.nodes[0];
+    meeting.meet()?;
+    meeting.world.talk(node, meeting.introducer);
+    meeting.world.run_for(secs(30))?;
+    let before = meeting.world.host(node).readings();
+    meeting.world.run_for(mins(10))?;
+    let observed = meeting.world.host(node).kernel.observe();
+    assert!(observed.peers.values().any(|peer| peer.last_handshake.is_none()), "it is still being tried");
+    assert_eq!(meeting.world.host(node).readings() - before, 10 * 12, "one in five seconds");
+    let view = meeting.view(node, meeting.introducer);
+    assert!(view.handshake_seen_s.is_some_and(|seen| view.last_handshake_s == Some(seen)), "{view:?}");
+    Ok(())
+}
+
 /// W-D36, DESIGN 14: nothing but what an earlier run remembered, and no bootstrap node.
 #[test]
 fn hosts_that_only_remember_each_other_meet_again_within_two_seconds() -> Result<(), Violation> {
@@ -38,6 +58,51 @@ fn hosts_that_only_remember_each_other_meet_again_within_two_seconds() -> Result
             let span = meeting.meet()?;
             assert!(span < secs(2), "{span:?}: {one:?} with {other:?}, seed {seed}");
         }
+    }
+    Ok(())
+}
+
+/// Found wanting in the lab: all pings that may go to an address nobody has proved were spent while this host had no IPv6 itself.
+#[test]
+fn ipv6_that_comes_to_one_side_sooner_connects_both() -> Result<(), Violation> {
+    for (seed, millis_later) in
+        (0..4).flat_map(|seed| [(seed, 300), (seed, 1000), (seed, 5000), (seed, 60_000)])
+    {
+        let mut meeting = Meeting::new(seed, [Kind::PortRestricted, Kind::PortRestricted]);
+        meeting.meet_and_talk()?;
+        for site in meeting.sites {
+            let firewall = Firewall::new(Dependence::AddressAndPort, secs(60));
+            meeting.world.set_ipv6(site, Some(firewall))?;
+            meeting.world.run_for(millis(millis_later))?;
+        }
+        let ends = meeting.nodes.map(|node| (node, meeting.world.host(node).public_key()));
+        let uses_ipv6 = |world: &mut World| {
+            let endpoint = |[(node, _), (_, other)]: [(HostId, PublicKey); 2]| {
+                world.host(node).kernel.peer(other)?.endpoint
+            };
+            [ends, [ends[1], ends[0]]].into_iter().all(|pair| endpoint(pair).is_some_and(|end| end.is_ipv6()))
+        };
+        let span = meeting.world.run_until(secs(20), uses_ipv6)?;
+        assert!(span.is_some(), "{millis_later} ms, seed {seed}");
+    }
+    Ok(())
+}
+
+/// M-16, P-3: dead bootstrap nodes cost those that live no time.
+#[test]
+fn one_bootstrap_node_of_three_is_enough() -> Result<(), Violation> {
+    for alive in 0..3 {
+        let mut world = World::new(alive as u64);
+        let public = [(); 3].map(|()| world.add_site(Kind::None));
+        let bootstrap = public.map(|site| world.add_host(HostPlan::default(), &[site]));
+        let homes = [Kind::PortRestricted, Kind::PortRewriting].map(|kind| world.add_site(kind));
+        let plan = HostPlan { bootstrap: bootstrap.to_vec(), ..HostPlan::default() };
+        let nodes = homes.map(|site| world.add_host(plan.clone(), &[site]));
+        for node in [bootstrap[alive], nodes[0], nodes[1]] {
+            world.start(node)?;
+        }
+        let span = world.run_until_meshed(secs(30))?;
+        assert!(span < secs(1), "{span:?}: the one at {alive}");
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use wgmesh_sim::host::{HostPlan, Relaying};
 use wgmesh_sim::nat::{Behaviour, Kind, direct_path_possible};
 use wgmesh_sim::world::{Violation, World};
 
-use crate::fleet::{mins, secs};
+use crate::fleet::{millis, mins, secs};
 use crate::meeting::{FAILOVER, Meeting};
 
 /// W-D11, L-13, P-21, X-20: one layer after the other is tried, the direct ways first, then a relay; whatever stands before them, any two hosts that share a relay reach each other.
@@ -28,6 +28,47 @@ fn every_pair_of_nats_is_joined_where_there_is_a_relay() -> Result<(), Violation
             assert_eq!(relay, (!is_possible).then_some(introducer));
         }
     }
+    Ok(())
+}
+
+/// W-D12: where one of the two wants a relay there is one, and none to a public node or on a common link; also where the
+/// kernels had a direct tunnel before.
+#[test]
+fn a_relay_that_is_forced_is_between_whoever_is_neither_public_nor_near() -> Result<(), Violation> {
+    let mut quickest = FAILOVER;
+    for kinds in [[Kind::PortRestricted; 2], [Kind::FullCone, Kind::PortRewriting]] {
+        for seed in 0..5 {
+            let mut meeting = Meeting::with_relays(seed, kinds, 1);
+            let plan = HostPlan { bootstrap: vec![meeting.introducer], ..HostPlan::default() };
+            let neighbour = meeting.world.add_host(plan, &[meeting.sites[0]]);
+            meeting.meet()?;
+            meeting.world.run_for(secs(20))?;
+            assert_eq!(meeting.first_view().state, PeerState::Direct);
+            let node = meeting.nodes[0];
+            meeting.world.change(node, |host| host.plan.force_relay = true);
+            meeting.world.crash(node);
+            meeting.world.start(node)?;
+            meeting.world.start(neighbour)?;
+            let (key, other) = (meeting.world.host(meeting.nodes[1]).public_key(), meeting.nodes[1]);
+            let is_relayed = |world: &mut World| {
+                let status = world.status(node).expect("it runs");
+                status.peers.iter().any(|peer| peer.public_key == key && peer.state == PeerState::Relayed)
+            };
+            let span = meeting.world.run_until(secs(60), is_relayed)?;
+            assert!(span.is_some_and(|span| span < FAILOVER), "{span:?}: {kinds:?}, seed {seed}");
+            quickest = quickest.min(span.unwrap_or(quickest));
+            meeting.world.talk(node, other);
+            meeting.world.run_for(mins(5))?;
+            for (from, of) in [(0, 1), (1, 0)] {
+                let view = meeting.view(meeting.nodes[from], meeting.nodes[of]);
+                assert_eq!(view.state, PeerState::Relayed, "{kinds:?}, seed {seed}: {view:?}");
+            }
+            for other in [meeting.introducer, neighbour] {
+                assert_eq!(meeting.view(node, other).state, PeerState::Direct, "{kinds:?}, seed {seed}");
+            }
+        }
+    }
+    assert!(quickest < millis(500), "{quickest:?}: nobody waits for what is not wanted");
     Ok(())
 }
 

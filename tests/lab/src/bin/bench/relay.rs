@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use wgmesh::ebpf::{EbpfSettings, EbpfTraffic};
+use wgmesh::relay::Rates;
 use wgmesh_core::relay::Forwarding;
 use wgmesh_lab::{Family, INNER, Relayed, eventually};
 
@@ -102,7 +103,7 @@ impl Running {
 fn pass_on(pairs: &[Forwarding], ended: oneshot::Receiver<()>) -> u64 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a test machine has room for a runtime").block_on(async {
-        let mut relay = wgmesh::relay::Relay::new();
+        let mut relay = wgmesh::relay::Relay::new(Rates::default());
         relay.follow(pairs);
         ended.await.expect("the other thread lives");
         relay.traffic().packets

@@ -1,4 +1,4 @@
-//! Reads both clocks for the core.
+//! The core's clocks: `CLOCK_BOOTTIME`, with which the eBPF programs stamp too, and the time of day.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,15 +9,21 @@ use wgmesh_core::time::{Monotonic, Now, WallClock};
 const AT_BOOT: Duration = Duration::from_secs(24 * 3600);
 
 /// Reads the clock that counts suspend (`CLOCK_BOOTTIME`) and the time of day.
-pub(super) fn now() -> Now {
-    let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME since 2.6.39");
-    let seconds = u64::try_from(boot.tv_sec()).expect("boot time is not negative");
-    let nanos = u64::try_from(boot.tv_nsec()).expect("boot time is not negative");
+pub(crate) fn now() -> Now {
     // A clock before 1970 counts as 1970: the core tolerates any clock.
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Now {
-        monotonic: Monotonic::from_nanos(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
-            + AT_BOOT,
+        monotonic: at(u64::try_from(since_boot().as_nanos()).unwrap_or(u64::MAX)),
         wall: WallClock::from_millis(u64::try_from(wall.as_millis()).unwrap_or(u64::MAX)),
     }
+}
+
+/// Returns what `CLOCK_BOOTTIME` shows.
+pub(crate) fn since_boot() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME since 2.6.39").into()
+}
+
+/// Returns the moment at which `CLOCK_BOOTTIME` showed so many nanoseconds.
+pub(crate) fn at(boot: u64) -> Monotonic {
+    Monotonic::from_nanos(boot) + AT_BOOT
 }
