@@ -10,6 +10,8 @@
 //!   ping was missed, and counts as lost after some two seconds without an answer. A path at rest costs nothing.
 //! - **A working path is only left for a better one**: of a better [`Kind`] and not slower by 10 ms, of a worse one and
 //!   quicker by that, or of the same kind and quicker by a fifth or 10 ms, seen [`CHECKS`] times. A lost one is left for the first that answers.
+//! - **What may be better is looked at again**: a candidate of a better kind that lost the comparison, or did not answer at all, is
+//!   compared a few times more, ever later. Its router may have come up after its address.
 //! - **A relay is only a stopgap**: attempts go on beside it, and any direct path that answers [`CHECKS`] times replaces it.
 
 use std::cmp::Ordering;
@@ -24,17 +26,20 @@ use crate::timed::Deadline;
 mod candidate;
 mod history;
 mod mtu;
+mod schedule;
 mod unproved;
 mod watch;
 mod window;
 
 pub(crate) use candidate::is_quicker;
-pub use candidate::{Answered, Candidate, Kind, LastAnswer, Origin, PINGS_PER_CANDIDATE, Ping};
-use candidate::{FARTHER, SCHEDULE_MS, Schedule, Sent};
+pub use candidate::{Answered, Candidate, Kind, LastAnswer, Origin, Ping};
+use candidate::{FARTHER, Sent};
 use history::History;
 pub use history::PastAttempt;
 use mtu::PathMtu;
 pub use mtu::probe_bytes;
+pub use schedule::PINGS_PER_CANDIDATE;
+use schedule::Schedule;
 pub(crate) use unproved::{Credit, Targets};
 use watch::Current;
 pub use watch::{USED_FOR, WATCH_INTERVAL};
@@ -42,9 +47,6 @@ use window::ReplayWindow;
 
 /// The most addresses that are tried for one peer; the least trusted, then the oldest, makes room.
 pub const MAX_CANDIDATES: usize = 12;
-
-/// Once another path works, so many pings are enough to compare a candidate with it.
-const PINGS_TO_COMPARE: usize = 6;
 
 /// How long an attempt lasts.
 pub const ATTEMPT: Duration = Duration::from_secs(4);
@@ -122,8 +124,9 @@ impl Paths {
             answered: None,
             rtt: None,
             better: 0,
+            looks: 0,
             pings: Vec::new(),
-            schedule: attempting.then_some(Schedule { begun: now, step: 0 }),
+            schedule: attempting.then_some(Schedule::at(now)),
         });
         candidate.origin = candidate.origin.max(origin);
         if !candidate.kind.is_relayed() {
@@ -164,31 +167,6 @@ impl Paths {
         }
     }
 
-    /// Pings one address beside the path in use, to see whether it is better.
-    pub fn compare(&mut self, address: SocketAddr, now: Monotonic) {
-        let fresh = Schedule { begun: now, step: 0 };
-        let current = self.current.map(|current| current.address);
-        for address in current.into_iter().chain([address]) {
-            if let Some(candidate) = self.candidates.get_mut(&address)
-                && candidate.schedule.is_none()
-            {
-                candidate.schedule = Some(fresh);
-            }
-        }
-    }
-
-    /// Pings the path in use at once, and everything else that is known where there is none.
-    pub fn ping_now(&mut self, now: Monotonic) {
-        let current = self.current.filter(|current| !current.lost).map(|current| current.address);
-        for (address, candidate) in &mut self.candidates {
-            if current.is_none_or(|current| current == *address) {
-                // The last step: one ping, nothing after it.
-                let begun = now - Duration::from_millis(SCHEDULE_MS[PINGS_PER_CANDIDATE - 1]);
-                candidate.schedule.get_or_insert(Schedule { begun, step: PINGS_PER_CANDIDATE - 1 });
-            }
-        }
-    }
-
     /// Has an attempt begin once the path is used: where this host is has changed, and what works need not be best.
     pub const fn look_when_used(&mut self) {
         self.look_when_used = true;
@@ -222,8 +200,8 @@ impl Paths {
         let Some(candidate) = self.candidates.get_mut(&from) else { return };
         let proved = candidate.answered.is_some_and(|at| now.since(at) < PROOF_LIFETIME);
         let is_current = self.current.is_some_and(|current| current.address == from);
-        if candidate.schedule.is_none() && !(proved || works && is_current) {
-            candidate.schedule = Some(Schedule { begun: now, step: 0 });
+        if !candidate.is_pinged(now) && !(proved || works && is_current) {
+            candidate.schedule = Some(Schedule::at(now));
         }
     }
 
@@ -374,7 +352,7 @@ impl Paths {
         self.history.begin(now);
         self.offer_due = true;
         for candidate in self.candidates.values_mut() {
-            candidate.schedule = Some(Schedule { begun: now, step: 0 });
+            (candidate.schedule, candidate.looks) = (Some(Schedule::at(now)), 0);
         }
     }
 
@@ -391,19 +369,6 @@ impl Paths {
         let rest = FIRST_REST.saturating_mul(1 << self.failures.min(8)).min(longest);
         self.failures += 1;
         self.effort = Effort::Rest { until: now + rest };
-    }
-
-    fn scheduled_due(&mut self, now: Monotonic) -> Option<SocketAddr> {
-        let works = self.works_directly();
-        let due =
-            |candidate: &Candidate| candidate.schedule.and_then(Schedule::due).is_some_and(|at| at <= now);
-        let (&address, candidate) = self.candidates.iter_mut().find(|(_, candidate)| due(candidate))?;
-        let schedule = candidate.schedule.as_mut()?;
-        schedule.step += 1;
-        if schedule.step >= if works { PINGS_TO_COMPARE } else { PINGS_PER_CANDIDATE } {
-            candidate.schedule = None;
-        }
-        Some(address)
     }
 
     /// Decides which path to use after `from` has answered. Returns whether it is another, or works again.

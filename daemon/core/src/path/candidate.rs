@@ -3,14 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::schedule::Schedule;
 use crate::time::Monotonic;
-
-/// When the pings of an attempt go to a candidate, in milliseconds from its begin: dense where both sides are
-/// likely to begin, sparse until [`super::ATTEMPT`] is over (seed 000, W-X23).
-pub(super) const SCHEDULE_MS: [u64; 12] = [0, 60, 160, 300, 450, 700, 1000, 1400, 1900, 2500, 3200, 3900];
-
-/// How many pings an attempt sends to one candidate.
-pub const PINGS_PER_CANDIDATE: usize = SCHEDULE_MS.len();
 
 /// By how much a round trip must differ to say that a path is longer, whatever kind it is of.
 pub(super) const FARTHER: Duration = Duration::from_millis(10);
@@ -104,6 +98,8 @@ pub struct Candidate {
     pub rtt: Option<Duration>,
     /// How often in a row its answers have shown it to be better than the path in use.
     pub(super) better: u32,
+    /// How often it was to be looked at again since it was last worth comparing.
+    pub(super) looks: u32,
     /// Pings on their way.
     pub(super) pings: Vec<Sent>,
     pub(super) schedule: Option<Schedule>,
@@ -126,19 +122,6 @@ pub(super) struct Sent {
     pub(super) id: u64,
     pub(super) at: Monotonic,
     pub(super) mtu: Option<u16>,
-}
-
-/// The pings that are still to come.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Schedule {
-    pub(super) begun: Monotonic,
-    pub(super) step: usize,
-}
-
-impl Schedule {
-    pub(super) fn due(self) -> Option<Monotonic> {
-        SCHEDULE_MS.get(self.step).map(|&millis| self.begun + Duration::from_millis(millis))
-    }
 }
 
 /// The last ping that was answered.

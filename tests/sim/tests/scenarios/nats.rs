@@ -1,6 +1,7 @@
 //! Hosts behind NATs: who gets a direct path, and how soon.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::status::PeerState;
@@ -68,24 +69,39 @@ fn ipv6_that_comes_to_one_side_sooner_connects_both() -> Result<(), Violation> {
     for (seed, millis_later) in
         (0..4).flat_map(|seed| [(seed, 300), (seed, 1000), (seed, 5000), (seed, 60_000)])
     {
-        let mut meeting = Meeting::new(seed, [Kind::PortRestricted, Kind::PortRestricted]);
-        meeting.meet_and_talk()?;
-        for site in meeting.sites {
-            let firewall = Firewall::new(Dependence::AddressAndPort, secs(60));
-            meeting.world.set_ipv6(site, Some(firewall))?;
-            meeting.world.run_for(millis(millis_later))?;
-        }
-        let ends = meeting.nodes.map(|node| (node, meeting.world.host(node).public_key()));
-        let uses_ipv6 = |world: &mut World| {
-            let endpoint = |[(node, _), (_, other)]: [(HostId, PublicKey); 2]| {
-                world.host(node).kernel.peer(other)?.endpoint
-            };
-            [ends, [ends[1], ends[0]]].into_iter().all(|pair| endpoint(pair).is_some_and(|end| end.is_ipv6()))
-        };
-        let span = meeting.world.run_until(secs(20), uses_ipv6)?;
-        assert!(span.is_some(), "{millis_later} ms, seed {seed}");
+        let span = ipv6_comes(seed, Conditions::INTERNET, millis(millis_later))?;
+        assert!(span.is_some_and(|span| span < secs(20)), "{span:?}: {millis_later} ms, seed {seed}");
     }
     Ok(())
+}
+
+/// Found wanting in the lab, on a busy machine: the few pings that compare the two ways fell into a bad moment, and no others came.
+#[test]
+fn ipv6_is_used_in_the_end_although_the_first_look_at_it_was_bad() -> Result<(), Violation> {
+    let stutters = Conditions { jitter: millis(60), ..Conditions::INTERNET };
+    for seed in 0..16 {
+        let span = ipv6_comes(seed, stutters, millis(500))?;
+        assert!(span.is_some(), "seed {seed}");
+    }
+    Ok(())
+}
+
+/// Lets two hosts meet over IPv4 and gives both IPv6, one later than the other. Returns how long it takes them to use it.
+fn ipv6_comes(seed: u64, internet: Conditions, later: Duration) -> Result<Option<Duration>, Violation> {
+    let mut meeting = Meeting::new(seed, [Kind::PortRestricted, Kind::PortRestricted]);
+    meeting.meet_and_talk()?;
+    meeting.world.set_internet(internet);
+    for site in meeting.sites {
+        meeting.world.set_ipv6(site, Some(firewall()))?;
+        meeting.world.run_for(later)?;
+    }
+    let ends = meeting.nodes.map(|node| (node, meeting.world.host(node).public_key()));
+    let uses_ipv6 = |world: &mut World| {
+        let endpoint =
+            |[(node, _), (_, other)]: [(HostId, PublicKey); 2]| world.host(node).kernel.peer(other)?.endpoint;
+        [ends, [ends[1], ends[0]]].into_iter().all(|pair| endpoint(pair).is_some_and(|end| end.is_ipv6()))
+    };
+    meeting.world.run_until(mins(2), uses_ipv6)
 }
 
 /// M-16, P-3: dead bootstrap nodes cost those that live no time.
