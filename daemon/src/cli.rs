@@ -151,8 +151,9 @@ enum Command {
     /// Show what the NAT in front of this host does.
     ///
     /// Has the daemon ask its STUN servers (`nat.stun_servers`) anew, through WireGuard's own port, and shows where they
-    /// see that port, the NAT's type, and which peers it keeps from being reached directly. Takes up to 5 seconds. That no
-    /// server answers is a finding, not an error: the type is then `unknown`.
+    /// see that port, the NAT's type, and which peers it keeps from being reached directly; names the routers on the way, and
+    /// says whether the provider has a NAT of its own. Takes up to 5 seconds. That no server answers is a finding, not an
+    /// error: the type is then `unknown`.
     Netcheck {
         #[command(flatten)]
         mesh: Mesh,
@@ -201,9 +202,18 @@ enum PeerCommand {
     /// KEY names a peer that is always wanted; KEY@ADDRESS:PORT says where its WireGuard answers, too. HOST, HOST:PORT
     /// and either with #KEY name a node whose exchange is dialled over TLS; with a key, only its holder will do. Whoever is
     /// named must have the mesh's secret: nobody gets in by being named.
+    ///
+    /// Waits up to 10 s until a node has proved itself at a HOST and says which one it is. Where none has, or one with another
+    /// key, that is an error, although the host stays named and is dialled on and on.
     Add {
         /// KEY[@ADDRESS:PORT] or HOST[:PORT][#KEY].
         peer: Pin,
+        /// Wait for nobody.
+        #[arg(long)]
+        no_wait: bool,
+        /// Print JSON for programs.
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         mesh: Mesh,
     },
@@ -287,6 +297,8 @@ enum Error {
     Unclear(#[from] peer::Unclear),
     #[error("{0} does not answer: {1}")]
     NoAnswer(String, String),
+    #[error("{0} is named and dialled on and on, but not reached yet: {1}")]
+    NotReached(String, String),
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
     #[error(transparent)]
@@ -329,6 +341,7 @@ impl Error {
             | Self::Client(_)
             | Self::Unclear(_)
             | Self::NoAnswer(..)
+            | Self::NotReached(..)
             | Self::Unwell
             | Self::Init(_)
             | Self::Install(_)
@@ -379,7 +392,9 @@ impl Command {
             Self::Status { mesh, json, wide } => status::show(&mesh.load()?, json, wide),
             Self::Peers { mesh, json, wide } => peers::list(&mesh.load()?, json, wide),
             Self::Metrics { mesh } => metrics::print(&mesh.load()?),
-            Self::Peer(PeerCommand::Add { peer, mesh }) => peers::add(&mesh.load()?, &peer),
+            Self::Peer(PeerCommand::Add { peer, no_wait, json, mesh }) => {
+                peers::add(&mesh.load()?, &peer, !no_wait, json)
+            }
             Self::Peer(PeerCommand::Remove { peer, mesh }) => peers::remove(&mesh.load()?, &peer),
             Self::Reload { mesh, json } => reload::reload(&mesh.load()?, json),
             Self::Explain { peer, mesh, json } => explain::show(&mesh.load()?, &peer, json),

@@ -13,6 +13,7 @@ pub mod dht;
 pub mod ebpf;
 pub mod exchange;
 pub mod gossip;
+pub mod hops;
 mod inbox;
 pub mod install;
 pub mod journal;

@@ -81,7 +81,7 @@ enum Action {
         #[command(flatten)]
         choice: Choice,
     },
-    /// Watches all pairs of NAT kinds that can meet over several of WireGuard's rekeys.
+    /// Watches all pairs of NAT kinds over several of WireGuard's rekeys, with a relay where no direct path can be.
     Soak {
         /// For how many seconds.
         #[arg(long, default_value_t = 420)]

@@ -200,7 +200,7 @@ impl Paths {
         let Some(candidate) = self.candidates.get_mut(&from) else { return };
         let proved = candidate.answered.is_some_and(|at| now.since(at) < PROOF_LIFETIME);
         let is_current = self.current.is_some_and(|current| current.address == from);
-        if !candidate.is_pinged(now) && !(proved || works && is_current) {
+        if !(candidate.is_pinged(now) || proved || works && is_current) {
             candidate.schedule = Some(Schedule::at(now));
         }
     }

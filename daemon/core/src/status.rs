@@ -208,6 +208,9 @@ pub struct Session {
 pub struct Dial {
     /// Where.
     pub address: SocketAddr,
+    /// What the operator calls it: `HOST[:PORT]`, and behind it the address in parentheses where the host has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The node that answered there, or that must.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<PublicKey>,
@@ -224,6 +227,14 @@ pub struct Dial {
     /// What went wrong last; `None` once a session came about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+impl Dial {
+    /// Whether it is of a host that the operator has named so.
+    pub fn is_called(&self, name: &str) -> bool {
+        let rest = self.name.as_ref().and_then(|own| own.strip_prefix(name));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(" ("))
+    }
 }
 
 /// A node that is not talked to.

@@ -22,7 +22,7 @@ mod round;
 mod transaction;
 mod verdict;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use rand_core::Rng;
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,9 @@ pub struct Report {
     pub hairpin: Option<bool>,
     /// Whether there is a second NAT at the provider.
     pub cgnat: bool,
+    /// What the routers on the way to the internet call themselves, the nearest first. Without a value for one that said nothing.
+    #[serde(default)]
+    pub routers: Vec<Option<Ipv4Addr>>,
     /// Whether a server was reached over IPv6.
     pub ipv6: bool,
     /// Whether a round is under way, so that this may soon be another.
@@ -82,6 +85,15 @@ pub struct ServerReport {
     pub mapped: Option<SocketAddr>,
     /// From the first request to the answer, in milliseconds.
     pub rtt_ms: Option<u64>,
+}
+
+impl Report {
+    /// Takes note of the routers on the way. Whatever stands before it, a router with an address that is set aside for
+    /// providers (RFC 6598) is in front of a NAT of one.
+    pub fn note_routers(&mut self, routers: Vec<Option<Ipv4Addr>>) {
+        self.cgnat |= routers.iter().flatten().any(|&router| verdict::is_shared(&router.into()));
+        self.routers = routers;
+    }
 }
 
 impl ServerReport {
@@ -205,6 +217,7 @@ impl Stun {
             mapped_v6: self.mapped_v6(),
             hairpin: main.hairpin(),
             cgnat: self.v4.is_carrier_grade(),
+            routers: Vec::new(),
             ipv6: self.mapped_v6().is_some(),
             checking: self.v4.is_busy() || self.v6.is_busy(),
             introducers: Vec::new(),

@@ -15,6 +15,7 @@ use wgmesh_core::key::PublicKey;
 use wgmesh_core::stun::Report;
 
 use super::{Answer, ApiRequest};
+use crate::hops::Hops;
 use crate::metrics;
 use crate::pins::{Pin, Removal};
 
@@ -137,9 +138,19 @@ async fn ask<T>(mesh: &Mesh, question: impl FnOnce(oneshot::Sender<T>) -> ApiReq
 async fn check_nat(mesh: &Mesh) -> Result<Report, Gone> {
     let end = Instant::now() + NAT_PATIENCE;
     let mut report = ask(mesh, ApiRequest::CheckNat).await?;
+    let mut servers = report.servers.iter().map(|server| server.address);
+    let server = servers.find_map(|address| match address {
+        SocketAddr::V4(address) => Some(address),
+        SocketAddr::V6(_) => None,
+    });
+    // Nobody's way there is as good as no router that says anything.
+    let hops = server.and_then(|server| Hops::send(server).ok());
     while report.checking && Instant::now() < end {
         tokio::time::sleep(POLL_INTERVAL).await;
         report = ask(mesh, ApiRequest::NatReport).await?;
+    }
+    if let Some(hops) = hops {
+        report.note_routers(hops.routers().await);
     }
     Ok(report)
 }

@@ -77,6 +77,7 @@ fn report(checking: bool) -> Report {
         mapped_v6: None,
         hairpin: Some(false),
         cgnat: false,
+        routers: Vec::new(),
         ipv6: false,
         checking,
         introducers: Vec::new(),

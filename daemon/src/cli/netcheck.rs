@@ -1,7 +1,7 @@
 //! `wgmesh netcheck`: what the NAT in front of this host does, and what that means for its peers.
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use wgmesh_core::nat::{NatType, Strategy};
 use wgmesh_core::stun::{Filtering, Report, ServerReport};
@@ -32,6 +32,7 @@ fn render(report: &Report, punching: bool) -> String {
         format!("filtering  {}", filtering(report.filtering)),
         format!("hairpin    {}", hairpin(report.hairpin)),
         format!("CGNAT      {}", if report.cgnat { "yes" } else { "no sign of it" }),
+        format!("routers    {}", routers(&report.routers)),
     ];
     let label = std::iter::once("servers    ").chain(std::iter::repeat("           "));
     match report.servers.as_slice() {
@@ -69,6 +70,15 @@ const fn hairpin(hairpin: Option<bool>) -> &'static str {
         Some(true) => "yes: what is sent to the outside address comes back in",
         Some(false) => "no: hosts behind this NAT reach each other by their own addresses only",
         None => "not tested",
+    }
+}
+
+/// Two with private addresses are two NATs, unless the first one only routes.
+fn routers(routers: &[Option<Ipv4Addr>]) -> String {
+    let name = |router: &Option<Ipv4Addr>| router.map_or_else(|| "silent".to_owned(), |one| one.to_string());
+    match routers {
+        [] => "none has told its address".to_owned(),
+        routers => routers.iter().map(name).collect::<Vec<_>>().join(", "),
     }
 }
 
@@ -150,6 +160,7 @@ mod tests {
             mapped_v6: None,
             hairpin: Some(false),
             cgnat: false,
+            routers: vec![Some([192, 168, 1, 1].into()), None, Some([203, 0, 113, 1].into())],
             ipv6: false,
             checking: false,
             introducers: vec!["hub".parse().unwrap(), "db1".parse().unwrap()],
@@ -166,6 +177,7 @@ IPv6       no server answered
 filtering  lets in only the addresses and ports that were sent to
 hairpin    no: hosts behind this NAT reach each other by their own addresses only
 CGNAT      no sign of it
+routers    192.168.1.1, silent, 203.0.113.1
 servers    192.0.2.1:3478      saw 198.51.100.7:51820 after 12 ms
            203.0.113.20:19302  did not answer
            192.0.2.3:3478      saw 198.51.100.7:51820 after 30 ms

@@ -1,8 +1,13 @@
 //! `wgmesh peers` and `wgmesh peer add|remove`: who is in the mesh, and whom the operator wants there.
 
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use wgmesh_core::config::Hostname;
+use wgmesh_core::key::PublicKey;
 use wgmesh_core::status::{Peer, ShutOut, Status};
 
 use super::peer::{self, Unclear};
@@ -10,6 +15,31 @@ use super::{Error, status};
 use crate::api::client;
 use crate::config::{BootstrapNode, File};
 use crate::pins::{Pin, Pins, Removal};
+
+/// How long a host that was named has until its node has proved itself, and how often the daemon is asked.
+const PATIENCE: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Who was added.
+#[derive(Debug, Serialize)]
+struct Added<'a> {
+    named: &'a Pin,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public_key: Option<PublicKey>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hostname: Option<Hostname>,
+}
+
+impl fmt::Display for Added<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "added {}", self.named)?;
+        match (self.named, &self.public_key, &self.hostname) {
+            (Pin::Node(_), Some(key), Some(hostname)) => write!(f, ": it is {hostname}, {key}"),
+            (Pin::Node(_), Some(key), None) => write!(f, ": it is {key}"),
+            (Pin::Node(_), None, _) | (Pin::Peer(_), ..) => Ok(()),
+        }
+    }
+}
 
 /// What is printed for programs.
 #[derive(Debug, Serialize)]
@@ -50,9 +80,43 @@ fn shut_out(ShutOut { public_key, left_s }: &ShutOut) -> String {
     }
 }
 
-pub(super) fn add(config: &File, pin: &Pin) -> Result<(), Error> {
-    client::add_peer(&config.socket_path(), pin)?;
-    Ok(writeln!(io::stdout(), "added {pin}")?)
+pub(super) fn add(config: &File, pin: &Pin, wait: bool, json: bool) -> Result<(), Error> {
+    let socket = config.socket_path();
+    client::add_peer(&socket, pin)?;
+    let added = match pin {
+        Pin::Peer(peer) => Added { named: pin, public_key: Some(peer.key), hostname: None },
+        Pin::Node(node) if wait => {
+            let (public_key, hostname) = await_node(&socket, node)?;
+            Added { named: pin, public_key, hostname }
+        }
+        Pin::Node(_) => Added { named: pin, public_key: None, hostname: None },
+    };
+    let mut out = io::stdout();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &added).map_err(io::Error::from)?;
+        return Ok(writeln!(out)?);
+    }
+    Ok(writeln!(out, "{added}")?)
+}
+
+/// Waits until a node has proved itself where a host was named, and returns its key and what it is called.
+fn await_node(socket: &Path, node: &BootstrapNode) -> Result<(Option<PublicKey>, Option<Hostname>), Error> {
+    let end = Instant::now() + PATIENCE;
+    let name = BootstrapNode { key: None, ..node.clone() }.to_string();
+    loop {
+        let status = client::status(socket)?;
+        let mut dials = status.dials.iter().filter(|dial| dial.is_called(&name));
+        if let Some(met) = dials.clone().find(|dial| dial.connected) {
+            let peer = status.peers.iter().find(|peer| Some(peer.public_key) == met.public_key);
+            return Ok((met.public_key, peer.and_then(|peer| peer.hostname.clone())));
+        }
+        if Instant::now() >= end {
+            let error = dials.find_map(|dial| dial.error.clone());
+            let error = error.unwrap_or_else(|| "nobody has answered".to_owned());
+            return Err(Error::NotReached(name, error));
+        }
+        std::thread::sleep(POLL_INTERVAL);
+    }
 }
 
 pub(super) fn remove(config: &File, name: &str) -> Result<(), Error> {

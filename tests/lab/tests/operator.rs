@@ -41,6 +41,8 @@ fn an_operator_learns_what_the_nat_does_and_how_far_away_a_peer_is() {
         "the introducer, and the other by now"
     );
     assert!(node.text(&["netcheck"]).contains("a NAT that is symmetric: they need a relay"));
+    let [a, b, c, _] = pair.sites[0].address.octets();
+    assert_eq!((&report["cgnat"], &report["routers"][0]), (&false.into(), &format!("{a}.{b}.{c}.1").into()));
 
     let right = pair.mesh_ipv4(1).to_string();
     let pings = node.json(&["ping", &right, "-n", "3", "--json"]);
@@ -65,6 +67,24 @@ fn an_operator_learns_what_the_nat_does_and_how_far_away_a_peer_is() {
     assert_eq!(lost.status.code(), Some(1), "{lost:?}");
 }
 
+/// P-17: a provider's NAT behind the home's own router, which has a private address on both sides of this host.
+#[test]
+fn an_operator_learns_of_the_providers_nat() {
+    let internet = Internet::new("operator-cgnat");
+    let stun = StunServers::start(&internet);
+    let pair = Pair::start(&internet, 1, [NatKind::Cgnat, NatKind::None]);
+    let node = Node { host: &pair.sites[0].host, config: pair.daemons[0].config() };
+    pair.daemons[0].wait_ready();
+
+    let report = node.json(&["netcheck", "--json"]);
+
+    println!("{report}");
+    assert_eq!(report["cgnat"], true);
+    assert!(report["routers"][1].as_str().is_some_and(|router| router.starts_with("100.64.")));
+    assert!(node.text(&["netcheck"]).contains("behind one of the provider"));
+    drop(stun);
+}
+
 /// M-4, M-5, M-6, M-26, P-9: a node that is named to a running daemon is met at once and over restarts; one that is
 /// removed is gone from the kernel.
 #[test]
@@ -75,8 +95,10 @@ fn a_node_that_the_operator_names_is_met_and_one_removed_is_gone() {
     let node = Node { host: &hosts[0], config: &config };
     let name = format!("{}:{EXCHANGE_PORT}", ADDRESSES[1]);
 
-    node.text(&["peer", "add", &name]);
+    let added = node.json(&["peer", "add", &name, "--json"]);
 
+    let key = |daemon: &Daemon| daemon.status_json()["node"]["public_key"].clone();
+    assert_eq!(added["public_key"], key(&second), "{added}");
     meet(&first);
     assert_eq!(node.json(&["peers", "--json"])["named"]["bootstrap_nodes"][0], name.as_str());
 
@@ -124,7 +146,10 @@ fn a_node_with_another_key_than_expected_is_refused_by_name() {
         is_told && status["drops"]["session wrong key"].as_u64().is_some_and(|drops| drops >= count)
     };
 
-    node.text(&["peer", "add", &format!("{name}#{}", key(&first))]);
+    let refused = node.ask(&["peer", "add", &format!("{name}#{}", key(&first))]);
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && told.contains(&name), "{refused:?}");
+    println!("{told}");
     eventually(PATIENCE, || is_refused(1));
     assert_eq!(first.status_json()["peers"].as_array().unwrap().len(), 0);
 

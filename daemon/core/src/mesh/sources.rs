@@ -42,6 +42,11 @@ impl Mesh {
         let Some(exchange) = &self.exchange else { return Vec::new() };
         let dial = |(address, view): (SocketAddr, &TargetView)| Dial {
             address,
+            name: self
+                .bootstrap
+                .iter()
+                .find(|seed| seed.target.address == address)
+                .and_then(|seed| seed.name.clone()),
             public_key: view.node(),
             connected: view.node().is_some_and(|key| exchange.is_connected(key)),
             tried_s: view.tried.map(|(begun, _)| now.monotonic.since(begun).as_secs()),

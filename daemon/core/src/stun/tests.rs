@@ -450,6 +450,18 @@ fn a_second_nat_is_in_the_report() {
     assert!(world.stun.report().cgnat);
 }
 
+/// P-17: also where the home's own router stands between the two.
+#[test]
+fn a_providers_router_on_the_way_is_a_second_nat() {
+    let world = World::new(Mapping::Same, Filtering::EndpointIndependent, &THREE);
+    for (second, expected) in [([100, 64, 0, 1], true), ([100, 128, 0, 1], false), ([10, 0, 0, 1], false)] {
+        let mut report = world.stun.report();
+        let routers = vec![Some([192, 168, 1, 1].into()), None, Some(second.into())];
+        report.note_routers(routers.clone());
+        assert_eq!((report.cgnat, report.routers), (expected, routers));
+    }
+}
+
 /// W-X7: IPv6 has rounds of its own, and its type counts where there is nothing else.
 #[test]
 fn ipv6_is_asked_too() {

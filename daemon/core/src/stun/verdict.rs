@@ -72,7 +72,8 @@ pub(super) fn is_carrier_grade(mapped: SocketAddr, local: &[IpAddr]) -> bool {
     is_translated && (local.iter().any(is_shared) || is_shared(&mapped.ip()) || is_private(&mapped.ip()))
 }
 
-fn is_shared(ip: &IpAddr) -> bool {
+/// Whether an address is one of those between providers' NATs and their customers' routers (RFC 6598).
+pub(super) fn is_shared(ip: &IpAddr) -> bool {
     matches!(ip, IpAddr::V4(v4) if v4.octets()[0] == 100 && v4.octets()[1] & 0b1100_0000 == 64)
 }
 

@@ -221,6 +221,7 @@ fn dials_in_vain_are_shown() {
     let address = "203.0.113.7:51900".parse().unwrap();
     let error = Some("connection refused".to_owned());
     let dial = Dial {
+        name: None,
         address,
         public_key: None,
         connected: false,
