@@ -44,6 +44,12 @@ impl Strangers {
         Self::with(settings, internet, number, kinds)
     }
 
+    /// Builds sites as [`Self::with_usual_methods`] does, whose records only others are to publish.
+    pub fn published_by_others(internet: &Internet, number: u8, kinds: &[NatKind]) -> Self {
+        let settings = Settings::new(&secret(number)).over_dht("", DhtNodes::bootstrap());
+        Self::with(settings.with("[privacy]\ndandelion = true"), internet, number, kinds)
+    }
+
     fn with(settings: Settings, internet: &Internet, number: u8, kinds: &[NatKind]) -> Self {
         let site = |(index, kind): (usize, &NatKind)| internet.site(&format!("s{number}-{index}"), *kind);
         let sites = kinds.iter().enumerate().map(site).collect();

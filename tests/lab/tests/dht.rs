@@ -128,6 +128,33 @@ fn whoever_is_found_in_the_dht_introduces_the_others() {
     }
 }
 
+/// W-D31, X-49: hosts that have others publish them say so once it is done, and a newcomer finds them all.
+#[test]
+fn hosts_that_only_others_publish_are_found() {
+    let internet = Internet::new("dht-private");
+    let _stun = StunServers::start(&internet);
+    let _dht = DhtNodes::start(&internet);
+    let mut kinds = [NatKind::PortRestricted; 5];
+    kinds[0] = NatKind::None;
+    let mut strangers = Strangers::published_by_others(&internet, 1, &kinds);
+    (0..4).for_each(|index| strangers.start(index));
+    strangers.meet(PATIENCE);
+    let met = Instant::now();
+    let privacy = |daemon: &Daemon| daemon.status_json()["privacy"].clone();
+    eventually(PATIENCE, || {
+        strangers.daemons.iter().all(|daemon| privacy(daemon)["published_by_another"] == true)
+    });
+    println!("published by others {:.2} s after they met", met.elapsed().as_secs_f64());
+    let publishes = |daemon: &Daemon| privacy(daemon)["publishes"].as_u64().unwrap();
+    assert!(strangers.daemons.iter().map(publishes).sum::<u64>() >= 4);
+
+    strangers.start(4);
+    let started = Instant::now();
+    let met = strangers.meet(PATIENCE);
+    println!("a newcomer: {:.2} s", met.saturating_duration_since(started).as_secs_f64());
+    assert_eq!(direct_peers(&strangers.daemons[4]), 4);
+}
+
 /// who never had any nodes but the bootstrap hosts says that those are gone, and finds the others once they are
 /// back.
 #[test]

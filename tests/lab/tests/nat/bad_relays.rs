@@ -18,6 +18,9 @@ use super::{PATIENCE, PING_BYTES, PING_INTERVAL, WATCHED};
 /// DESIGN 14: so long may a pair be parted when its path is lost.
 const GOAL: Duration = Duration::from_secs(3);
 
+/// What carries packets: WireGuard's fourth type, behind the headers of IPv4 and UDP.
+const DATA: &str = "match u8 0x04 0xff at 28";
+
 /// For how long a relay floods: as long as a hundred pings take.
 const FLOOD: Duration = Duration::from_secs(10);
 
@@ -33,8 +36,28 @@ fn a_relay_that_drops_everything_is_left() {
 /// Issue 4, 3: so is one that passes on what nodes say to each other and WireGuard's handshakes, and no packet.
 #[test]
 fn a_relay_that_passes_on_pings_only_is_left() {
-    // WireGuard's fourth type, behind the headers of IPv4 and UDP.
-    is_left("relay-lies", "match u8 0x04 0xff at 28");
+    is_left("relay-lies", DATA);
+}
+
+/// Issue 4, 3: also one that never passed on a packet is left, and for good: the tunnel that it lets come up says nothing.
+#[test]
+fn a_relay_that_lies_from_the_start_is_left() {
+    let world = World::meet("relay-lied", [Symmetric; 2], 2, |pair| {
+        let host = &pair.introducer_host;
+        discipline(host, "netem loss 100%");
+        // Its own tunnels are its own affair.
+        filter(host, 1, "match ip sport 51820 0xffff", "1:1");
+        filter(host, 2, DATA, "1:4");
+    });
+    let liar = world.pair.introducer.status_json()["node"]["public_key"].clone();
+    let drops = spoiled(&world.pair.introducer_host);
+    show(&format!("a relay that lies from the start kept {drops} packets before it was left"));
+    assert!(drops > 0, "nobody has tried it");
+    for _ in 0..30 {
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(world.pair.sites[0].host.pings(world.pair.mesh_ipv4(1)), "{:?}", world.pair.views());
+    }
+    assert!(world.is_relayed() && relay_of(&world.pair) != liar, "{:?}", world.pair.views());
 }
 
 /// Issue 4, 3: one that sends old packets again, as quickly as the machine lets it, ends no tunnel; what the daemons see of it
@@ -126,16 +149,31 @@ fn a_relay_that_repeats_packets_ends_no_tunnel() {
 }
 
 /// Has what a relay's ports send meet a queueing discipline, all of it or what fits.
-fn spoil(host: &Host, ports: &[u64], of_these: &str, discipline: &str) {
-    let tc = |words: String| host.run(std::iter::once("tc").chain(words.split_whitespace()));
-    tc("qdisc add dev eth0 root handle 1: prio bands 4 priomap 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0".to_owned());
-    tc(format!("qdisc add dev eth0 parent 1:4 handle 40: {discipline}"));
+fn spoil(host: &Host, ports: &[u64], of_these: &str, kind: &str) {
+    discipline(host, kind);
     for port in ports {
-        tc(format!(
-            "filter add dev eth0 parent 1: protocol ip u32 match ip protocol 17 0xff \
-             match ip sport {port} 0xffff {of_these} flowid 1:4"
-        ));
+        filter(host, 1, &format!("match ip sport {port} 0xffff {of_these}"), "1:4");
     }
+}
+
+/// Adds a queueing discipline to a host's way out, for what a filter leads to `1:4`.
+fn discipline(host: &Host, kind: &str) {
+    tc(host, "qdisc add dev eth0 root handle 1: prio bands 4 priomap 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0");
+    tc(host, &format!("qdisc add dev eth0 parent 1:4 handle 40: {kind}"));
+}
+
+/// Leads the UDP packets that fit to a class, unless a filter of a lower number does.
+fn filter(host: &Host, number: u32, of_these: &str, class: &str) {
+    tc(
+        host,
+        &format!(
+            "filter add dev eth0 parent 1: protocol ip prio {number} u32 match ip protocol 17 0xff {of_these} flowid {class}"
+        ),
+    );
+}
+
+fn tc(host: &Host, words: &str) {
+    host.run(std::iter::once("tc").chain(words.split_whitespace()));
 }
 
 /// Returns how many packets have met their end there.
