@@ -3,8 +3,11 @@
 //! Every node that writes to the DHT publishes for others. Whether others publish for it is its operator's choice. A node
 //! that reaches nobody publishes itself: nobody could do it for it, and nobody would ever find it otherwise.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use super::Mesh;
-use crate::dandelion::{Context, Dandelion};
+use crate::dandelion::{Context, Dandelion, Epoch};
 use crate::key::PublicKey;
 use crate::record::SignedRecord;
 use crate::status::Privacy;
@@ -24,6 +27,21 @@ impl Mesh {
             let own = own.cloned();
             self.with_dandelion(now, |dandelion, context| dandelion.drive(own.as_ref(), context));
         }
+    }
+
+    /// Returns those of the relays that this epoch has drawn for a pair, where only others may publish this node: then none
+    /// sees its packets for long because it happens to be the nearest (W-D33). Both ends find the same.
+    pub(super) fn private_relays(
+        &self,
+        key: PublicKey,
+        reached: &BTreeMap<PublicKey, Duration>,
+        now: Now,
+    ) -> Vec<PublicKey> {
+        if !self.settings.dandelion {
+            return Vec::new();
+        }
+        let reached: Vec<_> = reached.keys().copied().collect();
+        Epoch::of(now.wall).relays(&self.keys, self.state.wg_pubkey.min(key), &reached)
     }
 
     /// Takes a record that a peer wants published.

@@ -146,7 +146,9 @@ impl Mesh {
     /// Returns the relay that is best for a peer, of those that both reach and that have not just failed.
     pub(super) fn choose_relay(&self, key: PublicKey, now: Now) -> Option<PublicKey> {
         let ours = self.reached_relays(key, now);
-        self.relays.seekers.get(&key)?.choose(&ours, [self.state.wg_pubkey, key], now.monotonic)
+        let preferred = self.private_relays(key, &ours, now);
+        let pair = [self.state.wg_pubkey, key];
+        self.relays.seekers.get(&key)?.choose(&ours, &preferred, pair, now.monotonic)
     }
 
     fn ask_relay(&mut self, key: PublicKey, relay: PublicKey, now: Now) {
@@ -334,19 +336,18 @@ impl Mesh {
         relays.filter_map(|(key, _)| Some((key, self.direct_distance(key, now)?))).collect()
     }
 
-    /// Returns which relays to name in an offer: the nearest, and as many that all pairs of nodes that reach them find in
+    /// Returns which relays to name in an offer: the nearest or those that a private pair prefers, and as many that all pairs of nodes that reach them find in
     /// the same order.
     pub(super) fn offered_relays(&self, key: PublicKey, now: Now) -> Vec<Reached> {
         if !self.uses_relays() {
             return Vec::new();
         }
         let seeker = self.relays.seekers.get(&key);
-        let mut reached: Vec<_> = self
-            .reached_relays(key, now)
-            .into_iter()
-            .filter(|(relay, _)| !seeker.is_some_and(|seeker| seeker.is_resting(*relay, now.monotonic)))
-            .collect();
-        reached.sort_unstable_by_key(|&(relay, rtt)| (rtt, relay));
+        let mut reached = self.reached_relays(key, now);
+        let preferred = self.private_relays(key, &reached, now);
+        reached.retain(|relay, _| !seeker.is_some_and(|seeker| seeker.is_resting(*relay, now.monotonic)));
+        let mut reached: Vec<_> = reached.into_iter().collect();
+        reached.sort_unstable_by_key(|&(relay, rtt)| (!preferred.contains(&relay), rtt, relay));
         let turn = self.state.wg_pubkey.as_bytes()[0].wrapping_add(key.as_bytes()[0]);
         if let Some(rest) = reached.get_mut(MAX_OFFERED / 2..) {
             rest.sort_unstable_by_key(|(relay, _)| relay.as_bytes()[0].wrapping_sub(turn));

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The node with the lower key chooses, by these criteria in order: a relay that both nodes reach and that has not just
-//! failed; the fewest failures of late; the smallest sum of both round trips; a hash of pair and relay. So a relay that
-//! is dead, lies or drops is left for another, and comes up again only after all that do not.
+//! failed; the fewest failures of late; one that the caller prefers; the smallest sum of both round trips; a hash of pair and
+//! relay. So a relay that is dead, lies or drops is left for another, and comes up again only after all that do not.
 //!
 //! Invariants:
 //! - At most [`MAX_LEASES`] relays are asked or held at a time, at most [`MAX_FAILURES`] failures remembered.
@@ -134,13 +134,15 @@ impl Seeker {
     pub fn choose(
         &self,
         ours: &BTreeMap<PublicKey, Duration>,
+        preferred: &[PublicKey],
         pair: [PublicKey; 2],
         now: Monotonic,
     ) -> Option<PublicKey> {
         let is_free = |relay: &PublicKey| !self.leases.contains_key(relay) && !self.is_resting(*relay, now);
         let common = ours.keys().copied().filter(|relay| self.theirs.contains_key(relay) && is_free(relay));
         common.min_by_key(|&relay| {
-            (self.times_failed(relay, now), self.distance(relay, ours), tie(pair, relay))
+            let is_any = !preferred.contains(&relay);
+            (self.times_failed(relay, now), is_any, self.distance(relay, ours), tie(pair, relay))
         })
     }
 

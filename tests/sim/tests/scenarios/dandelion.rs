@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use wgmesh_core::dandelion::Epoch;
 use wgmesh_core::dht::Notice;
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::record::SignedRecord;
@@ -14,6 +15,7 @@ use wgmesh_sim::network::HostId;
 use wgmesh_sim::world::{Violation, World};
 
 use crate::fleet::{mins, secs};
+use crate::meeting::Meeting;
 
 fn strangers(world: &mut World, count: usize, dandelion: bool) -> Vec<HostId> {
     let plan = HostPlan { dht: true, dandelion, ..HostPlan::default() };
@@ -85,5 +87,31 @@ fn a_node_that_asks_for_nothing_stores_its_own_record() -> Result<(), Violation>
     let own = (world.address(nodes[0]), world.host(nodes[0]).public_key());
     assert!(stored.contains(&own) && announced.contains(&own.0));
     assert_eq!(world.status(nodes[0]).unwrap().privacy, None);
+    Ok(())
+}
+
+/// W-D33: where only others may publish a node, its packets are relayed by those that the epoch draws, whichever is nearest.
+#[test]
+fn the_relay_of_a_private_pair_is_one_that_the_epoch_has_drawn() -> Result<(), Violation> {
+    for seed in 0..10 {
+        let mut meeting = Meeting::with_relays(seed, [Kind::Symmetric; 2], 5);
+        for node in meeting.nodes {
+            meeting.world.change(node, |host| host.plan.dandelion = true);
+        }
+        meeting.meet_and_talk()?;
+        let dead = meeting.relay().expect("it is relayed");
+        meeting.world.crash(dead);
+        meeting.world.run_for(secs(20))?;
+
+        let relay = meeting.relay().map(|relay| meeting.world.host(relay).public_key());
+
+        let chooser = meeting.nodes.map(|node| meeting.world.host(node));
+        let chooser = chooser.into_iter().min_by_key(|host| host.public_key()).expect("there are two");
+        let others = meeting.world.hosts().filter(|(id, _)| *id != dead && !meeting.nodes.contains(id));
+        let others: Vec<_> = others.map(|(_, host)| host.public_key()).collect();
+        let epoch = Epoch::of(chooser.now(meeting.world.now()).wall);
+        let drawn = epoch.relays(chooser.keys(), chooser.public_key(), &others);
+        assert!(relay.is_some_and(|relay| drawn.contains(&relay)), "seed {seed}: {relay:?} of {drawn:?}");
+    }
     Ok(())
 }

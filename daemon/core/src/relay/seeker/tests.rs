@@ -40,10 +40,21 @@ fn run(seeker: &mut Seeker, to: u64) -> Vec<(u64, Step)> {
 fn the_nearest_relay_that_both_reach_is_chosen() {
     let seeker = heard(&[(10, 30), (11, 10), (12, 1)]);
     let ours = distances(&[(10, 5), (11, 40), (13, 1)]);
-    assert_eq!(seeker.choose(&ours, pair(), at(0)), Some(key(10)));
+    assert_eq!(seeker.choose(&ours, &[], pair(), at(0)), Some(key(10)));
     assert_eq!(seeker.distance(key(10), &ours), Some(Duration::from_millis(35)));
-    assert_eq!(seeker.choose(&distances(&[(13, 1)]), pair(), at(0)), None, "the peer does not reach it");
-    assert_eq!(Seeker::default().choose(&ours, pair(), at(0)), None, "the peer has told of none");
+    assert_eq!(seeker.choose(&distances(&[(13, 1)]), &[], pair(), at(0)), None, "the peer does not reach it");
+    assert_eq!(Seeker::default().choose(&ours, &[], pair(), at(0)), None, "the peer has told of none");
+}
+
+/// W-D33: one that is preferred comes before a nearer one, and after any that has not failed.
+#[test]
+fn a_preferred_relay_is_chosen_while_it_works() {
+    let mut seeker = heard(&[(10, 30), (11, 10), (12, 1)]);
+    let ours = distances(&[(10, 5), (11, 40), (13, 1)]);
+    let preferred = [key(11), key(12)];
+    assert_eq!(seeker.choose(&ours, &preferred, pair(), at(0)), Some(key(11)));
+    seeker.fail(key(11), false, at(0));
+    assert_eq!(seeker.choose(&ours, &preferred, pair(), at(100_000)), Some(key(10)));
 }
 
 /// at equal distance a hash decides, from either side alike, and not for all pairs alike.
@@ -51,7 +62,7 @@ fn the_nearest_relay_that_both_reach_is_chosen() {
 fn equally_near_relays_are_spread_over_the_pairs() {
     let relays: Vec<(u8, u64)> = (10..20).map(|relay| (relay, 7)).collect();
     let (seeker, ours) = (heard(&relays), distances(&relays));
-    let chosen = |one, other| seeker.choose(&ours, [key(one), key(other)], at(0));
+    let chosen = |one, other| seeker.choose(&ours, &[], [key(one), key(other)], at(0));
     let different: std::collections::BTreeSet<_> = (30..60).map(|other| chosen(2, other)).collect();
     assert!(different.len() > 4, "{}", different.len());
     assert!((30..60).all(|other| chosen(2, other) == chosen(other, 2)));
@@ -113,18 +124,22 @@ fn a_relay_in_use_is_bound_each_minute_and_one_that_is_not_is_let_go() {
 fn a_relay_that_failed_ranks_behind_all_others() {
     let mut seeker = heard(&[(10, 1), (11, 300)]);
     let ours = distances(&[(10, 1), (11, 300)]);
-    assert_eq!(seeker.choose(&ours, pair(), at(0)), Some(key(10)));
+    assert_eq!(seeker.choose(&ours, &[], pair(), at(0)), Some(key(10)));
     seeker.fail(key(10), false, at(0));
-    assert_eq!(seeker.choose(&ours, pair(), at(5000)), Some(key(11)), "rested, but failed");
+    assert_eq!(seeker.choose(&ours, &[], pair(), at(5000)), Some(key(11)), "rested, but failed");
     let only = distances(&[(10, 1)]);
-    assert_eq!(seeker.choose(&only, pair(), at(500)), None);
-    assert_eq!(seeker.choose(&only, pair(), at(1000)), Some(key(10)), "better than none");
+    assert_eq!(seeker.choose(&only, &[], pair(), at(500)), None);
+    assert_eq!(seeker.choose(&only, &[], pair(), at(1000)), Some(key(10)), "better than none");
     seeker.fail(key(10), false, at(1000));
-    assert_eq!(seeker.choose(&only, pair(), at(2900)), None, "the second rest is longer");
-    assert_eq!(seeker.choose(&only, pair(), at(3000)), Some(key(10)));
+    assert_eq!(seeker.choose(&only, &[], pair(), at(2900)), None, "the second rest is longer");
+    assert_eq!(seeker.choose(&only, &[], pair(), at(3000)), Some(key(10)));
     seeker.fail(key(11), true, at(3000));
-    assert_eq!(seeker.choose(&ours, pair(), at(33_000)), Some(key(10)), "a lie weighs more than a failure");
-    assert_eq!(seeker.choose(&ours, pair(), at(700_000)), Some(key(10)), "all is forgotten in the end");
+    assert_eq!(
+        seeker.choose(&ours, &[], pair(), at(33_000)),
+        Some(key(10)),
+        "a lie weighs more than a failure"
+    );
+    assert_eq!(seeker.choose(&ours, &[], pair(), at(700_000)), Some(key(10)), "all is forgotten in the end");
 }
 
 #[test]
