@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use wgmesh_core::config::Hostname;
 use wgmesh_core::key::PublicKey;
-use wgmesh_core::status::{Peer, ShutOut, Status};
+use wgmesh_core::status::{Dial, Peer, ShutOut, Status};
 
 use super::peer::{self, Unclear};
 use super::{Error, status};
@@ -106,7 +106,8 @@ fn await_node(socket: &Path, node: &BootstrapNode) -> Result<(Option<PublicKey>,
     loop {
         let status = client::status(socket)?;
         let mut dials = status.dials.iter().filter(|dial| dial.is_called(&name));
-        if let Some(met) = dials.clone().find(|dial| dial.connected) {
+        let is_meant = |dial: &&Dial| node.key.is_none_or(|key| dial.public_key == Some(key));
+        if let Some(met) = dials.clone().filter(is_meant).find(|dial| dial.connected) {
             let peer = status.peers.iter().find(|peer| Some(peer.public_key) == met.public_key);
             return Ok((met.public_key, peer.and_then(|peer| peer.hostname.clone())));
         }

@@ -336,8 +336,8 @@ impl Mesh {
         relays.filter_map(|(key, _)| Some((key, self.direct_distance(key, now)?))).collect()
     }
 
-    /// Returns which relays to name in an offer: the nearest or those that a private pair prefers, and as many that all pairs of nodes that reach them find in
-    /// the same order.
+    /// Returns which relays to name in an offer: the nearest, or those that a private pair prefers, and as many that all pairs
+    /// of nodes that reach them find in the same order.
     pub(super) fn offered_relays(&self, key: PublicKey, now: Now) -> Vec<Reached> {
         if !self.uses_relays() {
             return Vec::new();

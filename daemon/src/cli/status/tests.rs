@@ -214,22 +214,32 @@ fn trouble_is_told_in_words() {
     }
 }
 
-/// P-2: an address that is dialed in vain is shown, with what was tried and how long that took; others are not.
+/// M-4: a host that was named with `peer add` goes by that name, whichever of its addresses is dialed.
 #[test]
-fn dials_in_vain_are_shown() {
-    let mut status = example();
-    let address = "203.0.113.7:51900".parse().unwrap();
-    let error = Some("connection refused".to_owned());
-    let dial = Dial {
+fn a_dial_goes_by_the_name_of_its_host() {
+    let called = |name: &str| Dial { name: Some(name.to_owned()), ..in_vain() };
+    assert!(called("mesh1").is_called("mesh1") && called("mesh1 (192.0.2.1)").is_called("mesh1"));
+    assert!(!called("mesh12").is_called("mesh1") && !in_vain().is_called(""));
+}
+
+fn in_vain() -> Dial {
+    Dial {
         name: None,
-        address,
+        address: "203.0.113.7:51900".parse().unwrap(),
         public_key: None,
         connected: false,
         tried_s: Some(12),
         took_ms: Some(40),
         failures: 3,
-        error,
-    };
+        error: Some("connection refused".to_owned()),
+    }
+}
+
+/// P-2: an address that is dialed in vain is shown, with what was tried and how long that took; others are not.
+#[test]
+fn dials_in_vain_are_shown() {
+    let mut status = example();
+    let dial = in_vain();
     let good = Dial { connected: true, failures: 1, ..dial.clone() };
     let fresh = Dial { failures: 0, tried_s: None, took_ms: None, error: None, ..dial.clone() };
     status.dials = vec![good, fresh, dial];
