@@ -102,7 +102,7 @@ pub(super) fn add(config: &File, pin: &Pin, wait: bool, json: bool) -> Result<()
 /// Waits until a node has proved itself where a host was named, and returns its key and what it is called.
 fn await_node(socket: &Path, node: &BootstrapNode) -> Result<(Option<PublicKey>, Option<Hostname>), Error> {
     let end = Instant::now() + PATIENCE;
-    let name = BootstrapNode { key: None, ..node.clone() }.to_string();
+    let name = node.place();
     loop {
         let status = client::status(socket)?;
         let mut dials = status.dials.iter().filter(|dial| dial.is_called(&name));

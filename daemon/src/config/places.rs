@@ -40,6 +40,13 @@ impl TryFrom<String> for BootstrapNode {
     }
 }
 
+impl BootstrapNode {
+    /// Returns what the place is called, whoever must be there.
+    pub fn place(&self) -> String {
+        Self { key: None, ..self.clone() }.to_string()
+    }
+}
+
 impl fmt::Display for BootstrapNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port {

@@ -384,9 +384,9 @@ impl Network {
         let alone = |place: usize| resolved.iter().filter(|(other, _)| *other == place).count() == 1;
         let seed = |&(place, address): &(usize, SocketAddr)| {
             let node = self.services.bootstrap.get(place)?;
-            let name = BootstrapNode { key: None, ..node.clone() };
+            let name = node.place();
             // Behind a name with several addresses there may be several nodes.
-            let name = if alone(place) { name.to_string() } else { format!("{name} ({})", address.ip()) };
+            let name = if alone(place) { name } else { format!("{name} ({})", address.ip()) };
             Some(Seed { name: Some(name), target: Target { address, expected: node.key } })
         };
         resolved.iter().filter_map(seed).collect()

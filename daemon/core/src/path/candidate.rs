@@ -98,7 +98,7 @@ pub struct Candidate {
     pub rtt: Option<Duration>,
     /// How often in a row its answers have shown it to be better than the path in use.
     pub(super) better: u32,
-    /// How often it was to be looked at again since it was last worth comparing.
+    /// How often it was to be compared once more since it was named or the last attempt began.
     pub(super) looks: u32,
     /// Pings on their way.
     pub(super) pings: Vec<Sent>,

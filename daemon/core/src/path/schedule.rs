@@ -64,13 +64,6 @@ impl Candidate {
 impl Paths {
     /// Pings one address beside the path in use, to see whether it is better.
     pub fn compare(&mut self, address: SocketAddr, now: Monotonic) {
-        if let Some(candidate) = self.candidates.get_mut(&address) {
-            candidate.looks = 0;
-        }
-        self.look(address, now);
-    }
-
-    fn look(&mut self, address: SocketAddr, now: Monotonic) {
         let current = self.current.map(|current| current.address);
         for address in current.into_iter().chain([address]) {
             if let Some(candidate) = self.candidates.get_mut(&address)
@@ -109,7 +102,7 @@ impl Paths {
         }
         if is_look {
             // What it is compared with is to be as fresh.
-            self.look(address, now);
+            self.compare(address, now);
         }
         Some(address)
     }

@@ -176,6 +176,21 @@ fn ipv6_that_works_well_only_later_is_taken_and_looked_for_thrice() {
     }
 }
 
+/// Found wanting in a review: a peer that is announced on a link on which its WireGuard does not answer cost four times the pings
+/// with each announcement.
+#[test]
+fn what_is_compared_again_and_again_is_not_looked_for_each_time() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(20)), (2, Kind::Lan, None)]);
+    peer.paths.begin(at(0));
+    peer.run(0, 100_000);
+    peer.pings.clear();
+    for minute in (100..700).step_by(60) {
+        peer.paths.compare(address(2), at(minute * 1000));
+        peer.run(minute * 1000, (minute + 60) * 1000);
+    }
+    assert_eq!(peer.pings.len(), 10 * 2 * PINGS_TO_COMPARE);
+}
+
 #[test]
 fn an_attempt_that_nobody_expects_to_succeed_is_made_every_five_minutes() {
     let mut peer = Peer::new(&[(1, Kind::Ipv4, None)]);

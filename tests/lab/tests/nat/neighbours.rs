@@ -62,6 +62,13 @@ impl House {
         self.peer(own).unwrap()["path"]["endpoint"].as_str().unwrap().to_owned()
     }
 
+    /// Returns what `netcheck` tells of the NAT's hairpinning.
+    fn hairpin(&self) -> Value {
+        let config = self.daemons[0].config().to_str().unwrap();
+        let told = self.site.host.wgmesh(["netcheck", "--json", "--config", config]);
+        serde_json::from_slice::<Value>(&told.stdout).unwrap()["hairpin"].clone()
+    }
+
     fn pings(&self) -> bool {
         self.site.host.pings(mesh_ipv4(&self.daemons[1]))
     }
@@ -81,19 +88,21 @@ fn two_hosts_behind_one_nat_use_their_own_network() {
     }
 }
 
-/// RFC 4787 §6: two networks behind one NAT reach each other only where it reflects.
+/// RFC 4787 §6: two networks behind one NAT reach each other only where it reflects, and `netcheck` says whether it does.
 #[test]
 fn hairpinning_decides_whether_two_networks_of_one_nat_get_a_direct_path() {
     let mut house = House::new("hairpin", NatKind::PortRestricted, 1);
     eventually(PATIENCE, || [0, 1].iter().all(|own| house.peer(*own).is_some()));
     std::thread::sleep(Duration::from_secs(10));
     assert!(!house.is_direct() && !house.pings());
+    eventually(PATIENCE, || house.hairpin() == false);
     eventually(PATIENCE, || [0, 1].iter().all(|own| house.peer(*own).unwrap()["why"].is_string()));
 
     house.site.nat.as_mut().unwrap().set_hairpin(true);
 
     eventually(PATIENCE * 2, || house.is_direct());
     let public: Ipv4Addr = house.site.public();
+    eventually(PATIENCE, || house.hairpin() == true);
     assert_eq!([0, 1].map(|own| house.endpoint(own)), [format!("{public}:51821"), format!("{public}:51820")]);
     assert!(house.pings());
 }
