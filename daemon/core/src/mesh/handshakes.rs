@@ -5,8 +5,9 @@
 //!
 //! WireGuard repeats a lost initiation only after five seconds (`REKEY_TIMEOUT`), but a peer that it was just given
 //! begins at once. So where it is ours to begin and no session comes about, the peer is taken out of the kernel and put
-//! back: soon, then more slowly, [`MAX_TRIES`] times in all. A working session is never touched: a peer is taken
-//! out only after a reading that was made for this purpose showed none.
+//! back: soon, then more slowly, [`MAX_TRIES`] times in all, and soon again where the path has become another since. A relay
+//! through which pings pass and no session comes about is left, if there is another. A working session is never touched: a
+//! peer is taken out only after a reading that was made for this purpose showed none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -25,6 +26,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(1500);
 /// After a session has lapsed WireGuard's next keepalive brings another, within 25 seconds and what a handshake takes. It lapses
 /// where only the end that did not begin it sends: then it is renewed from 165 seconds on, by a packet that may come late.
 const LAPSE: Duration = Duration::from_secs(28);
+
+/// The wait where the path has become another: WireGuard sends its initiation to the new address only when it repeats it.
+const NEW_PATH_WAIT: Duration = Duration::from_millis(250);
 
 /// How much longer each next wait is.
 const LONGER_EACH_TIME: Duration = Duration::from_millis(500);
@@ -78,6 +82,8 @@ struct NextLook {
 struct Attempt {
     step: Step,
     tries: u32,
+    /// Where the kernel has sent its initiation.
+    endpoint: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +119,9 @@ impl Mesh {
             let endpoints: BTreeSet<_> = observed.peers.values().filter_map(|peer| peer.endpoint).collect();
             self.handshakes.stamps.retain(|endpoint, _| endpoints.contains(endpoint));
         }
+        let mut vain = Vec::new();
         for (&key, contact) in self.contacts.iter() {
+            let relayed = self.sealed_path(key);
             let peer = observed.peers.get(&key);
             let session = peer.and_then(|peer| peer.last_handshake);
             let is_live = session.is_some_and(|at| now.wall.since(at) <= SESSION_LIFETIME);
@@ -125,15 +133,19 @@ impl Mesh {
             }
             let is_set = self.proved.contains_key(&key);
             let lower = self.state.wg_pubkey < key;
+            let endpoint = peer.and_then(|peer| peer.endpoint);
             match self.handshakes.attempts.get_mut(&key) {
                 None if is_set => {
                     let age = session.map_or(Duration::MAX, |at| now.wall.since(at));
-                    self.handshakes.attempts.insert(key, Attempt::begin(age, lower, now.monotonic));
+                    self.handshakes.attempts.insert(key, Attempt::begin(age, lower, endpoint, now.monotonic));
                 }
                 Some(attempt) => match attempt.step {
                     Step::Looking if fresh => {
                         tracing::debug!(peer = %key, tries = attempt.tries, "no session came about; beginning anew");
                         attempt.step = Step::Removing;
+                        if relayed.is_some() && relayed == endpoint && endpoint == attempt.endpoint {
+                            vain.push(key);
+                        }
                         self.dirty = true;
                     }
                     Step::Removing if peer.is_none() => {
@@ -141,7 +153,10 @@ impl Mesh {
                         self.proved.remove(&key);
                         self.dirty = true;
                     }
-                    Step::Restoring if is_set => attempt.wait_again(lower, now.monotonic),
+                    Step::Restoring if is_set => attempt.wait_again(lower, endpoint, now.monotonic),
+                    Step::Waiting { until } if endpoint != attempt.endpoint => {
+                        attempt.step = Step::Waiting { until: until.min(now.monotonic + NEW_PATH_WAIT) };
+                    }
                     Step::Looking
                     | Step::Removing
                     | Step::Restoring
@@ -150,6 +165,9 @@ impl Mesh {
                 },
                 None => {}
             }
+        }
+        for key in vain {
+            self.leave_relay_in_vain(key, now);
         }
     }
 
@@ -215,13 +233,14 @@ impl Mesh {
 
 impl Attempt {
     /// Begins where the last session, if there was one, is that old.
-    fn begin(session_age: Duration, lower: bool, now: Monotonic) -> Self {
+    fn begin(session_age: Duration, lower: bool, endpoint: Option<SocketAddr>, now: Monotonic) -> Self {
         let until_renewed = (SESSION_LIFETIME + LAPSE).saturating_sub(session_age);
-        Self { step: Step::Waiting { until: now + wait(0, lower).max(until_renewed) }, tries: 0 }
+        Self { step: Step::Waiting { until: now + wait(0, lower).max(until_renewed) }, tries: 0, endpoint }
     }
 
-    fn wait_again(&mut self, lower: bool, now: Monotonic) {
+    fn wait_again(&mut self, lower: bool, endpoint: Option<SocketAddr>, now: Monotonic) {
         self.tries += 1;
+        self.endpoint = endpoint;
         self.step = match self.tries {
             MAX_TRIES.. => Step::Exhausted,
             tries => Step::Waiting { until: now + wait(tries, lower) },

@@ -92,6 +92,14 @@ impl Mesh {
         self.relays.trials.doubts.get_mut(&key).is_some_and(|doubt| doubt.handle_answer(id))
     }
 
+    /// Leaves the relay over which a peer answers pings and no session comes about, if there is another to try: whose fault it
+    /// is nobody knows.
+    pub(super) fn leave_relay_in_vain(&mut self, key: PublicKey, now: Now) {
+        if self.choose_relay(key, now).is_some() {
+            self.leave_liar(key, false, now);
+        }
+    }
+
     /// Follows what a reading says of packets through relays: sent ones that nobody answers were never passed on.
     pub(super) fn follow_relayed(&mut self, key: PublicKey, sent: bool, received: u64, now: Now) {
         // What is routed counts as the relay's own.

@@ -16,7 +16,9 @@ pub enum Relaying {
     Nothing,
     /// It passes on what nodes say to each other, and nothing of WireGuard's.
     Messages,
-    /// So it does for one of the two, the one with the higher key; what goes to the other it passes on.
+    /// It passes on what nodes say to each other and WireGuard's handshakes, and none of its packets.
+    Handshakes,
+    /// It passes on nothing of WireGuard's to one of the two, the one with the higher key; what goes to the other it passes on.
     Half,
     /// It passes on each packet a hundred times.
     Flood,

@@ -105,6 +105,11 @@ impl Body {
         }
     }
 
+    /// Whether it makes sessions and carries nothing.
+    pub const fn is_handshake(&self) -> bool {
+        matches!(self, Self::Initiation { .. } | Self::Response { .. })
+    }
+
     /// Whether it answers an initiation.
     pub const fn is_response(&self) -> bool {
         matches!(self, Self::Response { .. })

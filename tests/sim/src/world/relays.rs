@@ -21,10 +21,12 @@ impl World {
         }
         let Some((port, next)) = self.host(id).relayed(to.port(), from) else { return Ok(()) };
         let copies = match (self.host(id).plan.relaying, payload) {
-            (Relaying::Half, Payload::WireGuard(_)) if self.host(id).is_higher_port(port) => 0,
-            (Relaying::Honest | Relaying::Half, _) | (Relaying::Messages, Payload::Daemon(_)) => 1,
+            (Relaying::Nothing, _) => 0,
             (Relaying::Flood, _) => 100,
-            (Relaying::Nothing, _) | (Relaying::Messages, Payload::WireGuard(_)) => 0,
+            (_, Payload::Daemon(_)) | (Relaying::Honest, _) => 1,
+            (Relaying::Messages, Payload::WireGuard(_)) => 0,
+            (Relaying::Handshakes, Payload::WireGuard(message)) => u64::from(message.body.is_handshake()),
+            (Relaying::Half, Payload::WireGuard(_)) => u64::from(!self.host(id).is_higher_port(port)),
         };
         self.hosts[id.0].totals.relayed += copies;
         for _ in 0..copies {

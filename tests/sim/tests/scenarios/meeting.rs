@@ -49,11 +49,22 @@ impl Meeting {
         let mut meeting = Self::build(world, sites, true, &[]);
         meeting.world.change(meeting.introducer, |host| host.plan.serve = None);
         for _ in 1..relays {
-            let public = meeting.world.add_site(Kind::None);
-            let plan = HostPlan { serve: None, bootstrap: vec![meeting.introducer], ..HostPlan::default() };
-            meeting.relays.push(meeting.world.add_host(plan, &[public]));
+            let relay = meeting.place_relay();
+            meeting.relays.push(relay);
         }
         meeting
+    }
+
+    /// Adds one more relay, which starts now.
+    pub(crate) fn add_relay(&mut self) -> Result<(), Violation> {
+        let relay = self.place_relay();
+        self.world.start(relay)
+    }
+
+    fn place_relay(&mut self) -> HostId {
+        let public = self.world.add_site(Kind::None);
+        let plan = HostPlan { serve: None, bootstrap: vec![self.introducer], ..HostPlan::default() };
+        self.world.add_host(plan, &[public])
     }
 
     /// Builds it with hosts that have no bootstrap node, but met in an earlier run.

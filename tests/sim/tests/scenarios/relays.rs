@@ -211,6 +211,41 @@ fn a_relay_that_drops_or_lies_is_left() -> Result<(), Violation> {
     Ok(())
 }
 
+/// Issue 4, 3: so are those that never passed on a packet, where there is another or one comes; also where the tunnel comes up
+/// through them. Found wanting: a relay that passed on nothing of WireGuard's was never left.
+#[test]
+fn a_relay_that_lies_from_the_start_is_left() -> Result<(), Violation> {
+    for (relaying, has_ebpf, patience) in [
+        (Relaying::Messages, true, secs(4)),
+        (Relaying::Handshakes, true, secs(4)),
+        (Relaying::Half, true, secs(4)),
+        (Relaying::Messages, false, secs(4)),
+        (Relaying::Handshakes, false, secs(4)),
+        (Relaying::Half, false, secs(20)),
+    ] {
+        for (seed, comes_late) in (0..6).flat_map(|seed| [(seed, true), (seed, false)]) {
+            let relays = if comes_late { 1 } else { 2 };
+            let mut meeting = Meeting::with_relays(seed, [Kind::Symmetric; 2], relays);
+            for host in meeting.nodes {
+                meeting.world.change(host, |host| host.plan.has_ebpf = has_ebpf);
+            }
+            meeting.world.change(meeting.introducer, |host| host.plan.relaying = relaying);
+            meeting.start()?;
+            if comes_late {
+                meeting.add_relay()?;
+            }
+            let [one, other] = meeting.nodes;
+            meeting.world.talk(one, other);
+            meeting.world.run_for(mins(1))?;
+            let silence = meeting.world.take_longest_silence();
+            let case = format!("seed {seed}, {relaying:?}, eBPF {has_ebpf}, late {comes_late}");
+            assert!(silence < patience, "{silence:?}: {case}");
+            assert_ne!(meeting.relay(), Some(meeting.introducer), "{case}");
+        }
+    }
+    Ok(())
+}
+
 /// A relay that sends everything a hundred times costs nobody the tunnel.
 #[test]
 fn a_relay_that_floods_ends_no_tunnel() -> Result<(), Violation> {
