@@ -1,7 +1,8 @@
 //! `xtask lab`: runs the tests of `tests/lab` on a real kernel, in a VM of Debian packages or on this host.
 //!
-//! One boot serves all tests. The VM boots straight into the test runner, which is quickest, unless a chosen test
-//! stands in the `systemd` module: then systemd boots first, and the runner is a unit of it.
+//! One boot serves all tests but those that have the whole machine sleep; these have one of their own. The VM boots straight
+//! into the test runner, which is quickest, unless a chosen test stands in the `systemd` module: then systemd boots
+//! first, and the runner is a unit of it.
 
 mod accelerator;
 mod build;
@@ -27,6 +28,12 @@ use crate::{setup, workspace};
 
 /// The module whose tests need a booted systemd.
 const SYSTEMD_TESTS: &str = "systemd::";
+
+/// The module whose tests need a machine for themselves.
+const SUSPEND_TESTS: &str = "suspend::";
+
+/// The modules whose tests would change a host's own machine.
+const VM_TESTS: [&str; 2] = [SYSTEMD_TESTS, SUSPEND_TESTS];
 
 /// How long the chosen tests may take altogether.
 const DEADLINE: Duration = Duration::from_secs(40 * 60);
@@ -152,13 +159,20 @@ pub(crate) fn test(suite: Suite, filter: &[&str]) -> Result<()> {
 
 fn run_in_vm(binaries: &Binaries, arguments: &Arguments) -> Result<()> {
     let names = list(&binaries.tests, &arguments.filter)?;
-    let needs_systemd = names.iter().any(|name| name.starts_with(SYSTEMD_TESTS));
+    let (alone, beside): (Vec<_>, _) = names.into_iter().partition(|name| name.starts_with(SUSPEND_TESTS));
+    for names in [beside, alone].into_iter().filter(|names| !names.is_empty()) {
+        run_in_one_boot(binaries, arguments, names)?;
+    }
+    Ok(())
+}
+
+fn run_in_one_boot(binaries: &Binaries, arguments: &Arguments, mut left: Vec<String>) -> Result<()> {
+    let needs_systemd = left.iter().any(|name| name.starts_with(SYSTEMD_TESTS));
     let image = Image::ensure(arguments.suite)?;
     let mut payload = Payload::new()?;
     binaries.add_to(&mut payload)?;
     let boot = if needs_systemd { Boot::Systemd } else { Boot::Direct };
     let mut guest = Guest { image, boot, payload, deadline: DEADLINE };
-    let mut left = names;
     let mut code = run_tests(&mut guest, &mut left, arguments.threads)?;
     if code != 0 && (1..=arguments.again).contains(&left.len()) {
         let failed = left.join(", ");
@@ -201,14 +215,19 @@ fn run_on_host(binaries: &Binaries, arguments: &Arguments) -> Result<()> {
         "network namespaces take root; run:\n  sudo --preserve-env cargo xtask lab --host"
     );
     ensure!(
-        list(&binaries.tests, &arguments.filter)?.iter().any(|name| !name.starts_with(SYSTEMD_TESTS)),
-        "only tests of systemd were chosen, and those run in the VM alone"
+        list(&binaries.tests, &arguments.filter)?
+            .iter()
+            .any(|name| !VM_TESTS.iter().any(|vm| name.starts_with(vm))),
+        "only tests of systemd or of sleep were chosen, and those run in the VM alone"
     );
-    eprintln!("[xtask] tests of systemd are left out on a host: they would change its own");
+    eprintln!("[xtask] tests of systemd and of sleep are left out on a host: they would change its own");
     let folder = binaries.tests.parent().context("the test binary stands in a folder")?;
     let words = test_command(folder, arguments.threads, &arguments.filter);
     let mut command = Command::new(&binaries.tests);
-    command.args(&words[1..]).args(["--skip", SYSTEMD_TESTS]).env("WGMESH_BIN", &binaries.daemon);
+    command
+        .args(&words[1..])
+        .args(VM_TESTS.iter().flat_map(|vm| ["--skip", vm]))
+        .env("WGMESH_BIN", &binaries.daemon);
     workspace::run(&mut command)
 }
 

@@ -21,6 +21,9 @@ const GOAL: Duration = Duration::from_secs(3);
 /// What carries packets: WireGuard's fourth type, behind the headers of IPv4 and UDP.
 const DATA: &str = "match u8 0x04 0xff at 28";
 
+/// What makes sessions: WireGuard's first two types.
+const HANDSHAKES: [&str; 2] = ["match u8 0x01 0xff at 28", "match u8 0x02 0xff at 28"];
+
 /// For how long a relay floods: as long as a hundred pings take.
 const FLOOD: Duration = Duration::from_secs(10);
 
@@ -42,16 +45,26 @@ fn a_relay_that_passes_on_pings_only_is_left() {
 /// Issue 4, 3: also one that never passed on a packet is left, and for good: the tunnel that it lets come up says nothing.
 #[test]
 fn a_relay_that_lies_from_the_start_is_left() {
-    let world = World::meet("relay-lied", [Symmetric; 2], 2, |pair| {
+    is_left_from_the_start("relay-lied", &[DATA]);
+}
+
+/// Issue 4, 3: so is one that only passes on what nodes say to each other, so that no tunnel comes up.
+#[test]
+fn a_relay_that_passes_on_pings_only_from_the_start_is_left() {
+    is_left_from_the_start("relay-mute", &[DATA, HANDSHAKES[0], HANDSHAKES[1]]);
+}
+
+fn is_left_from_the_start(name: &str, of_these: &[&str]) {
+    let world = World::meet(name, [Symmetric; 2], 2, |pair| {
         let host = &pair.introducer_host;
         discipline(host, "netem loss 100%");
         // Its own tunnels are its own affair.
         filter(host, 1, "match ip sport 51820 0xffff", "1:1");
-        filter(host, 2, DATA, "1:4");
+        of_these.iter().for_each(|these| filter(host, 2, these, "1:4"));
     });
     let liar = world.pair.introducer.status_json()["node"]["public_key"].clone();
     let drops = spoiled(&world.pair.introducer_host);
-    show(&format!("a relay that lies from the start kept {drops} packets before it was left"));
+    show(&format!("{name}: it kept {drops} packets before it was left"));
     assert!(drops > 0, "nobody has tried it");
     for _ in 0..30 {
         std::thread::sleep(Duration::from_secs(1));

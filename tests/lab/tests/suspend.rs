@@ -1,0 +1,66 @@
+//! The whole machine sleeps, and with it every host of the lab: hence a boot of its own.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::time::{ClockId, clock_gettime};
+use wgmesh_lab::NatKind::PortRestricted;
+use wgmesh_lab::{Internet, Lan, Pair, Settings, StunServers, eventually, show};
+
+use crate::mesh::{PATIENCE, SECRET, mesh, mesh_ipv4, peers};
+
+/// Longer than the daemons' sessions last unheard. The kernel forgets its own keys whenever it sleeps.
+const SLEEP: Duration = Duration::from_secs(45);
+
+/// DESIGN 14: so long may hosts that wake be parted.
+const GOAL: Duration = Duration::from_secs(5);
+
+/// By then they must be joined again, on whatever machine.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Issue "stay up", lifecycle: on a common link, and behind NATs.
+#[test]
+fn hosts_that_sleep_are_back_within_seconds() {
+    let lan = Lan::new("sleep", 2);
+    let daemons = mesh(&lan, &Settings::new(SECRET));
+    let internet = Internet::new("sleep-far");
+    let _stun = StunServers::start(&internet);
+    let pair = Pair::start(&internet, 1, [PortRestricted; 2]);
+    assert!(pair.meet(PATIENCE).from_start.is_some());
+    let near = mesh_ipv4(&daemons[1]);
+    let far = pair.mesh_ipv4(1);
+
+    let asleep = sleep();
+
+    assert!(asleep > SLEEP / 2, "it was awake again after {asleep:?}");
+    for (name, host, address) in [("a common link", &lan.hosts[0], near), ("NATs", &pair.sites[0].host, far)]
+    {
+        let span = eventually(LIMIT, || host.pings(address));
+        let verdict = if span < GOAL { "" } else { ", goal of 5 s MISSED" };
+        let asleep = asleep.as_secs();
+        show(&format!(
+            "{asleep} s asleep, over {name}: the first ping {:.2} s after{verdict}",
+            span.as_secs_f64()
+        ));
+    }
+    assert_eq!(peers(&daemons[0]).len(), 1, "nobody is forgotten");
+    assert!(pair.views().iter().all(|view| view.path == "direct"), "{:?}", pair.views());
+}
+
+/// Has the machine sleep until its clock wakes it, and returns for how long it did.
+fn sleep() -> Duration {
+    let slept = || boot_time() - running_time();
+    let before = slept();
+    fs::write("/sys/class/rtc/rtc0/wakealarm", format!("+{}", SLEEP.as_secs())).unwrap();
+    fs::write("/sys/power/state", "freeze").unwrap();
+    slept() - before
+}
+
+/// Also counts while the machine sleeps.
+fn boot_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap().into()
+}
+
+fn running_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap().into()
+}
