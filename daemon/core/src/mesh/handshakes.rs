@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::kernel::SESSION_LIFETIME;
 use super::{Command, Mesh};
-use crate::kernel::{HandshakeMessage, HandshakeSeen, Observed};
+use crate::kernel::{HandshakeMessage, HandshakeSeen, Observed, ObservedPeer};
 use crate::key::PublicKey;
 use crate::path::Paths;
 use crate::time::{Monotonic, Now};
@@ -84,6 +84,8 @@ struct Attempt {
     tries: u32,
     /// Where the kernel has sent its initiation.
     endpoint: Option<SocketAddr>,
+    /// What the kernel had received of the peer by then, handshakes included.
+    received: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -133,17 +135,16 @@ impl Mesh {
             }
             let is_set = self.proved.contains_key(&key);
             let lower = self.state.wg_pubkey < key;
-            let endpoint = peer.and_then(|peer| peer.endpoint);
             match self.handshakes.attempts.get_mut(&key) {
                 None if is_set => {
                     let age = session.map_or(Duration::MAX, |at| now.wall.since(at));
-                    self.handshakes.attempts.insert(key, Attempt::begin(age, lower, endpoint, now.monotonic));
+                    self.handshakes.attempts.insert(key, Attempt::begin(age, lower, peer, now.monotonic));
                 }
                 Some(attempt) => match attempt.step {
                     Step::Looking if fresh => {
                         tracing::debug!(peer = %key, tries = attempt.tries, "no session came about; beginning anew");
                         attempt.step = Step::Removing;
-                        if relayed.is_some() && relayed == endpoint && endpoint == attempt.endpoint {
+                        if relayed.is_some() && attempt.is_in_vain(relayed, peer) {
                             vain.push(key);
                         }
                         self.dirty = true;
@@ -153,8 +154,8 @@ impl Mesh {
                         self.proved.remove(&key);
                         self.dirty = true;
                     }
-                    Step::Restoring if is_set => attempt.wait_again(lower, endpoint, now.monotonic),
-                    Step::Waiting { until } if endpoint != attempt.endpoint => {
+                    Step::Restoring if is_set => attempt.wait_again(lower, peer, now.monotonic),
+                    Step::Waiting { until } if endpoint_of(peer) != attempt.endpoint => {
                         attempt.step = Step::Waiting { until: until.min(now.monotonic + NEW_PATH_WAIT) };
                     }
                     Step::Looking
@@ -233,19 +234,34 @@ impl Mesh {
 
 impl Attempt {
     /// Begins where the last session, if there was one, is that old.
-    fn begin(session_age: Duration, lower: bool, endpoint: Option<SocketAddr>, now: Monotonic) -> Self {
+    fn begin(session_age: Duration, lower: bool, peer: Option<&ObservedPeer>, now: Monotonic) -> Self {
         let until_renewed = (SESSION_LIFETIME + LAPSE).saturating_sub(session_age);
-        Self { step: Step::Waiting { until: now + wait(0, lower).max(until_renewed) }, tries: 0, endpoint }
+        let step = Step::Waiting { until: now + wait(0, lower).max(until_renewed) };
+        Self { step, tries: 0, endpoint: endpoint_of(peer), received: received_of(peer) }
     }
 
-    fn wait_again(&mut self, lower: bool, endpoint: Option<SocketAddr>, now: Monotonic) {
+    fn wait_again(&mut self, lower: bool, peer: Option<&ObservedPeer>, now: Monotonic) {
         self.tries += 1;
-        self.endpoint = endpoint;
+        (self.endpoint, self.received) = (endpoint_of(peer), received_of(peer));
         self.step = match self.tries {
             MAX_TRIES.. => Step::Exhausted,
             tries => Step::Waiting { until: now + wait(tries, lower) },
         };
     }
+
+    /// Whether the kernel has sent where it should and heard nothing of WireGuard's. Initiations that cross undo each other,
+    /// but they are heard.
+    fn is_in_vain(&self, path: Option<SocketAddr>, peer: Option<&ObservedPeer>) -> bool {
+        self.endpoint == path && endpoint_of(peer) == path && received_of(peer) == self.received
+    }
+}
+
+fn endpoint_of(peer: Option<&ObservedPeer>) -> Option<SocketAddr> {
+    peer.and_then(|peer| peer.endpoint)
+}
+
+fn received_of(peer: Option<&ObservedPeer>) -> u64 {
+    peer.map_or(0, |peer| peer.rx_bytes)
 }
 
 fn wait(tries: u32, lower: bool) -> Duration {

@@ -143,6 +143,12 @@ impl Mesh {
                 self.take_up_link(key, now);
             }
         }
+        let is_new =
+            handshake_before.is_none() || earlier.is_none_or(|earlier| earlier.endpoint != peer.endpoint);
+        if is_new && self.sealed_path(key) == peer.endpoint {
+            // Before anybody's packets show it.
+            self.try_relay(key, now);
+        }
         if peer.last_handshake > handshake_before || peer.rx_bytes > received_before {
             // Of one that the last reading lacks only its handshake is known to be heard: that may be long ago.
             let age = peer.last_handshake.filter(|_| earlier.is_none()).map(|at| now.wall.since(at));

@@ -252,9 +252,8 @@ impl Mesh {
         // What passes packets this way may drop what goes that way: the peer has left it, and names it no more.
         let relay = self.sealed_path(key).and_then(|address| self.relay_at(key, address));
         let is_left = relay.is_some_and(|relay| offer.relays.iter().all(|one| one.relay != relay));
-        let other = self.choose_relay(key, now).filter(|_| is_left && self.state.wg_pubkey < key);
-        if let Some(other) = other {
-            self.ask_relay(key, other, now);
+        if is_left && self.choose_relay(key, now).is_some() {
+            self.leave_relay(key, false, now);
         }
     }
 

@@ -82,7 +82,7 @@ impl Mesh {
                 self.ping_beside_and_through(key, id, now);
             }
             if let Some(lie) = lie {
-                self.leave_liar(key, lie.is_certain, now);
+                self.leave_relay(key, lie.is_certain, now);
             }
         }
     }
@@ -96,7 +96,7 @@ impl Mesh {
     /// is nobody knows.
     pub(super) fn leave_relay_in_vain(&mut self, key: PublicKey, now: Now) {
         if self.choose_relay(key, now).is_some() {
-            self.leave_liar(key, false, now);
+            self.leave_relay(key, false, now);
         }
     }
 
@@ -117,7 +117,7 @@ impl Mesh {
         match unheard {
             Some(unheard) if now.monotonic.since(unheard.since) >= UNHEARD => {
                 trials.unheard.remove(&key);
-                self.leave_liar(key, true, now);
+                self.leave_relay(key, true, now);
             }
             Some(unheard) => {
                 trials.unheard.insert(key, unheard);
@@ -146,7 +146,7 @@ impl Mesh {
         }
     }
 
-    fn leave_liar(&mut self, key: PublicKey, gravely: bool, now: Now) {
+    pub(super) fn leave_relay(&mut self, key: PublicKey, gravely: bool, now: Now) {
         self.fail_relay_in_use(key, gravely, now);
         if let Some(paths) = self.reach.paths.get_mut(&key) {
             paths.shun_current(now.monotonic);
