@@ -108,6 +108,13 @@ impl Kernel {
         }
     }
 
+    /// Forgets all sessions, as WireGuard does before the machine sleeps (`wg_pm_notification`).
+    pub fn forget_sessions(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.peers.values_mut().for_each(Peer::reset);
+        }
+    }
+
     /// Returns one peer.
     pub fn peer(&self, key: PublicKey) -> Option<&Peer> {
         self.link.as_ref()?.peers.get(&key)

@@ -204,9 +204,13 @@ impl World {
         self.reschedule(id);
     }
 
-    /// Has a host stand still from now on, all of it but its clocks, or go on.
+    /// Has a host stand still from now on, all of it but its clocks, or go on. Its kernel forgets its sessions before.
     pub fn sleep(&mut self, id: HostId, is_asleep: bool) {
-        self.hosts[id.0].is_asleep = is_asleep;
+        let host = &mut self.hosts[id.0];
+        host.is_asleep = is_asleep;
+        if is_asleep {
+            host.kernel.forget_sessions();
+        }
         self.reschedule(id);
     }
 

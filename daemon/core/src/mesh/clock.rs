@@ -22,7 +22,7 @@ use crate::time::{Now, WallClock};
 const STEP: Duration = Duration::from_secs(1);
 
 /// Whoever is not called for this long has stood still: the applier's readings alone come each five seconds.
-const ASLEEP: Duration = Duration::from_secs(60);
+const ASLEEP: Duration = Duration::from_secs(12);
 
 /// The wall clock as it ran so far.
 #[derive(Debug, Default)]
@@ -46,8 +46,17 @@ impl Mesh {
             self.verify_paths(now);
             self.hurry_dht(now);
             self.announce_soon(now);
+            self.renew_sessions(now);
             self.dirty = true;
         }
+    }
+
+    /// Says something through every tunnel. WireGuard forgets its keys before the machine sleeps (`wg_pm_notification`), and
+    /// others go on with theirs, up to 15 s in vain, until this end says something.
+    fn renew_sessions(&mut self, now: Now) {
+        let Some(observed) = self.observed.clone() else { return };
+        let tunnels = observed.peers.iter().filter(|(_, peer)| peer.last_handshake.is_some());
+        tunnels.for_each(|(&key, _)| self.gossip_with(key, now));
     }
 }
 

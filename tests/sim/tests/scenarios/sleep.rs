@@ -52,6 +52,25 @@ fn a_host_that_wakes_behind_a_nat_is_back_within_seconds() -> Result<(), Violati
     Ok(())
 }
 
+/// Issue 4 (suspend): WireGuard forgets its keys when the machine sleeps, and the others' kernels do not know.
+#[test]
+fn a_host_that_wakes_hears_at_once_whoever_talks_to_it() -> Result<(), Violation> {
+    for (seed, span) in (0..4).flat_map(|seed| [secs(14), secs(65), mins(4)].map(|span| (seed, span))) {
+        let mut fleet = Fleet::resting(seed, 5)?;
+        let [asleep, awake] = [fleet.nodes[2], fleet.nodes[3]];
+        fleet.world.sleep(asleep, true);
+        fleet.world.run_for(span - secs(2))?;
+        fleet.world.ping_in(awake, asleep, 100);
+        fleet.world.run_for(secs(2))?;
+        fleet.world.sleep(asleep, false);
+        fleet.world.take_longest_silence();
+        fleet.world.run_for(secs(60))?;
+        let silence = fleet.world.take_longest_silence();
+        assert!(silence < secs(1), "{silence:?} after {span:?}, seed {seed}");
+    }
+    Ok(())
+}
+
 /// What is dead stays dead: a host that sleeps makes nobody younger than when it fell asleep.
 #[test]
 fn whoever_was_dead_before_a_sleep_is_forgotten_after_it() -> Result<(), Violation> {
