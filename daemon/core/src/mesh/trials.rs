@@ -1,8 +1,9 @@
 //! Relays that pass on pings and drop the packets: found out, and left.
 //!
-//! Where packets through a relay stay unanswered, pings through the tunnel tell within a second ([`Doubt`]); such a ping is
-//! one to the peer's own mesh address. Behind that stand the kernel's counters, for a peer that takes no such pings
-//! ([`UNHEARD`]).
+//! Where packets through a relay stay unanswered, and before there are any as soon as the tunnel leads through it, pings
+//! through the tunnel tell within a second ([`Doubt`]); such a ping is one to the peer's own mesh address. Behind that
+//! stand the kernel's counters, for a peer that takes no such pings ([`UNHEARD`]). A relay that lets no tunnel come up is
+//! found out by [`super::handshakes`].
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use wgmesh_core::config::RelayMode;
 use wgmesh_core::status::PeerState;
 use wgmesh_sim::host::{HostPlan, Relaying};
 use wgmesh_sim::nat::{Behaviour, Kind, direct_path_possible};
@@ -69,6 +70,20 @@ fn a_relay_that_is_forced_is_between_whoever_is_neither_public_nor_near() -> Res
         }
     }
     assert!(quickest < millis(500), "{quickest:?}: nobody waits for what is not wanted");
+    Ok(())
+}
+
+/// W-D12: where relays are never sought (`relay.mode = "off"`), nothing is kept from a direct path for their sake.
+#[test]
+fn a_relay_that_is_forced_and_never_sought_bars_no_path() -> Result<(), Violation> {
+    let mut meeting = Meeting::with_relays(1, [Kind::PortRestricted; 2], 1);
+    for node in meeting.nodes {
+        meeting.world.change(node, |host| {
+            (host.plan.force_relay, host.plan.relay_mode) = (true, RelayMode::Off);
+        });
+    }
+    meeting.meet()?;
+    assert_eq!(meeting.first_view().state, PeerState::Direct);
     Ok(())
 }
 
