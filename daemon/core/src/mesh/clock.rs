@@ -51,7 +51,7 @@ impl Mesh {
         }
     }
 
-    /// Says something through every tunnel. WireGuard forgets its keys before the machine sleeps (`wg_pm_notification`), and
+    /// Has gossip say something through every tunnel. WireGuard forgets its keys before the machine sleeps (`wg_pm_notification`), and
     /// others go on with theirs, up to 15 s in vain, until this end says something.
     fn renew_sessions(&mut self, now: Now) {
         let Some(observed) = self.observed.clone() else { return };

@@ -123,7 +123,6 @@ impl Mesh {
         }
         let mut vain = Vec::new();
         for (&key, contact) in self.contacts.iter() {
-            let relayed = self.sealed_path(key);
             let peer = observed.peers.get(&key);
             let session = peer.and_then(|peer| peer.last_handshake);
             let is_live = session.is_some_and(|at| now.wall.since(at) <= SESSION_LIFETIME);
@@ -144,9 +143,7 @@ impl Mesh {
                     Step::Looking if fresh => {
                         tracing::debug!(peer = %key, tries = attempt.tries, "no session came about; beginning anew");
                         attempt.step = Step::Removing;
-                        if relayed.is_some() && attempt.is_in_vain(relayed, peer) {
-                            vain.push(key);
-                        }
+                        vain.extend(attempt.unheard_at(peer).map(|endpoint| (key, endpoint)));
                         self.dirty = true;
                     }
                     Step::Removing if peer.is_none() => {
@@ -167,8 +164,8 @@ impl Mesh {
                 None => {}
             }
         }
-        for key in vain {
-            self.leave_relay_in_vain(key, now);
+        for (key, endpoint) in vain {
+            self.leave_relay_in_vain(key, endpoint, now);
         }
     }
 
@@ -249,10 +246,10 @@ impl Attempt {
         };
     }
 
-    /// Whether the kernel has sent where it should and heard nothing of WireGuard's. Initiations that cross undo each other,
-    /// but they are heard.
-    fn is_in_vain(&self, path: Option<SocketAddr>, peer: Option<&ObservedPeer>) -> bool {
-        self.endpoint == path && endpoint_of(peer) == path && received_of(peer) == self.received
+    /// Returns where the kernel has sent all the while and nothing of WireGuard's has come back. Initiations that cross undo
+    /// each other, but they are heard.
+    fn unheard_at(&self, peer: Option<&ObservedPeer>) -> Option<SocketAddr> {
+        self.endpoint.filter(|_| endpoint_of(peer) == self.endpoint && received_of(peer) == self.received)
     }
 }
 

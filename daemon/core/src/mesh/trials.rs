@@ -93,10 +93,10 @@ impl Mesh {
         self.relays.trials.doubts.get_mut(&key).is_some_and(|doubt| doubt.handle_answer(id))
     }
 
-    /// Leaves the relay over which a peer answers pings and no session comes about, if there is another to try: whose fault it
-    /// is nobody knows.
-    pub(super) fn leave_relay_in_vain(&mut self, key: PublicKey, now: Now) {
-        if self.choose_relay(key, now).is_some() {
+    /// Leaves the relay at an endpoint over which a peer answers pings and WireGuard does not, if there is another to try:
+    /// whose fault it is nobody knows.
+    pub(super) fn leave_relay_in_vain(&mut self, key: PublicKey, endpoint: SocketAddr, now: Now) {
+        if self.sealed_path(key) == Some(endpoint) && self.choose_relay(key, now).is_some() {
             self.leave_relay(key, false, now);
         }
     }
