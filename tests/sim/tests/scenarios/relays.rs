@@ -105,6 +105,33 @@ fn a_pair_between_which_packets_are_dropped_is_joined_within_three_seconds() -> 
     Ok(())
 }
 
+/// Issue 4, 2 (DESIGN 14): a direct path that dies without a word gives way to a relay, and comes back when it heals.
+#[test]
+fn a_direct_path_that_is_cut_gives_way_to_a_relay_within_three_seconds() -> Result<(), Violation> {
+    for kinds in [[Kind::None; 2], [Kind::PortRestricted; 2]] {
+        for (seed, has_ebpf) in (0..8).flat_map(|seed| [(seed, true), (seed, false)]) {
+            let mut meeting = Meeting::with_relays(seed, kinds, 1);
+            for host in meeting.nodes {
+                meeting.world.change(host, |host| host.plan.has_ebpf = has_ebpf);
+            }
+            meeting.meet_and_talk()?;
+            assert_eq!(meeting.first_view().state, PeerState::Direct);
+            meeting.world.bar(meeting.sites, true);
+            meeting.world.run_for(secs(30))?;
+            let silence = meeting.world.take_longest_silence();
+            let case = format!("{kinds:?}, seed {seed}, eBPF {has_ebpf}");
+            assert!(silence < FAILOVER, "{silence:?}: {case}");
+            assert_eq!(meeting.first_view().state, PeerState::Relayed, "{case}");
+            meeting.world.bar(meeting.sites, false);
+            meeting.world.run_for(mins(6))?;
+            let silence = meeting.world.take_longest_silence();
+            assert!(silence < secs(1), "{silence:?} on the way back: {case}");
+            assert_eq!(meeting.first_view().state, PeerState::Direct, "{case}");
+        }
+    }
+    Ok(())
+}
+
 /// W-D11, W-D56: nothing works any more that worked, not even the way from the relay to either of the two.
 #[test]
 fn a_pair_whose_nats_both_turn_symmetric_is_joined_by_a_relay() -> Result<(), Violation> {
