@@ -427,7 +427,7 @@ fn spoil(member: Member, left: PublicKey) -> String {
     let thief = Member { record: stolen.clone(), ..member.clone() };
     in_sessions(thief, async |talk| assert!(talk.greet().await.is_err()));
 
-    // Another's record with an address of ours: the signature is its own author's, and no longer holds.
+    // Another's record, changed in one bit: the signature is its author's, and no longer holds.
     let mut moved = stolen.as_bytes().to_vec();
     *moved.last_mut().unwrap() ^= 1;
     let outcome = in_sessions(member.clone(), async |talk| {

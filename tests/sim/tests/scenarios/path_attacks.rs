@@ -1,10 +1,11 @@
 //! What outsiders and members with bad intentions can do to paths: nothing but waste a bounded effort.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::message::{DiscoBody, PING_PADDING_BYTES};
+use wgmesh_core::seal;
 use wgmesh_sim::host::HostPlan;
 use wgmesh_sim::nat::Kind;
 use wgmesh_sim::network::{Conditions, Datagram, HostId, Payload};
@@ -362,4 +363,29 @@ fn endpoints(meeting: &Meeting) -> BTreeMap<(HostId, PublicKey), Option<SocketAd
     hosts
         .flat_map(|(id, host)| host.kernel.peers().map(move |(key, peer)| ((id, key), peer.endpoint)))
         .collect()
+}
+
+/// DESIGN 7: a relay learns where a node is from what only that node can have said, now and to this port. Whoever says again what
+/// was said before, from elsewhere or to another port, moves nobody's packets.
+#[test]
+fn a_bind_that_is_said_again_from_elsewhere_moves_nothing() -> Result<(), Violation> {
+    let mut meeting = Meeting::with_relays(1, [Kind::Symmetric; 2], 1);
+    meeting.world.record();
+    meeting.meet_and_talk()?;
+    let is_bind = |sent: &Datagram| matches!(&sent.payload, Payload::Daemon(bytes) if seal::is_bind(bytes));
+    let binds: Vec<_> = meeting.world.take_recording().into_iter().filter(is_bind).collect();
+    let ports: BTreeSet<_> = binds.iter().map(|bind| bind.to).collect();
+    assert_eq!(ports.len(), 2, "one for each of the pair");
+    let public = meeting.world.add_site(Kind::None);
+    let hostile = meeting.world.add_host(HostPlan { secret: 9, ..HostPlan::default() }, &[public]);
+    for (bind, &to) in binds.iter().flat_map(|bind| ports.iter().map(move |to| (bind, to))) {
+        meeting.world.inject(hostile, PORT, to, &bind.payload);
+        meeting.world.run_for(millis(300))?;
+    }
+    let silence = meeting.world.take_longest_silence();
+    assert!(silence < millis(300), "{silence:?}");
+    let drops = meeting.world.host(meeting.introducer).mesh().expect("it runs").drops();
+    let dropped: u64 = ["replayed", "forged", "seal"].iter().filter_map(|reason| drops.get(reason)).sum();
+    assert_eq!(usize::try_from(dropped).ok(), Some(binds.len() * 2), "{drops:?}");
+    Ok(())
 }
