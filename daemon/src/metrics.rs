@@ -116,6 +116,9 @@ fn node(text: &mut Text, status: &Status) {
     let drops =
         status.drops.iter().map(|(reason, &count)| labelled([("reason", reason.as_str())], number(count)));
     text.family("dropped", Kind::Counter, "Messages that were dropped.", drops);
+    let left =
+        status.relays_left.iter().map(|(why, &count)| labelled([("why", why.as_str())], number(count)));
+    text.family("relays_left", Kind::Counter, "Relays to a peer that were left.", left);
 }
 
 const fn state_name(state: PeerState) -> &'static str {
@@ -221,6 +224,7 @@ mod tests {
             "ebpf": { "active": true },
             "kernel": { "release": "6.12.9", "converged": true, "readings": 9, "writes": 7 },
             "drops": { "seal": 3 },
+            "relays_left": { "lies": 2 },
         });
         serde_json::from_value(status).unwrap()
     }
@@ -242,6 +246,7 @@ mod tests {
             "wgmesh_peers_given_up_total 2",
             "wgmesh_forwarding{link=\"eth0\"} 1",
             "wgmesh_dropped_total{reason=\"seal\"} 3",
+            "wgmesh_relays_left_total{why=\"lies\"} 2",
         ] {
             assert!(text.contains(line), "{line} in\n{text}");
         }

@@ -48,6 +48,42 @@ pub enum Refusal {
     Full,
 }
 
+/// Why a node leaves a relay through which packets to a peer go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// Pings through it are not answered any more.
+    Dead,
+    /// Pings through it are answered, and those through the tunnel are not, which the peer may just not take.
+    Suspect,
+    /// It passes on pings, and none of the packets.
+    Lies,
+    /// No session comes about through it.
+    Mute,
+    /// It sends the same again and again.
+    Floods,
+    /// The peer has left it.
+    Unwanted,
+}
+
+impl Fault {
+    /// Returns its name in the status.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Dead => "dead",
+            Self::Suspect => "suspect",
+            Self::Lies => "lies",
+            Self::Mute => "mute",
+            Self::Floods => "floods",
+            Self::Unwanted => "unwanted",
+        }
+    }
+
+    /// Whether a relay has it on purpose.
+    pub const fn is_grave(self) -> bool {
+        matches!(self, Self::Lies | Self::Floods)
+    }
+}
+
 /// A relay that a node reaches, and how far away it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Reached {

@@ -52,6 +52,9 @@ pub struct Status {
     /// Messages that were dropped since the start, by reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub drops: BTreeMap<String, u64>,
+    /// How often this node has left a relay through which packets to a peer went, since the start, by reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub relays_left: BTreeMap<String, u64>,
     /// What is wrong now, each a sentence for a human.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<String>,

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ fn example() -> Status {
         relay: Relay::default(),
         health: Health::default(),
         drops: [("seal".to_owned(), 3)].into(),
+        relays_left: BTreeMap::new(),
         problems: Vec::new(),
     }
 }

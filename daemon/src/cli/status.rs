@@ -2,6 +2,7 @@
 
 pub(super) mod units;
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -95,11 +96,8 @@ fn head(status: &Status, style: Style) -> Vec<String> {
     lines.extend(relay(&status.relay).map(|relay| format!("  relay     {relay}")));
     lines.extend(health(&status.health).map(|health| format!("  health    {health}")));
     lines.extend(status.privacy.map(|privacy| format!("  privacy   {}", describe(privacy))));
-    if !status.drops.is_empty() {
-        let drops: Vec<String> =
-            status.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-        lines.push(format!("  dropped   {}", drops.join(", ")));
-    }
+    lines.extend(counts(&status.relays_left).map(|counts| format!("  left      relays: {counts}")));
+    lines.extend(counts(&status.drops).map(|counts| format!("  dropped   {counts}")));
     lines.extend(status.problems.iter().map(|problem| paint(&format!("  problem   {problem}"), RED, style)));
     lines
 }
@@ -127,6 +125,12 @@ fn ebpf(status: &Status) -> String {
         (false, _, Some(error)) => format!("off: {error}"),
         (false, _, None) => "off".to_owned(),
     }
+}
+
+/// Says what was counted, by reason, if anything was.
+fn counts(counts: &BTreeMap<String, u64>) -> Option<String> {
+    let each: Vec<String> = counts.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    (!each.is_empty()).then(|| each.join(", "))
 }
 
 /// Says which addresses are dialed in vain, since when and why.

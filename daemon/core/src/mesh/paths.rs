@@ -222,6 +222,7 @@ impl Mesh {
             return self.drop_input("forged", from);
         };
         if !self.reach.paths.entry(key).or_default().is_new(disco.stamp, now.monotonic) {
+            self.on_copy(key, from, now);
             return self.drop_input("replayed", from);
         }
         if self.relay_at(key, from).is_none() && !self.is_inner(from.ip()) {

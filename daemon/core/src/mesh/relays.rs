@@ -4,7 +4,7 @@
 //! one is looked for ([`Paths::wants_relay_at`]), chooses it ([`Seeker`]), and keeps this node bound to it. The node with the
 //! lower key chooses; the other asks for it in an offer, and takes up what the relay tells it.
 //!
-//! A relay that answers pings and drops the rest is found out by [`super::trials`].
+//! A relay that answers pings and drops the rest, or that floods, is found out by [`super::trials`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -17,7 +17,7 @@ use crate::contact::Via;
 use crate::key::PublicKey;
 use crate::message::{Bind, DiscoBody, Offer, Paired as _};
 use crate::path::{Kind, Origin, Paths, is_quicker};
-use crate::relay::{Limits, MAX_OFFERED, Reached, Refusal, Router, Seeker, Server, Step};
+use crate::relay::{Fault, Limits, MAX_OFFERED, Reached, Refusal, Router, Seeker, Server, Step};
 use crate::seal;
 use crate::time::{Monotonic, Now};
 
@@ -33,6 +33,8 @@ pub(super) struct Relays {
     /// At most one for each peer.
     pub(super) seekers: BTreeMap<PublicKey, Seeker>,
     pub(super) trials: Trials,
+    /// How often one was left.
+    pub(super) left: BTreeMap<Fault, u64>,
     pub(super) server: Server,
     /// The relay that routes to each peer for which one does or is tried; follows `seekers`.
     pub(super) via: BTreeMap<PublicKey, PublicKey>,
@@ -51,6 +53,7 @@ impl Relays {
         Self {
             seekers: BTreeMap::new(),
             trials: Trials::default(),
+            left: BTreeMap::new(),
             server: Server::new(limits),
             via: BTreeMap::new(),
             router: Router::default(),
@@ -174,6 +177,7 @@ impl Mesh {
             Step::Bind(relay, address) if self.is_inner(address.ip()) => self.ask_to_route(key, relay, now),
             Step::Bind(relay, address) => {
                 self.bind_to(relay, address, now);
+                self.measure_relays(key, now);
                 self.compare_relays(key, relay, now);
             }
             Step::Failed(relay, address) => {
@@ -190,6 +194,18 @@ impl Mesh {
     fn drop_relay_path(&mut self, key: PublicKey, address: Option<SocketAddr>) {
         if let (Some(paths), Some(address)) = (self.reach.paths.get_mut(&key), address) {
             paths.remove(address);
+        }
+    }
+
+    /// Has the relays pinged that this node or a peer would name to the other: what was measured long ago tells little.
+    fn measure_relays(&mut self, key: PublicKey, now: Now) {
+        let ours = self.offered_relays(key, now);
+        let theirs = self.relays.seekers.get(&key).into_iter().flat_map(Seeker::reached_by_peer);
+        let all: BTreeSet<_> = ours.iter().map(|one| one.relay).chain(theirs).collect();
+        for relay in all {
+            if let Some(paths) = self.reach.paths.get_mut(&relay) {
+                paths.verify(now.monotonic);
+            }
         }
     }
 
@@ -253,7 +269,7 @@ impl Mesh {
         let relay = self.sealed_path(key).and_then(|address| self.relay_at(key, address));
         let is_left = relay.is_some_and(|relay| offer.relays.iter().all(|one| one.relay != relay));
         if is_left && self.choose_relay(key, now).is_some() {
-            self.leave_relay(key, false, now);
+            self.leave_relay(key, Fault::Unwanted, now);
         }
     }
 
@@ -310,19 +326,20 @@ impl Mesh {
     /// Follows the loss of the path in use: a relay that it led through is left, and one that is held has to show anew that
     /// it leads anywhere.
     pub(super) fn on_path_lost(&mut self, key: PublicKey, now: Now) {
-        self.fail_relay_in_use(key, false, now);
+        self.fail_relay_in_use(key, Fault::Dead, now);
         if let Some(seeker) = self.relays.seekers.get_mut(&key) {
             seeker.doubt(now.monotonic);
         }
     }
 
-    /// Leaves the relay through which the path to a peer was just lost.
-    pub(super) fn fail_relay_in_use(&mut self, key: PublicKey, gravely: bool, now: Now) {
+    /// Leaves the relay in use to a peer, and counts it.
+    pub(super) fn fail_relay_in_use(&mut self, key: PublicKey, fault: Fault, now: Now) {
         let Some(address) = self.reach.paths.get(&key).and_then(Paths::current) else { return };
         let Some(seeker) = self.relays.seekers.get_mut(&key) else { return };
         let Some(relay) = seeker.relay_at(address) else { return };
-        seeker.fail(relay, gravely, now.monotonic);
-        tracing::info!(peer = %key, %relay, gravely, "leaving a relay that leads nowhere");
+        seeker.fail(relay, fault.is_grave(), now.monotonic);
+        *self.relays.left.entry(fault).or_default() += 1;
+        tracing::info!(peer = %key, %relay, why = fault.name(), "leaving a relay");
         // Whether it is dead, before anybody else is sent there.
         if let Some(paths) = self.reach.paths.get_mut(&relay) {
             paths.verify(now.monotonic);

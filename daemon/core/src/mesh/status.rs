@@ -57,6 +57,12 @@ impl Mesh {
             health: self.health_counts().into(),
             privacy: self.privacy_status(now),
             drops: self.drops.iter().map(|(&reason, &count)| (reason.to_owned(), count)).collect(),
+            relays_left: self
+                .relays
+                .left
+                .iter()
+                .map(|(fault, &count)| (fault.name().to_owned(), count))
+                .collect(),
             problems: self.problems(),
         }
     }

@@ -1,9 +1,12 @@
-//! Relays that pass on pings and drop the packets: found out, and left.
+//! Relays that pass on pings and drop the packets, and relays that flood: found out, and left.
 //!
 //! Where packets through a relay stay unanswered, and before there are any as soon as the tunnel leads through it, pings
 //! through the tunnel tell within a second ([`Doubt`]); such a ping is one to the peer's own mesh address. Behind that
 //! stand the kernel's counters, for a peer that takes no such pings ([`UNHEARD`]). A relay that lets no tunnel come up is
 //! found out by [`super::handshakes`].
+//!
+//! A relay that sends what nodes say to each other again and again does no harm but the load, since nothing is taken twice.
+//! Where there is another it is left ([`COPIES`]).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,20 +15,34 @@ use std::time::Duration;
 use rand_core::Rng as _;
 
 use super::Mesh;
+use crate::bucket::TokenBucket;
 use crate::key::PublicKey;
 use crate::message::{DiscoBody, PING_PADDING_BYTES};
-use crate::relay::Doubt;
+use crate::relay::{Doubt, Fault};
 use crate::time::{Monotonic, Now};
 
 /// Whoever gets packets answers within 10 s (`KEEPALIVE_TIMEOUT`, WireGuard whitepaper §6.5). If nothing comes back for
 /// this long, which is longer by a reading of the counters, the packets do not get there.
 const UNHEARD: Duration = Duration::from_secs(15);
 
+/// So many copies of a peer's messages may come from one relay, and one more each second. A network that doubles packets
+/// stays far below: at rest there is a message every few seconds.
+const COPIES: u32 = 50;
+const COPY_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What is known of the packets through relays. At most one entry of each kind for each peer.
 #[derive(Default)]
 pub(super) struct Trials {
     doubts: BTreeMap<PublicKey, Doubt>,
     unheard: BTreeMap<PublicKey, Unheard>,
+    copies: BTreeMap<PublicKey, Copies>,
+}
+
+/// What may still come twice from the relay at an address.
+#[derive(Clone, Copy, Debug)]
+struct Copies {
+    address: SocketAddr,
+    left: TokenBucket,
 }
 
 /// What was sent to a peer through a relay, from one reading to the next, while nothing came back.
@@ -41,6 +58,22 @@ impl Trials {
     pub(super) fn forget(&mut self, key: PublicKey) {
         self.doubts.remove(&key);
         self.unheard.remove(&key);
+        self.copies.remove(&key);
+    }
+
+    /// Takes note of a message of a peer that has come once more from the relay at an address. Returns whether that is
+    /// one too many; then it begins anew.
+    fn note_copy(&mut self, key: PublicKey, address: SocketAddr, now: Monotonic) -> bool {
+        let fresh = Copies { address, left: TokenBucket::new(COPIES, COPY_INTERVAL, now) };
+        let copies = self.copies.entry(key).or_insert(fresh);
+        if copies.address != address {
+            *copies = fresh;
+        }
+        let is_flood = !copies.left.take(now);
+        if is_flood {
+            self.copies.remove(&key);
+        }
+        is_flood
     }
 
     /// Takes note of an answer over an address beside the tunnel.
@@ -83,7 +116,8 @@ impl Mesh {
                 self.ping_beside_and_through(key, id, now);
             }
             if let Some(lie) = lie {
-                self.leave_relay(key, lie.is_certain, now);
+                let fault = if lie.is_certain { Fault::Lies } else { Fault::Suspect };
+                self.leave_relay(key, fault, now);
             }
         }
     }
@@ -97,7 +131,16 @@ impl Mesh {
     /// whose fault it is nobody knows.
     pub(super) fn leave_relay_in_vain(&mut self, key: PublicKey, endpoint: SocketAddr, now: Now) {
         if self.sealed_path(key) == Some(endpoint) && self.choose_relay(key, now).is_some() {
-            self.leave_relay(key, false, now);
+            self.leave_relay(key, Fault::Mute, now);
+        }
+    }
+
+    /// Leaves the relay in use to a peer if it sends the peer's messages again and again, and there is another to try.
+    pub(super) fn on_copy(&mut self, key: PublicKey, from: SocketAddr, now: Now) {
+        let is_flood =
+            self.sealed_path(key) == Some(from) && self.relays.trials.note_copy(key, from, now.monotonic);
+        if is_flood && self.choose_relay(key, now).is_some() {
+            self.leave_relay(key, Fault::Floods, now);
         }
     }
 
@@ -118,7 +161,7 @@ impl Mesh {
         match unheard {
             Some(unheard) if now.monotonic.since(unheard.since) >= UNHEARD => {
                 trials.unheard.remove(&key);
-                self.leave_relay(key, true, now);
+                self.leave_relay(key, Fault::Lies, now);
             }
             Some(unheard) => {
                 trials.unheard.insert(key, unheard);
@@ -147,8 +190,8 @@ impl Mesh {
         }
     }
 
-    pub(super) fn leave_relay(&mut self, key: PublicKey, gravely: bool, now: Now) {
-        self.fail_relay_in_use(key, gravely, now);
+    pub(super) fn leave_relay(&mut self, key: PublicKey, fault: Fault, now: Now) {
+        self.fail_relay_in_use(key, fault, now);
         if let Some(paths) = self.reach.paths.get_mut(&key) {
             paths.shun_current(now.monotonic);
         }

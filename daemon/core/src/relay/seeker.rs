@@ -130,6 +130,11 @@ impl Seeker {
         self.theirs = theirs.iter().map(|one| (one.relay, one.rtt())).collect();
     }
 
+    /// Returns the relays that the peer says it reaches.
+    pub fn reached_by_peer(&self) -> impl Iterator<Item = PublicKey> {
+        self.theirs.keys().copied()
+    }
+
     /// Returns the best relay of those that both reach and that are not held, for the nodes of `pair`.
     pub fn choose(
         &self,

@@ -80,6 +80,7 @@ pub(crate) fn example() -> Status {
         relay: Relay::default(),
         health: Health::default(),
         drops: [("seal".to_owned(), 3)].into(),
+        relays_left: BTreeMap::new(),
         problems: Vec::new(),
     }
 }
@@ -155,6 +156,16 @@ fn what_is_passed_on_for_others_is_told() {
     let expected =
         "\n  relay     for 2 of at most 1024 pairs, 2.0 KiB passed on in 10 packets, routing for 3 pairs\n";
     assert!(text.contains(expected), "{text}");
+}
+
+/// Issue 4, 3: counted for whoever wonders why packets took another way.
+#[test]
+fn relays_that_were_left_are_told_by_why() {
+    let mut status = example();
+    assert!(!render(&status, Style::default()).contains("left"));
+    status.relays_left = [("dead".to_owned(), 1), ("floods".to_owned(), 2)].into();
+    let text = render(&status, Style::default());
+    assert!(text.contains("\n  left      relays: dead 1, floods 2\n"), "{text}");
 }
 
 #[test]

@@ -67,20 +67,28 @@ impl Network {
     }
 
     /// Has the internet carry nothing between two segments, or everything again.
-    pub fn bar(&mut self, mut pair: [SegmentId; 2], is_barred: bool) {
-        pair.sort_unstable();
+    pub fn bar(&mut self, [one, other]: [SegmentId; 2], is_barred: bool) {
+        self.bar_one_way([one, other], is_barred);
+        self.bar_one_way([other, one], is_barred);
+    }
+
+    /// Has the internet carry nothing from the first segment to the second, or everything again.
+    pub fn bar_one_way(&mut self, way: [SegmentId; 2], is_barred: bool) {
         match is_barred {
-            true => self.barred.insert(pair),
-            false => self.barred.remove(&pair),
+            true => self.barred.insert(way),
+            false => self.barred.remove(&way),
         };
+    }
+
+    /// Whether the internet carries packets from one gateway on it to another.
+    fn hears(&self, from: GatewayId, to: GatewayId) -> bool {
+        let [from, to] = [from, to].map(|GatewayId(number)| &self.gateways[number]);
+        from.island == to.island && !self.barred.contains(&[from.inside, to.inside])
     }
 
     /// Whether the internet carries packets between two gateways on it.
     fn hear_each_other(&self, one: GatewayId, other: GatewayId) -> bool {
-        let [one, other] = [one, other].map(|GatewayId(number)| &self.gateways[number]);
-        let mut pair = [one.inside, other.inside];
-        pair.sort_unstable();
-        one.island == other.island && !self.barred.contains(&pair)
+        self.hears(one, other) && self.hears(other, one)
     }
 
     /// Gives the box that leads a segment to the internet another public address.
@@ -251,7 +259,7 @@ impl Network {
             }
         };
         let found = self.gateways.iter().position(is_meant).map(GatewayId);
-        let is_reached = |gateway: &GatewayId| from.is_none_or(|from| self.hear_each_other(from, *gateway));
+        let is_reached = |gateway: &GatewayId| from.is_none_or(|from| self.hears(from, *gateway));
         match found.filter(is_reached) {
             Some(gateway) => self.hop(self.internet, Stop::Outside(gateway), datagram),
             None => Vec::new(),

@@ -89,6 +89,11 @@ impl World {
         self.network.bar(pair, is_barred);
     }
 
+    /// Has the internet carry nothing from the first segment to the second, or everything again.
+    pub fn bar_one_way(&mut self, way: [SegmentId; 2], is_barred: bool) {
+        self.network.bar_one_way(way, is_barred);
+    }
+
     /// Gives the box between a segment and the internet another public address.
     pub fn renumber(&mut self, segment: SegmentId) {
         self.network.renumber(segment);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use wgmesh_core::status::{Peer, PeerState};
 use wgmesh_sim::host::HostPlan;
 use wgmesh_sim::nat::{Dependence, Firewall, Kind};
-use wgmesh_sim::network::{HostId, SegmentId};
+use wgmesh_sim::network::{Conditions, HostId, SegmentId};
 use wgmesh_sim::world::{Violation, World};
 
 use crate::fleet::secs;
@@ -20,8 +20,10 @@ pub(crate) struct Meeting {
     pub(crate) introducer: HostId,
     pub(crate) nodes: [HostId; 2],
     pub(crate) sites: [SegmentId; 2],
-    /// Public nodes besides the introducer.
-    relays: Vec<HostId>,
+    /// The introducer's site.
+    public: SegmentId,
+    /// Public nodes besides the introducer, and their sites.
+    relays: Vec<(HostId, SegmentId)>,
 }
 
 impl Meeting {
@@ -57,14 +59,23 @@ impl Meeting {
 
     /// Adds one more relay, which starts now.
     pub(crate) fn add_relay(&mut self) -> Result<(), Violation> {
-        let relay = self.place_relay();
+        let (relay, _) = self.place_relay();
         self.world.start(relay)
     }
 
-    fn place_relay(&mut self) -> HostId {
+    /// Says how long the introducer's line, and those of the other relays, take in one direction.
+    pub(crate) fn set_latencies(&mut self, latencies: &[Duration]) {
+        let sites = self.relays.iter().map(|&(_, site)| site);
+        let sites: Vec<_> = [self.public].into_iter().chain(sites).collect();
+        for (site, &latency) in sites.into_iter().zip(latencies) {
+            self.world.set_conditions(site, Conditions { latency, ..Conditions::CLEAN });
+        }
+    }
+
+    fn place_relay(&mut self) -> (HostId, SegmentId) {
         let public = self.world.add_site(Kind::None);
         let plan = HostPlan { serve: None, bootstrap: vec![self.introducer], ..HostPlan::default() };
-        self.world.add_host(plan, &[public])
+        (self.world.add_host(plan, &[public]), public)
     }
 
     /// Builds it with hosts that have no bootstrap node, but met in an earlier run.
@@ -94,13 +105,13 @@ impl Meeting {
         let plan = HostPlan { bootstrap, ..HostPlan::default() };
         let first = world.add_host(plan.clone(), &[&[sites[0]], more].concat());
         let nodes = [first, world.add_host(plan, &[sites[1]])];
-        Self { world, introducer, nodes, sites, relays: Vec::new() }
+        Self { world, introducer, nodes, sites, public, relays: Vec::new() }
     }
 
     /// Starts the introducer, then both others at once.
     pub(crate) fn start(&mut self) -> Result<(), Violation> {
         self.world.start(self.introducer)?;
-        self.relays.iter().try_for_each(|relay| self.world.start(*relay))?;
+        self.relays.iter().try_for_each(|&(relay, _)| self.world.start(relay))?;
         self.world.run_for(secs(5))?;
         self.nodes.into_iter().try_for_each(|node| self.world.start(node))
     }
