@@ -12,6 +12,7 @@ pub mod config;
 pub mod dht;
 pub mod ebpf;
 pub mod exchange;
+mod fragment;
 pub mod gossip;
 pub mod hops;
 mod inbox;

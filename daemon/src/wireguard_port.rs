@@ -8,11 +8,10 @@
 //! - WireGuard's traffic never wakes us: the filter ends it in the kernel.
 //! - Opening takes CAP_NET_RAW; an open socket needs nothing.
 //! - A version of IP that the host lacks is left out.
-//! - Nothing that is sent may be taken apart on the way ([`fragment`]): what is too long is lost, and that is how the MTU
+//! - Nothing that is sent may be taken apart on the way ([`crate::fragment`]): what is too long is lost, and that is how the MTU
 //!   of a path is measured.
 //! - Receiving is cancel-safe: a datagram is either returned or still in the socket.
 
-mod fragment;
 mod packet;
 
 use std::io::{self, IoSlice};
@@ -26,6 +25,7 @@ use nix::sys::socket::{
 use socket2::{Domain, Protocol, Socket, Type};
 use wgmesh_core::seal::MAX_PROBE_BYTES;
 
+use crate::fragment;
 use crate::inbox::Inbox;
 
 /// What waits until it is read: some two hundred of our datagrams, fewer than a flood would bring.
@@ -120,7 +120,7 @@ impl RawSocket {
         let domain = if is_v4 { Domain::IPV4 } else { Domain::IPV6 };
         let socket = Socket::new(domain, Type::RAW.nonblocking(), Some(Protocol::UDP))?;
         socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
-        fragment::forbid(&socket, is_v4)?;
+        fragment::allow(&socket, is_v4, false)?;
         let socket = Self { is_v4, socket: Inbox::new(socket)? };
         socket.attach_filter(port)?;
         Ok(socket)

@@ -6,6 +6,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::AsRawFd as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::libc;
 use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo};
@@ -14,8 +15,10 @@ use nix::sys::socket::{
     recvmsg, sendmsg, setsockopt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
+use wgmesh_ebpf_common::PROBE;
 
 use super::plain;
+use crate::fragment;
 use crate::inbox::Inbox;
 
 /// What waits until it is passed on; the kernel gives less where `net.core.rmem_max` says so.
@@ -39,6 +42,8 @@ pub(super) struct Packet {
 pub(super) struct RelaySocket {
     is_v4: bool,
     inbox: Inbox,
+    /// Whether what is sent may be taken apart on the way, as WireGuard's packets may: what measures paths must not.
+    is_fragmented: AtomicBool,
 }
 
 impl RelaySocket {
@@ -61,7 +66,9 @@ impl RelaySocket {
             IpAddr::V6(Ipv6Addr::UNSPECIFIED)
         };
         socket.bind(&SocketAddr::new(any, port).into())?;
-        Ok(Self { is_v4, inbox: Inbox::new(socket)? })
+        let socket = Self { is_v4, inbox: Inbox::new(socket)?, is_fragmented: AtomicBool::new(true) };
+        socket.allow_fragments(true)?;
+        Ok(socket)
     }
 
     /// Waits until something has come in. Cancel-safe.
@@ -87,6 +94,10 @@ impl RelaySocket {
 
     /// Sends from an address of this host if the socket takes it at once.
     pub(super) fn send(&self, from: IpAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        let is_fragmented = !bytes.starts_with(&PROBE);
+        if self.is_fragmented.swap(is_fragmented, Ordering::Relaxed) != is_fragmented {
+            self.allow_fragments(is_fragmented)?;
+        }
         match (from, to) {
             (IpAddr::V4(from), SocketAddr::V4(to)) if self.is_v4 => self.send_v4(from, to, bytes),
             (IpAddr::V4(from), SocketAddr::V4(to)) => {
@@ -96,6 +107,12 @@ impl RelaySocket {
             (IpAddr::V6(from), SocketAddr::V6(to)) => self.send_v6(from, to, bytes),
             _ => Err(io::ErrorKind::AddrNotAvailable.into()),
         }
+    }
+
+    fn allow_fragments(&self, are_allowed: bool) -> io::Result<()> {
+        let socket = self.inbox.socket();
+        fragment::allow(socket, true, are_allowed)?;
+        if self.is_v4 { Ok(()) } else { fragment::allow(socket, false, are_allowed) }
     }
 
     fn send_v4(&self, from: Ipv4Addr, to: SocketAddrV4, bytes: &[u8]) -> io::Result<()> {

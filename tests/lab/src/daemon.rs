@@ -26,6 +26,12 @@ pub(crate) const LOG: &str = "daemon.log";
 /// How long a daemon may take to tell what it is expected to: one that works is ready in a fraction of a second.
 const NOTIFICATION: Duration = Duration::from_secs(30);
 
+/// How `wgmesh` ends where no daemon listens (`EX_UNAVAILABLE`, sysexits.h).
+const UNAVAILABLE: i32 = 69;
+
+/// Between two questions to a daemon that does not listen yet.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// How long a daemon may take to withdraw everything and end.
 const STOP: Duration = Duration::from_secs(10);
 
@@ -41,17 +47,24 @@ pub struct Settings {
     pub more: String,
     /// What is logged.
     pub log_level: &'static str,
+    /// Whether the kernel lets it load programs.
+    pub has_ebpf: bool,
 }
 
 impl Settings {
     /// Settings with nothing but a secret. Much is logged, for whoever reads why a test failed.
     pub fn new(secret: &str) -> Self {
-        Self { secret: secret.to_owned(), more: String::new(), log_level: "debug" }
+        Self { secret: secret.to_owned(), more: String::new(), log_level: "debug", has_ebpf: true }
     }
 
     /// Logs what a daemon does that nobody told otherwise: what is measured is not the logging.
     pub fn with_usual_log(self) -> Self {
         Self { log_level: "info", ..self }
+    }
+
+    /// Has the kernel refuse to load programs for it.
+    pub fn without_ebpf(self) -> Self {
+        Self { has_ebpf: false, ..self }
     }
 
     /// Adds lines of TOML.
@@ -74,6 +87,9 @@ impl Settings {
     }
 }
 
+/// Takes CAP_PERFMON and CAP_BPF away, which the setpriv of Debian 11 knows by number only, and what stood for both before.
+pub const WITHOUT_EBPF: &str = "-cap_38,-cap_39,-sys_admin";
+
 /// A running daemon; dropped, it is killed.
 pub struct Daemon {
     child: Child,
@@ -90,7 +106,10 @@ impl Daemon {
         let log = File::options().create(true).append(true).open(host.folder().join(LOG));
         let log = log.unwrap_or_else(|error| panic!("cannot open the log: {error}"));
         let (socket, notifications) = notify_socket(host);
-        let mut command = Command::new(binary());
+        let mut command = Command::new(if settings.has_ebpf { binary() } else { "setpriv".into() });
+        if !settings.has_ebpf {
+            command.args(["--bounding-set", WITHOUT_EBPF]).arg(binary());
+        }
         command.args(["run", "--config"]).arg(&config).env("NOTIFY_SOCKET", &socket);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file can be shared")).stderr(log);
         let started = Instant::now();
@@ -128,15 +147,24 @@ impl Daemon {
         }
     }
 
-    /// Returns what `wgmesh status --json` prints.
+    /// Returns what `wgmesh status --json` prints; a daemon that was started just now is given the time to listen.
     ///
     /// # Panics
     /// Where it fails or prints anything but JSON.
     #[track_caller]
     pub fn status_json(&self) -> Value {
-        let mut command = Command::new(binary());
-        command.args(["status", "--json", "--config"]).arg(&self.config);
-        let text = crate::host::feed(&self.namespace, command, "");
+        let output = loop {
+            let mut command = Command::new(binary());
+            command.args(["status", "--json", "--config"]).arg(&self.config);
+            let output = crate::host::outcome(&self.namespace, command, "");
+            if output.status.code() != Some(UNAVAILABLE) || self.started.elapsed() > NOTIFICATION {
+                break output;
+            }
+            std::thread::sleep(PAUSE);
+        };
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "`wgmesh status` ended with {}: {errors}", output.status);
+        let text = String::from_utf8_lossy(&output.stdout);
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
     }
 

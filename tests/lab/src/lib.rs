@@ -36,7 +36,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use capture::Capture;
 pub use cut::Cut;
-pub use daemon::{Daemon, Settings};
+pub use daemon::{Daemon, Settings, WITHOUT_EBPF};
 pub use host::{Host, Process};
 pub use internet::{DhtNodes, Internet, Member, Nat, NatKind, Site, StunServers, TorrentNode, Traffic};
 pub use lan::Lan;

@@ -107,6 +107,12 @@ impl Link {
         discipline(&self.host, &self.interface, netem);
     }
 
+    /// Has the far end carry packets of so many bytes at most, of which the host's end knows nothing: what is longer is lost
+    /// on its way there, and taken apart by the far end's router on its way back, unless it must not be (RFC 791).
+    pub fn narrow(&self, mtu: u32) {
+        ip(&self.switch, &format!("link set {} mtu {mtu}\n", self.port));
+    }
+
     /// Ends what [`Self::impair`] began.
     pub fn repair(&self) {
         self.impair("delay 0ms");

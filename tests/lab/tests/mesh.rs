@@ -11,13 +11,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use wgmesh_lab::{Daemon, Host, Lan, Process, Settings, eventually};
+use wgmesh_lab::{Daemon, Host, Lan, Process, Settings, WITHOUT_EBPF, eventually};
 
 pub(crate) const SECRET: &str = "wgmesh://v1/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
 const OTHER_SECRET: &str = "wgmesh://v1/HxAREhMUFRYXGBkaGxwdHh8AAQIDBAUGBwgJCgsMDQ4";
-
-/// Takes CAP_PERFMON and CAP_BPF away, which the setpriv of Debian 11 knows by number only, and what stood for both before.
-const WITHOUT_EBPF: &str = "-cap_38,-cap_39,-sys_admin";
 
 /// Longer than anything takes that works, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

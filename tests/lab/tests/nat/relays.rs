@@ -3,11 +3,16 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use wgmesh_core::seal;
+use wgmesh_ebpf_common::PROBE;
 use wgmesh_lab::NatKind::{None, PortRestricted, Symmetric};
 use wgmesh_lab::{
     Daemon, Host, Internet, NatKind, Pair, Pings, Settings, StunServers, eventually, secret, show,
 };
 
+use super::hostile::frames;
 use super::{PATIENCE, PING_BYTES, PING_INTERVAL, WATCHED};
 
 /// DESIGN 14: so long may a pair be parted when its path is lost.
@@ -15,6 +20,9 @@ const GOAL: Duration = Duration::from_secs(3);
 
 /// By then it must be joined again, on whatever machine.
 const LIMIT: Duration = Duration::from_secs(18);
+
+/// As long as fills a packet of the tunnel: 1,400 bytes with the headers of IPv4 and ICMP.
+const LARGE: u32 = 1372;
 
 /// What the pings carry: it must be seen nowhere on the way.
 const PLAINTEXT: &[u8] = b"wgmeshplain";
@@ -30,6 +38,13 @@ pub(super) struct World {
 impl World {
     /// Starts a pair with so many relays, and waits until it is joined by one.
     pub(super) fn meet(name: &str, kinds: [NatKind; 2], relays: u8, before: impl FnOnce(&Pair)) -> Self {
+        let world = Self::meet_as(name, kinds, relays, before);
+        eventually(PATIENCE, || world.is_relayed());
+        world
+    }
+
+    /// Starts a pair with so many relays, and waits until it is joined, whether by one of them or directly.
+    fn meet_as(name: &str, kinds: [NatKind; 2], relays: u8, before: impl FnOnce(&Pair)) -> Self {
         let internet = Internet::new(name);
         let stun = StunServers::start(&internet);
         let pair = Pair::start_relayed(&internet, 1, kinds);
@@ -40,7 +55,6 @@ impl World {
         let outcome = world.pair.meet(PATIENCE);
         assert!(outcome.from_start.is_some(), "{outcome:?}");
         show(&format!("{name}: first ping {:?} after the start", outcome.from_start));
-        eventually(PATIENCE, || world.is_relayed());
         world
     }
 
@@ -62,6 +76,17 @@ impl World {
     pub(super) fn replayed(&self) -> u64 {
         let dropped = |daemon: &Daemon| daemon.status_json()["drops"]["replayed"].as_u64().unwrap_or(0);
         self.pair.daemons.iter().map(dropped).sum()
+    }
+
+    /// Returns how often the hosts of the pair have left a relay for this reason.
+    pub(super) fn left(&self, why: &str) -> u64 {
+        let left = |daemon: &Daemon| daemon.status_json()["relays_left"][why].as_u64().unwrap_or(0);
+        self.pair.daemons.iter().map(left).sum()
+    }
+
+    /// Whether eBPF is at work on both hosts of the pair.
+    pub(super) fn have_ebpf(&self) -> bool {
+        self.pair.daemons.iter().all(|daemon| daemon.status_json()["ebpf"]["active"] == true)
     }
 
     /// Whether both hosts of the pair have a tunnel to everybody.
@@ -105,6 +130,40 @@ fn a_relay_is_between_two_where_one_of_them_wants_it() {
     assert!(world.is_relayed());
 }
 
+/// Issue "stay up", 1: a relay on which eBPF is not to be had passes on what it cannot read by itself, and nothing while its
+/// daemon is away; a new one goes on where the old one stopped.
+#[test]
+fn a_relay_without_ebpf_passes_packets_on_by_itself() {
+    let internet = Internet::new("userspace");
+    let stun = StunServers::start(&internet);
+    let introducer = Settings::new(&secret(1)).over_internet(&[]).without_ebpf();
+    let node = Settings::new(&secret(1)).over_internet(&[Pair::introducer_address(1)]);
+    let settings = [node.clone(), node, introducer];
+    let pair = Pair::start_as(&internet, 1, [Symmetric; 2], &settings);
+    let mut world = World { pair, others: Vec::new(), _stun: stun, _internet: internet };
+    assert!(world.pair.meet(PATIENCE).from_start.is_some());
+    eventually(PATIENCE, || world.is_relayed());
+    reads_nothing(&world);
+    let status = world.pair.introducer.status_json();
+    assert_eq!(status["ebpf"]["active"], false);
+    assert_eq!(status["ebpf"]["relayed_packets"], 0);
+    let pings = Pings::start(&world.pair.sites[0].host, world.pair.mesh_ipv4(1), PING_INTERVAL, PING_BYTES);
+    std::thread::sleep(Duration::from_secs(1));
+    let before = SystemTime::now();
+    let Pair { introducer, introducer_host, .. } = &mut world.pair;
+    introducer.signal(Signal::SIGKILL);
+    introducer.wait_exit();
+    *introducer = introducer_host.daemon(&settings[2]);
+    let ready = introducer.wait_ready();
+    std::thread::sleep(WATCHED);
+    let silence = pings.finish().longest_silence(before);
+    show(&format!(
+        "userspace relay: silent for {silence:?} where its daemon crashes and is ready {ready:?} later"
+    ));
+    assert!(silence < LIMIT, "{:?}", world.pair.views());
+    assert!(world.is_relayed());
+}
+
 /// Pings both ways, and looks at everything that the relay gets to see of it.
 fn reads_nothing(world: &World) {
     let Pair { sites, introducer_host: relay, introducer, .. } = &world.pair;
@@ -128,6 +187,8 @@ fn reads_nothing(world: &World) {
     for found in [&addresses, &reversed] {
         assert!(!contains(&outside, found) && !contains(&inside, found), "nor from whom to whom");
     }
+    let sealed = count_sealed(&outside, &ports(relay, introducer));
+    assert!(sealed > 4 * 100, "{sealed} packets");
     let grown = transferred(relay) - before;
     assert!(grown < 60_000, "the relay's own WireGuard has carried {grown} bytes meanwhile");
     let status = introducer.status_json();
@@ -135,12 +196,50 @@ fn reads_nothing(world: &World) {
     assert_eq!(status["relay"]["pairs"], 1);
 }
 
+/// Issue "stay up": a line of 1,280 bytes in the middle, which swallows what is longer on its way there and takes apart what is
+/// longer on its way back, on a direct path through a NAT and on one through a relay.
+#[test]
+fn a_narrow_line_in_the_middle_never_becomes_a_black_hole() {
+    for (name, is_relayed) in [("narrow-direct", false), ("narrow-relayed", true)] {
+        let world = World::meet_as(name, [None, PortRestricted], 1, |pair| {
+            pair.sites[0].link.narrow(1280);
+            if is_relayed {
+                block(pair);
+            }
+        });
+        let wanted = if is_relayed { "relayed" } else { "direct" };
+        eventually(PATIENCE, || world.pair.views().iter().all(|view| view.state == wanted));
+        for (own, other) in [(0, 1), (1, 0)] {
+            let (host, target) = (&world.pair.sites[own].host, world.pair.mesh_ipv4(other));
+            let before = SystemTime::now();
+            let pings = Pings::start(host, target, PING_INTERVAL, LARGE);
+            std::thread::sleep(WATCHED);
+            let silence = pings.finish().longest_silence(before);
+            let verdict = if silence < GOAL { "" } else { ", goal of 3 s MISSED" };
+            show(&format!("{name}: large packets pass after {:.2} s{verdict}", silence.as_secs_f64()));
+            assert!(silence < LIMIT, "{:?}", world.pair.views());
+            // It may just be measured anew.
+            eventually(PATIENCE, || {
+                let route = host.run(["ip", "route", "get", &target.to_string()]);
+                let mtu = world.pair.daemons[own].status_json()["peers"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .find(|peer| peer["mesh_ipv4"] == target.to_string())
+                    .and_then(|peer| peer["path"]["mtu"].as_u64());
+                mtu.is_some_and(|mtu| (1200..=1220).contains(&mtu) && route.contains(&format!("mtu {mtu}")))
+            });
+        }
+        assert!(world.pair.views().iter().all(|view| view.state == wanted), "{:?}", world.pair.views());
+    }
+}
+
 /// Issue "stay up", 3: another relay takes over.
 #[test]
 fn a_pair_whose_relay_is_cut_off_moves_to_another() {
     let world = World::meet("relay-killed", [Symmetric, Symmetric], 2, |_| {});
     let target = world.pair.mesh_ipv4(1);
-    eventually(PATIENCE, || world.knows_all());
+    eventually(PATIENCE, || world.knows_all() && world.have_ebpf());
     let pings = Pings::start(&world.pair.sites[0].host, target, PING_INTERVAL, PING_BYTES);
     std::thread::sleep(Duration::from_secs(3));
     let first = world.pair.views()[0].relay.clone();
@@ -204,6 +303,33 @@ fn passed_on(relay: &Daemon) -> u64 {
 fn transferred(host: &Host) -> u64 {
     let lines = host.run(["wg", "show", "wgmesh0", "transfer"]);
     lines.split_whitespace().filter_map(|word| word.parse::<u64>().ok()).sum()
+}
+
+/// Returns the relay's ports for its pairs.
+pub(super) fn ports(host: &Host, daemon: &Daemon) -> Vec<u64> {
+    let interface = daemon.status_json()["node"]["interface"].as_str().unwrap().to_owned();
+    let path = host.folder().join("state").join(format!("{interface}-relay.json"));
+    let table: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let pairs = table.as_array().unwrap().iter();
+    pairs.flat_map(|pair| pair["ports"].as_array().unwrap()).filter_map(Value::as_u64).collect()
+}
+
+/// Returns how many packets of a capture come to a relay's ports or leave from them.
+///
+/// # Panics
+/// Where one of them is neither a message of WireGuard (whitepaper §5.4) nor sealed.
+fn count_sealed(pcap: &[u8], ports: &[u64]) -> usize {
+    let mut found = 0;
+    for frame in frames(pcap).into_iter().filter(|frame| frame.len() > 46 && frame[12..14] == [8, 0]) {
+        let port = |at: usize| u64::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
+        if ports.contains(&port(34)) || ports.contains(&port(36)) {
+            let payload = &frame[42..];
+            let is_sealed = payload[..2] == PROBE || seal::is_bind(payload);
+            assert!(is_sealed || matches!(payload, [1..=4, 0, 0, 0, ..]), "{:x?}", &payload[..4]);
+            found += 1;
+        }
+    }
+    found
 }
 
 fn contains(bytes: &[u8], part: &[u8]) -> bool {
