@@ -175,7 +175,8 @@ fn a_greedy_peer_gets_nothing_and_foreign_routes_stay() {
     let greedy =
         "\"0.0.0.0/0\", \"::/0\", \"192.0.2.0/24\", \"192.0.2.2/32\", \"10.0.0.0/8\", \"10.77.0.0/24\"";
     site.nodes[1].run(["ip", "route", "add", "blackhole", NETWORK, "metric", "1024"]);
-    let daemons = site.start(greedy, "\"10.76.0.0/15\", \"192.0.0.0/16\", \"10.0.0.0/7\", \"::/1\"");
+    let daemons =
+        site.start(greedy, "\"10.76.0.0/15\", \"192.0.0.0/16\", \"10.0.0.0/7\", \"::/1\", \"fc00::/7\"");
     eventually(PATIENCE, || site.reaches_insider(2));
     let (second, key) = (&site.nodes[1], node(&daemons[0], "public_key"));
     for host in &site.nodes[1..] {
@@ -202,6 +203,24 @@ fn a_greedy_peer_gets_nothing_and_foreign_routes_stay() {
     assert!(error.contains(NETWORK) && error.contains("belongs to something else"), "{error}");
     second.run(["ip", "route", "del", "blackhole", NETWORK, "metric", "1024"]);
     eventually(PATIENCE, || has_route(second, NETWORK));
+
+    // What belongs to the mesh itself: its whole network, half of it, and the addresses of another node.
+    let status = daemons[2].status_json();
+    let [v4, v6] = ["mesh_ipv4", "mesh_ipv6"].map(|key| status["node"][key].as_str().unwrap().to_owned());
+    let half = format!("{}.0.0/17", v4.split('.').take(2).collect::<Vec<_>>().join("."));
+    let whole = half.replace("/17", "/16");
+    let stolen =
+        format!("\"{v4}/32\", \"{v6}/128\", \"{half}\", \"{whole}\", \"10.76.9.0/24\", \"{NETWORK}\"");
+    let configured = fs::read_to_string(daemons[0].config()).unwrap();
+    fs::write(daemons[0].config(), configured.replace(greedy, &stolen)).unwrap();
+    daemons[0].signal(Signal::SIGHUP);
+    eventually(PATIENCE, || has_route(second, "10.76.9.0/24"));
+    let allowed = second.run(["wg", "show", "wgmesh0", "allowed-ips"]);
+    let of_first = allowed.lines().find(|line| line.starts_with(&key)).unwrap();
+    for net in [&format!("{v4}/32"), &format!("{v6}/128"), &half, &whole] {
+        assert!(!of_first.split_whitespace().any(|found| found == net), "{net}: {of_first}");
+    }
+    assert!(second.pings(mesh_ipv4(&daemons[2])), "its address is still its own");
 }
 
 /// Issue 4, 4: what Docker and an older iptables forbid stays forbidden, and is said.

@@ -149,6 +149,10 @@ fn a_member_that_invents_thousands_and_floods_sessions_keeps_nobody_out() {
         assert!(known <= MAX_PEERS, "{known} peers");
     }
     stage.check_pair();
+    let drops = &stage.world.pair.introducer.status_json()["drops"];
+    for reason in ["peer limit", "refused streams"] {
+        assert!(drops[reason].as_u64() > Some(0), "{reason}: {drops}");
+    }
     let grown: Vec<u64> =
         memory.iter().zip(stage.memory()).map(|(before, after)| after.saturating_sub(*before)).collect();
     show(&format!("memory grew by {grown:?} KiB for {MAX_PEERS} peers"));
@@ -168,6 +172,36 @@ fn a_member_that_invents_thousands_and_floods_sessions_keeps_nobody_out() {
         "a newcomer and the other host were direct after {:.1} s",
         started.elapsed().as_secs_f64()
     ));
+}
+
+/// The same: a flood of another's record as everybody has it, and then TLS streams from one address in which nobody says who
+/// is there. The one is shut out, the other let wait, both are counted, and the honest sessions stay.
+#[test]
+fn a_member_that_floods_records_and_greets_nobody_is_shut_out_and_counted() {
+    let stage = Stage::new("member-storms", Settings::new(SECRET));
+    let [left, _] = stage.keys();
+    let endpoints = stage.world.pair.views().map(|view| view.endpoint);
+    let memory = stage.memory();
+    let member = stage.member(Vec::new());
+    let silent = member.clone();
+
+    let outcome = stage.host.namespace().run(move || repeat(member, left));
+    assert!(outcome.contains("closed"), "{outcome}");
+    let opened = stage.host.namespace().run(move || greet_nobody(silent));
+
+    let status = stage.world.pair.introducer.status_json();
+    let drops = &status["drops"];
+    let count = |reason: &str| drops[reason].as_u64().unwrap_or(0);
+    show(&format!("a flood of records and {opened} silent streams: {outcome}; {drops}"));
+    assert_eq!(count("misbehaved"), 1, "{drops}");
+    assert!(count("session greeting timeout") > 0, "{drops}");
+    assert!(count("session no room") + count("refused streams") > 0, "{drops}");
+    assert_eq!(status["sessions"].as_array().map(Vec::len), Some(2), "{}", status["sessions"]);
+    let grown: Vec<u64> =
+        memory.iter().zip(stage.memory()).map(|(before, after)| after.saturating_sub(*before)).collect();
+    assert!(grown.iter().all(|kib| *kib < 4 * 1024), "{grown:?} KiB");
+    assert_eq!(stage.world.pair.views().map(|view| view.endpoint), endpoints);
+    stage.check_pair();
 }
 
 const SECRET: &str = "wgmesh://v1/AQECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
@@ -496,6 +530,40 @@ fn invent(member: Member) -> usize {
         talk.listen(Duration::from_secs(15), answer).await;
     });
     told
+}
+
+/// Gives the record of a node again and again, twenty times as fast as anybody may for long. Returns how that ended.
+fn repeat(member: Member, left: PublicKey) -> String {
+    let record = fetch(member.clone(), left).as_bytes().to_vec();
+    in_sessions(member, async |talk| {
+        let id = talk.greet().await.unwrap();
+        for _ in 0..60 {
+            for _ in 0..100 {
+                let told = Told { record: record.clone().into(), silence_s: 0 };
+                talk.say(id, &Message::Records(vec![told]));
+            }
+            let outcome = talk.listen(Duration::from_millis(50), |_| Vec::new()).await;
+            if outcome.contains("closed") {
+                return outcome;
+            }
+        }
+        talk.listen(PATIENCE, |_| Vec::new()).await
+    })
+}
+
+/// Opens streams as quickly as it can and never says who is there. Returns how many had room.
+fn greet_nobody(member: Member) -> usize {
+    in_sessions(member, async |talk| {
+        let end = tokio::time::Instant::now() + Duration::from_secs(15);
+        let mut opened = 0;
+        for _ in 0..64 {
+            talk.streams.dial(Target { address: EXCHANGE.into(), expected: None });
+        }
+        while let Ok(event) = tokio::time::timeout_at(end, talk.streams.next()).await {
+            opened += usize::from(matches!(event, SessionEvent::Opened { .. }));
+        }
+        opened
+    })
 }
 
 /// Opens streams and says nothing.

@@ -7,7 +7,7 @@ use wgmesh_core::key::PublicKey;
 use wgmesh_sim::host::HostPlan;
 use wgmesh_sim::kernel::wireguard::Body;
 use wgmesh_sim::network::{Conditions, HostId, Payload};
-use wgmesh_sim::outsider::invented_announce;
+use wgmesh_sim::outsider::{invented_announce, stolen_announce};
 use wgmesh_sim::world::{LAN_PORT, Violation, World};
 
 use crate::fleet::{Fleet, millis, mins, secs};
@@ -95,19 +95,72 @@ fn thousands_of_invented_nodes_hit_the_cap_and_no_honest_pair() -> Result<(), Vi
     world.run_until_meshed(secs(2))?;
     world.run_for(secs(20))?;
     let endpoints = all_endpoints(&world, &nodes);
-    invent(&mut world, hostile, 5_000)?;
+    invent(&mut world, hostile, 10_000)?;
     assert!(world.is_meshed(), "{:?}", world.why_unmeshed());
     for (key, endpoint) in endpoints {
         assert_eq!(all_endpoints(&world, &nodes)[&key], endpoint);
     }
     for &node in &nodes {
-        assert!(world.host(node).kernel.peers().count() <= 100, "node-{}", node.0);
+        let host = world.host(node);
+        let mesh = host.mesh().expect("it runs");
+        assert!(host.kernel.peers().count() <= 100 && mesh.store().len() <= 100, "node-{}", node.0);
+        let refused = mesh.drops()["busy"] + mesh.drops()["peer limit"];
+        assert!(refused >= 9_900, "{:?}", mesh.drops());
     }
     world.run_for(mins(11))?;
     assert!(world.is_meshed(), "{:?}", world.why_unmeshed());
     for &node in &nodes {
         assert_eq!(world.host(node).kernel.peers().count(), 3, "node-{}: the invented are forgotten", node.0);
     }
+    world.check_quiet(mins(1))
+}
+
+/// Issue "find anyone", 4: floods of others' records, as they once were and with other addresses: counted, and nobody moves.
+#[test]
+fn others_records_as_they_were_or_with_other_addresses_move_nobody() -> Result<(), Violation> {
+    let mut world = World::new(5);
+    let lan = world.add_segment(Conditions::CLEAN);
+    let nodes = world.add_hosts(3, &HostPlan::default(), lan);
+    let hostile = world.add_host(HostPlan::default(), &[lan]);
+    world.record();
+    for &node in &nodes {
+        world.start(node)?;
+    }
+    world.run_until_meshed(secs(2))?;
+    let old = world.take_recording();
+    // What the others hold of the first is newer now.
+    world.crash(nodes[0]);
+    world.start(nodes[0])?;
+    world.run_until_meshed(secs(30))?;
+    world.run_for(mins(2))?;
+    let endpoints = all_endpoints(&world, &nodes);
+    let victim = world.host(nodes[0]).public_key();
+    let known = world.host(nodes[1]).mesh().expect("it runs").store().get(victim).expect("they met");
+    let mut record = known.record().record().clone();
+    let sequence = record.sequence;
+    let host = world.host(hostile);
+    let (keys, group) = (host.keys().clone(), SocketAddr::from((host.keys().multicast_v4(), LAN_PORT)));
+    for round in 1..=2_000 {
+        (record.sequence.0, record.candidates) =
+            (sequence.0 + round, vec![SocketAddr::new(world.address(hostile), 51820)]);
+        let now = world.host(hostile).now(world.now());
+        let stolen = stolen_announce(&keys, record.clone(), now, world.random());
+        world.inject(hostile, LAN_PORT, group, &Payload::Daemon(stolen.into()));
+        for datagram in old.iter().filter(|datagram| matches!(datagram.payload, Payload::Daemon(_))).take(5) {
+            world.inject(hostile, LAN_PORT, group, &datagram.payload);
+        }
+        world.run_for(millis(2))?;
+    }
+    world.run_for(secs(10))?;
+    assert_eq!(all_endpoints(&world, &nodes), endpoints);
+    for &node in &nodes[1..] {
+        let mesh = world.host(node).mesh().expect("it runs");
+        assert_eq!(mesh.store().get(victim).map(|peer| peer.record().record().sequence), Some(sequence));
+        let drops = mesh.drops();
+        assert!(drops.get("signature").is_some_and(|&count| count >= 1_900), "{drops:?}");
+    }
+    assert!(world.is_meshed(), "{:?}", world.why_unmeshed());
+    world.run_for(mins(1))?;
     world.check_quiet(mins(1))
 }
 

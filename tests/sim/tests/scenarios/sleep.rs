@@ -87,3 +87,27 @@ fn whoever_was_dead_before_a_sleep_is_forgotten_after_it() -> Result<(), Violati
     assert!(!fleet.knows(node, dead));
     Ok(())
 }
+
+/// Issue 4 (clock jumps): whatever the wall clock of a host does, what its kernel carries goes on, and what it says counts again
+/// as soon as the clock is right.
+#[test]
+fn a_wall_clock_that_jumps_costs_no_packet() -> Result<(), Violation> {
+    const HOUR: i64 = 3_600_000;
+    for (kinds, relays) in [([Kind::PortRestricted; 2], 1), ([Kind::Symmetric; 2], 1)] {
+        for jump in [HOUR, -5 * HOUR, 24 * 30 * HOUR] {
+            let mut meeting = Meeting::with_relays(3, kinds, relays);
+            meeting.meet_and_talk()?;
+            let endpoints = [0, 1].map(|side| meeting.endpoint(side));
+            let node = meeting.nodes[0];
+            for skew in [jump, 0] {
+                meeting.world.change(node, |host| host.plan.skew_millis = skew);
+                meeting.world.run_for(mins(4))?;
+                let silence = meeting.world.take_longest_silence();
+                assert!(silence < secs(1), "{silence:?} with {skew} ms, {kinds:?}");
+            }
+            assert_eq!([0, 1].map(|side| meeting.endpoint(side)), endpoints, "{jump} ms, {kinds:?}");
+            meeting.world.run_until_meshed(secs(30))?;
+        }
+    }
+    Ok(())
+}
