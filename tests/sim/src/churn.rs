@@ -3,7 +3,8 @@
 //! Every [`INTERVAL`] on average a node starts, leaves with a word, crashes, or crashes and comes back at once. One in
 //! five has a wall clock that is off by up to [`MOST_SKEW_MILLIS`]. Then must hold:
 //! - nobody that has run for [`CACHE_AGE`] holds a node that has been gone for longer than [`ZOMBIE_AGE`];
-//! - every two nodes that have both run for [`SETTLED`] know each other.
+//! - every two nodes that have both run for [`SETTLED`] know each other;
+//! - nobody holds more nodes than there are hosts: each keeps its key.
 
 use std::time::Duration;
 
@@ -108,7 +109,11 @@ impl Churn {
         let count = self.scale.count();
         for by in 0..count {
             let Some(mesh) = self.scale.mesh(by) else { continue };
-            self.most_held = self.most_held.max(mesh.store().len());
+            let held = mesh.store().len();
+            self.most_held = self.most_held.max(held);
+            if held >= count {
+                return Err(format!("node {by} holds {held} nodes, and there are {count}"));
+            }
             for of in (0..count).filter(|&of| of != by) {
                 self.check_pair(by, of)?;
             }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use wgmesh_sim::churn::Churn;
 use wgmesh_sim::scale::{ROUND, Scale, Sent};
 
@@ -18,6 +18,13 @@ const SETTLING: Duration = Duration::from_secs(120);
 
 /// How long the two halves are parted.
 const PARTED: Duration = Duration::from_secs(1800);
+
+/// DESIGN 14: the most that a node may say at rest, in bytes a second.
+const MOST_AT_REST: f64 = 50.0;
+
+/// By how much the memory of a mesh that lives on may differ from what it was after [`GROWN_UP`] hours.
+const MOST_GROWTH: f64 = 1.25;
+const GROWN_UP: u64 = 2;
 
 /// What one size of mesh took.
 struct Row {
@@ -57,7 +64,10 @@ pub(super) fn spread(seed: u64, sizes: &[usize], rest: u64) -> Result<()> {
     );
     let before = resident_bytes();
     for nodes in sizes {
-        println!("{}", run(seed, nodes, rest.max(1), before)?);
+        let row = run(seed, nodes, rest.max(1), before)?;
+        println!("{row}");
+        let said = row.said_at_rest();
+        ensure!(said <= MOST_AT_REST, "each of {nodes} nodes says {said:.1} bytes a second at rest");
     }
     Ok(())
 }
@@ -81,6 +91,13 @@ fn run(seed: u64, nodes: usize, seconds: u64, before: u64) -> Result<Row> {
     Ok(Row { nodes, trials: [cold, change, healed], rest, seconds, kibibytes, real: clock.elapsed() })
 }
 
+impl Row {
+    /// Returns how many bytes each node sends in a second at rest, without IP and UDP.
+    fn said_at_rest(&self) -> f64 {
+        (self.rest.gossip + self.rest.sessions) as f64 / self.nodes as f64 / self.seconds as f64
+    }
+}
+
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let nodes = self.nodes as f64;
@@ -99,18 +116,24 @@ impl fmt::Display for Row {
 /// Has nodes come and go and prints what became of them.
 ///
 /// # Errors
-/// The zombie or the lost node that was found.
+/// The zombie or the lost node that was found, or that memory grows.
 pub(super) fn churn(seed: u64, nodes: usize, hours: u64) -> Result<()> {
     let clock = Instant::now();
     let mut churn = Churn::new(seed, nodes);
+    let mut grown_up = None;
     for hour in 1..=hours {
         churn.run_for(Duration::from_secs(3600)).map_err(anyhow::Error::msg)?;
-        let memory = resident_bytes() >> 20;
+        let memory = resident_bytes() as f64 / f64::from(1 << 20);
         println!(
-            "hour {hour:>2}: {}; {memory} MiB, {:.1} s real",
+            "hour {hour:>2}: {}; {memory:.1} MiB, {:.1} s real",
             churn.summary(),
             clock.elapsed().as_secs_f64()
         );
+        if hour == GROWN_UP {
+            grown_up = Some(memory);
+        }
+        let growth = grown_up.map_or(1.0, |before| memory / before);
+        ensure!(growth <= MOST_GROWTH, "memory is {growth:.2} times what it was after {GROWN_UP} hours");
     }
     Ok(())
 }
