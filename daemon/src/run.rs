@@ -403,7 +403,11 @@ impl Daemon {
             let name = peer.hostname.as_ref().map(ToString::to_string).unwrap_or_default();
             let (kind, endpoint) = peer.path.as_ref().map(|path| (path.kind.as_str(), path.endpoint)).unzip();
             let endpoint = endpoint.map(|endpoint| endpoint.to_string());
-            tracing::debug!(peer = %peer.public_key, name, address = %peer.mesh_ipv4, state = ?peer.state, path = kind, endpoint, "peer");
+            let relay = peer.path.as_ref().and_then(|path| path.relay).map(|relay| relay.to_string());
+            let via = peer.sources.join(",");
+            tracing::debug!(
+                peer = %peer.public_key, name, address = %peer.mesh_ipv4, state = ?peer.state, path = kind, endpoint, relay, via, "peer"
+            );
         }
     }
 

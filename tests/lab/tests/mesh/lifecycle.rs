@@ -82,7 +82,9 @@ fn the_state_is_told_to_the_log() {
     let name = node(&daemons[1], "hostname");
     let told = |text: &str| lan.hosts[0].daemon_log().lines().filter(|line| line.contains(text)).count();
     eventually(Duration::from_secs(45), || told("reached=1 known=1") >= 1);
-    assert!(told(&name) >= 1, "each peer, where the level is `debug`");
+    let peer = format!("name=\"{name}\" address={} state=Direct path=\"lan\"", mesh_ipv4(&daemons[1]));
+    eventually(Duration::from_secs(45), || told(&peer) >= 1);
+    assert!(told("via=\"lan") >= 1, "each peer and its sources, where the level is `debug`");
 }
 
 /// Issue 4, W-D49: two meshes on the same hosts know nothing of each other, and one goes without the other.
