@@ -28,6 +28,9 @@ const PAIRS_PER_PEER: usize = 64;
 const ON_LINK: Duration = Duration::from_millis(1);
 const ANYWHERE: Duration = Duration::from_secs(1);
 
+/// For how long it is taken for granted; a little less than lies between two binds, of which each asks.
+const MEASURED_FOR: Duration = Duration::from_secs(50);
+
 /// What a node knows of relays: those that it uses, and the pairs that it is one for.
 pub(super) struct Relays {
     /// At most one for each peer.
@@ -197,13 +200,13 @@ impl Mesh {
         }
     }
 
-    /// Has the relays pinged that this node or a peer would name to the other: what was measured long ago tells little.
+    /// Has the relays pinged that both reach: what was measured long ago tells little.
     fn measure_relays(&mut self, key: PublicKey, now: Now) {
-        let ours = self.offered_relays(key, now);
         let theirs = self.relays.seekers.get(&key).into_iter().flat_map(Seeker::reached_by_peer);
-        let all: BTreeSet<_> = ours.iter().map(|one| one.relay).chain(theirs).collect();
-        for relay in all {
-            if let Some(paths) = self.reach.paths.get_mut(&relay) {
+        for relay in theirs {
+            if let Some(paths) = self.reach.paths.get_mut(&relay)
+                && paths.last_answer().is_none_or(|last| now.monotonic.since(last.at) >= MEASURED_FOR)
+            {
                 paths.verify(now.monotonic);
             }
         }
