@@ -56,7 +56,8 @@ impl TokenBucket {
     }
 }
 
-/// A bucket for each address: of IPv6, for each network of 64 bits, of which one host has them all.
+/// A bucket for each address: of IPv6, for each network of 64 bits, of which one host may have them all; but for each
+/// link-local one.
 ///
 /// At most [`AddressBuckets::MAX`] addresses are kept account of. Buckets that are full again make room; where none is,
 /// an address that is not among them gets nothing.
@@ -97,10 +98,11 @@ impl AddressBuckets {
     }
 }
 
-/// Returns whom an address belongs to: of IPv6, the network of 64 bits.
+/// Returns whom an address belongs to: of IPv6, the network of 64 bits, unless all hosts of a link are in it (RFC 4291 §2.5.6).
 pub(crate) fn owner_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         v4 @ IpAddr::V4(_) => v4,
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => ip.into(),
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64).into(),
     }
 }
@@ -121,9 +123,11 @@ mod tests {
         assert_eq!(taken(&mut buckets, address(1), at(0)), 1);
         let same: [IpAddr; 2] = ["2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap()];
         assert_eq!(same.map(|ip| taken(&mut buckets, ip, at(0))), [2, 0]);
-        (2..=4095).for_each(|number| assert!(buckets.take(address(number), at(0))));
+        let on_link: [IpAddr; 2] = ["fe80::1".parse().unwrap(), "fe80::2".parse().unwrap()];
+        assert_eq!(on_link.map(|ip| taken(&mut buckets, ip, at(0))), [2, 2], "X-28");
+        (2..=4093).for_each(|number| assert!(buckets.take(address(number), at(0))));
         assert!(!buckets.take(address(5000), at(0)), "no room");
-        assert!(buckets.take(address(4095), at(0)), "and those inside keep theirs");
+        assert!(buckets.take(address(4093), at(0)), "and those inside keep theirs");
         assert!(buckets.take(address(5000), at(10)), "the others are full again");
         assert!(buckets.buckets.len() <= AddressBuckets::MAX);
     }

@@ -67,6 +67,24 @@ fn twenty_nodes_that_start_at_once_are_meshed_within_a_second() -> Result<(), Vi
     Ok(())
 }
 
+/// what strangers of one network may cost together is no limit for a fleet on one link, whichever addresses it has there.
+/// Found wanting: all link-local addresses of IPv6 counted as one host's.
+#[test]
+fn a_fleet_is_meshed_as_soon_over_link_local_addresses() -> Result<(), Violation> {
+    let mut spans = [Duration::ZERO; 2];
+    for (span, is_v6) in spans.iter_mut().zip([false, true]) {
+        let mut world = World::new(1);
+        let conditions = Conditions::CLEAN;
+        let lan = if is_v6 { world.add_segment_v6(conditions) } else { world.add_segment(conditions) };
+        for node in world.add_hosts(30, &HostPlan::default(), lan) {
+            world.start(node)?;
+        }
+        *span = world.run_until_meshed(millis(30_000))?;
+    }
+    assert!(spans[1] < spans[0] * 3 / 2, "{spans:?}");
+    Ok(())
+}
+
 /// Found wanting in the simulation: whoever answers a handshake looked once, before the session was there, and then not for
 /// five seconds.
 #[test]
