@@ -13,7 +13,8 @@
 //! - Each relay publishes with a chance of [`FLUFF_PERCENT`], and the [`MAX_HOPS`]th in any case; otherwise the record goes on to
 //!   one of its own relays, never back and never to its origin.
 //! - **Done** goes back along the stem. A relay that has heard of none when its embargo is over publishes the record itself, an
-//!   origin begins anew with its other relay: a node that drops what it should pass on keeps nobody out.
+//!   origin begins anew with its other relay, and then with whom else it reaches: nodes that drop what they should pass on keep
+//!   nobody out.
 //! - A publisher speaks for a node for as long as that one's next epoch lasts; before that is over another stem has ended.
 //!
 //! It never publishes this node's own record. A node that reaches nobody has nobody to ask: what it does then is the caller's
@@ -76,10 +77,16 @@ impl Epoch {
 
     /// Returns a node's relays among those that it reaches, the first choice first.
     pub fn relays(self, keys: &MeshKeys, node: PublicKey, reached: &[PublicKey]) -> Vec<PublicKey> {
-        let drawn = |peer: &PublicKey| keys.stem_draw(self.0, node, *peer);
-        let mut relays: Vec<_> = reached.iter().map(|peer| (drawn(peer), *peer)).collect();
-        relays.sort_unstable();
-        relays.into_iter().take(RELAYS).map(|(_, peer)| peer).collect()
+        let mut drawn = self.draw(keys, node, reached);
+        drawn.truncate(RELAYS);
+        drawn
+    }
+
+    /// Returns all whom a node reaches, in the order in which they are its relays.
+    fn draw(self, keys: &MeshKeys, node: PublicKey, reached: &[PublicKey]) -> Vec<PublicKey> {
+        let mut drawn = reached.to_vec();
+        drawn.sort_by_cached_key(|peer| (keys.stem_draw(self.0, node, *peer), *peer));
+        drawn
     }
 }
 
@@ -248,8 +255,8 @@ impl Dandelion {
             return;
         }
         let attempts = current.map_or(0, |sent| sent.attempts + 1);
-        let relays = epoch.relays(context.keys, self.own, context.reached);
-        let Some(&to) = relays.get(attempts % relays.len().max(1)) else { return };
+        let drawn = epoch.draw(context.keys, self.own, context.reached);
+        let Some(&to) = drawn.get(attempts % drawn.len().max(1)) else { return };
         let turn = now.monotonic + epoch.left(now.wall);
         let until = (now.monotonic + PATIENCE).min(turn);
         self.sent = Some(Sent { sequence, epoch, to, attempts, turn, until, is_published: false });

@@ -43,6 +43,8 @@ pub struct HostPlan {
     pub dht: bool,
     /// Whether others publish it there.
     pub dandelion: bool,
+    /// Whether it throws away the records that others want it to publish, or to pass on to who does.
+    pub drops_stems: bool,
     /// By how many milliseconds its wall clock is ahead of the world's.
     pub skew_millis: i64,
     /// What its daemon spends on each datagram; others wait in the socket meanwhile.
@@ -72,6 +74,7 @@ impl Default for HostPlan {
             sessions: Places { target: 4, max: 32 },
             dht: false,
             dandelion: false,
+            drops_stems: false,
             skew_millis: 0,
             cost: Duration::from_micros(100),
             pace: Pace::USUAL,

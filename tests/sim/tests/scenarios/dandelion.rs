@@ -76,6 +76,47 @@ fn a_node_is_published_by_others_only_and_found_all_the_same() -> Result<(), Vio
     Ok(())
 }
 
+/// Issue "find anyone" (fail-safe): nodes that throw away what they should pass on keep nobody from being published by another,
+/// and make nobody publish itself.
+#[test]
+fn nodes_that_drop_stems_keep_nobody_out() -> Result<(), Violation> {
+    let mut world = World::new(3);
+    let nodes = strangers(&mut world, 6, true);
+    let (droppers, honest) = nodes.split_at(2);
+    for &node in droppers {
+        world.change(node, |host| host.plan.drops_stems = true);
+    }
+    nodes.iter().try_for_each(|&node| world.start(node))?;
+    world.run_until_meshed(mins(3))?;
+    world.run_for(mins(2))?;
+    let _ = writes(&mut world, nodes[0]);
+    let mut unpublished = 0;
+    for _ in 0..60 {
+        world.run_for(mins(1))?;
+        let is_published = |node: &HostId| {
+            world.status(*node).and_then(|status| status.privacy).is_some_and(|one| one.published_by_another)
+        };
+        unpublished += honest.iter().filter(|node| !is_published(node)).count();
+    }
+    // Where nobody began anew, two in five stems would end with the first hop, for ten minutes each.
+    assert!(unpublished < 60 * honest.len() / 4, "{unpublished} minutes of {}", 60 * honest.len());
+    let (stored, announced) = writes(&mut world, nodes[0]);
+    assert!(announced.is_empty(), "{announced:?}");
+    for &node in honest {
+        let (address, key) = (world.address(node), world.host(node).public_key());
+        assert!(
+            stored.iter().any(|(_, published)| *published == key),
+            "node-{} is published by nobody",
+            node.0
+        );
+        assert!(!stored.contains(&(address, key)), "node-{} stores itself", node.0);
+    }
+    let by_droppers =
+        stored.iter().filter(|(from, _)| droppers.iter().any(|&node| world.address(node) == *from));
+    assert_eq!(by_droppers.count(), 0, "they have dropped all");
+    Ok(())
+}
+
 /// The other way round: without a word from its operator a node publishes itself.
 #[test]
 fn a_node_that_asks_for_nothing_stores_its_own_record() -> Result<(), Violation> {
