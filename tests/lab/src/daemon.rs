@@ -77,11 +77,16 @@ impl Settings {
     /// Adds that peers are found by nothing but the exchange with these nodes, and that STUN is asked of the lab's
     /// servers. Begins tables, so keys of the top level come before.
     pub fn over_internet(self, introducers: &[Ipv4Addr]) -> Self {
+        self.over_internet_with(introducers, "")
+    }
+
+    /// The same, with more lines of TOML for the table `discovery`.
+    pub fn over_internet_with(self, introducers: &[Ipv4Addr], discovery: &str) -> Self {
         let nodes: Vec<_> = introducers.iter().map(|node| format!("\"{node}:{EXCHANGE_PORT}\"")).collect();
         let stun = StunServers::ADDRESSES.map(|server| format!("\"{server}\"")).join(", ");
         self.with(&format!(
             "[discovery]\nenabled_methods = [\"bootstrap\", \"exchange\"]\nexchange_port = {EXCHANGE_PORT}\n\
-             bootstrap_nodes = [{}]\n[nat]\nstun_servers = [{stun}]",
+             bootstrap_nodes = [{}]\n{discovery}\n[nat]\nstun_servers = [{stun}]",
             nodes.join(", ")
         ))
     }

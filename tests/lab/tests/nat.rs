@@ -8,6 +8,7 @@ mod hostile;
 mod lives;
 mod member;
 mod neighbours;
+mod pool;
 mod relays;
 mod routed;
 

@@ -234,6 +234,31 @@ fn a_narrow_line_in_the_middle_never_becomes_a_black_hole() {
     }
 }
 
+/// L-15, X-19: of two relays the one that is 10 ms away is taken over the one that is 80 ms away, though the pair has met by that
+/// one, and the move costs no ping.
+#[test]
+fn the_nearer_of_two_relays_is_taken() {
+    let delay = |host: &Host, delay: &str| {
+        host.run(["tc", "qdisc", "add", "dev", "eth0", "root", "netem", "delay", delay]);
+    };
+    let world = World::meet("nearer", [Symmetric; 2], 2, |pair| delay(&pair.introducer_host, "80ms"));
+    let (near, daemon) = &world.others[0];
+    delay(near, "10ms");
+    let key = daemon.status_json()["node"]["public_key"].as_str().unwrap().to_owned();
+    let target = world.pair.mesh_ipv4(1).to_string();
+    let ping = world.pair.sites[0].host.spawn(["ping", "-n", "-q", "-i", "0.2", &target]);
+    let is_taken = || world.is_relayed() && world.pair.views().iter().all(|view| view.relay == key);
+    let took = eventually(Duration::from_secs(240), is_taken);
+    std::thread::sleep(Duration::from_secs(3));
+    let printed = String::from_utf8(ping.interrupt().stdout).unwrap();
+    let summary = printed.lines().find(|line| line.contains("received")).unwrap_or_default();
+    show(&format!("the nearer relay is taken after {:.0} s: {summary}", took.as_secs_f64()));
+    let number = |place| summary.split(' ').nth(place).and_then(|word| word.parse::<u32>().ok()).unwrap();
+    // The last one may have been under way.
+    assert!(number(0) - number(3) <= 1, "{printed}");
+    assert!(is_taken(), "{:?}", world.pair.views());
+}
+
 /// Issue "stay up", 3: another relay takes over.
 #[test]
 fn a_pair_whose_relay_is_cut_off_moves_to_another() {

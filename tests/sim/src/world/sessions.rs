@@ -139,6 +139,11 @@ impl World {
         }
     }
 
+    /// Has a host, on which no daemon needs to run, open a stream to an address and say nothing in it.
+    pub fn dial_in_silence(&mut self, id: HostId, to: SocketAddr) {
+        self.dial(id, Target { address: to, expected: None });
+    }
+
     fn dial(&mut self, id: HostId, target: Target) {
         let port = FIRST_PORT + self.streams.opened % (1 << 14);
         let port = u16::try_from(port).expect("below the end of the range");

@@ -248,3 +248,30 @@ fn planted_values_and_addresses_are_counted_and_part_nobody() -> Result<(), Viol
     assert_eq!(strangers.status(0).peers.len(), 1);
     Ok(())
 }
+
+/// a notice of the past, which anybody can store again, is counted and brings nothing back.
+#[test]
+fn an_old_notice_that_is_stored_again_is_counted_and_believed_by_nobody() -> Result<(), Violation> {
+    let mut strangers = Strangers::new(10, &[Kind::None, Kind::None]);
+    strangers.meet(secs(60))?;
+    strangers.world.run_for(mins(1))?;
+    let old: Vec<_> = strangers.world.dht().writes.iter().filter_map(|(_, value)| value.clone()).collect();
+    assert!(!old.is_empty());
+    let node = strangers.nodes[0];
+    strangers.world.crash(node);
+    strangers.world.start(node)?;
+    strangers.world.run_until_meshed(secs(60))?;
+    strangers.world.run_for(mins(1))?;
+    let key = strangers.world.host(node).public_key();
+    let held = |strangers: &Strangers| {
+        let mesh = strangers.world.host(strangers.nodes[1]).mesh().expect("it runs");
+        mesh.store().get(key).map(|peer| peer.record().record().sequence)
+    };
+    let sequence = held(&strangers);
+    strangers.world.dht().planted = old;
+    strangers.world.run_for(mins(12))?;
+    assert!(strangers.dropped("dht replayed") > 0, "{:?}", strangers.status(1).drops);
+    assert!(sequence.is_some() && held(&strangers) >= sequence, "{sequence:?}");
+    assert!(strangers.world.is_meshed(), "{:?}", strangers.world.why_unmeshed());
+    Ok(())
+}

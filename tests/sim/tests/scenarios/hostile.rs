@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use wgmesh_core::key::PublicKey;
 use wgmesh_sim::host::HostPlan;
 use wgmesh_sim::kernel::wireguard::Body;
+use wgmesh_sim::nat::Kind;
 use wgmesh_sim::network::{Conditions, HostId, Payload};
 use wgmesh_sim::outsider::{invented_announce, stolen_announce};
 use wgmesh_sim::world::{LAN_PORT, Violation, World};
@@ -162,6 +163,49 @@ fn others_records_as_they_were_or_with_other_addresses_move_nobody() -> Result<(
     assert!(world.is_meshed(), "{:?}", world.why_unmeshed());
     world.run_for(mins(1))?;
     world.check_quiet(mins(1))
+}
+
+/// Issue "find anyone", 4: a member that opens streams from one range and never says who is there, hundreds a second: they have
+/// their time and a part of the room, are counted, and a newcomer from elsewhere gets in meanwhile.
+#[test]
+fn floods_of_silent_streams_from_one_range_keep_nobody_out() -> Result<(), Violation> {
+    let mut world = World::new(6);
+    let place = |world: &mut World, bootstrap| {
+        let site = world.add_site(Kind::None);
+        world.add_host(HostPlan { bootstrap, ..HostPlan::default() }, &[site])
+    };
+    let first = place(&mut world, Vec::new());
+    let nodes = [first, place(&mut world, vec![first]), place(&mut world, vec![first])];
+    // Behind routers whose outside addresses are all in one range.
+    let hostile: Vec<_> = (0..12)
+        .map(|_| {
+            let site = world.add_site(Kind::PortRestricted);
+            world.add_host(HostPlan::default(), &[site])
+        })
+        .collect();
+    world.start(first)?;
+    world.start(nodes[1])?;
+    world.run_until_meshed(secs(5))?;
+    let port = world.host(first).exchange_port().expect("it has an exchange");
+    let to = SocketAddr::new(world.address(first), port);
+    for round in 0..1_200 {
+        for &host in &hostile {
+            world.dial_in_silence(host, to);
+        }
+        if round == 300 {
+            world.start(nodes[2])?;
+        }
+        world.run_for(millis(50))?;
+        if round == 400 {
+            assert!(world.is_meshed(), "{:?}", world.why_unmeshed());
+        }
+    }
+    let status = world.status(first).expect("it runs");
+    assert_eq!(status.sessions.len(), 2, "{:?}", status.sessions);
+    let count = |reason: &str| status.drops.get(reason).copied().unwrap_or_default();
+    assert!(count("session no room") > 10_000, "{:?}", status.drops);
+    assert!(count("session greeting timeout") > 10, "{:?}", status.drops);
+    Ok(())
 }
 
 fn invent(world: &mut World, hostile: HostId, count: usize) -> Result<(), Violation> {

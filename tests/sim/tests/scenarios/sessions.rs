@@ -3,7 +3,7 @@
 use wgmesh_core::pool::Places;
 use wgmesh_sim::host::HostPlan;
 use wgmesh_sim::nat::Kind;
-use wgmesh_sim::network::HostId;
+use wgmesh_sim::network::{Conditions, HostId};
 use wgmesh_sim::world::{Violation, World};
 
 use crate::fleet::{mins, secs};
@@ -67,5 +67,28 @@ fn by_itself_a_node_holds_a_few_sessions() -> Result<(), Violation> {
     world.run_for(mins(3))?;
     let held: Vec<usize> = nodes[1..].iter().map(|&node| sessions(&world, node)).collect();
     assert!(held.iter().all(|&count| (3..=10).contains(&count)), "{held:?}");
+    Ok(())
+}
+
+/// the limit for what comes from one network is none for a fleet in one network: without multicast, all at once, knowing
+/// one to begin with.
+#[test]
+fn a_fleet_in_one_network_without_multicast_meets_as_soon_as_one_that_is_scattered() -> Result<(), Violation>
+{
+    let sessions = HostPlan::default().sessions;
+    let (mut apart, _) = scattered(4, 30, sessions)?;
+    let apart = apart.run_until_meshed(mins(2))?;
+    let mut world = World::new(4);
+    let lan = world.add_segment(Conditions::CLEAN);
+    let plan = HostPlan { lan: false, ..HostPlan::default() };
+    let first = world.add_host(plan.clone(), &[lan]);
+    let mut nodes = vec![first];
+    nodes.extend(world.add_hosts(29, &HostPlan { bootstrap: vec![first], ..plan }, lan));
+    for &node in &nodes {
+        world.start(node)?;
+    }
+    let together = world.run_until_meshed(mins(2))?;
+    println!("{apart:?} apart, {together:?} together");
+    assert!(together < apart + secs(1), "{together:?} together, {apart:?} apart");
     Ok(())
 }
