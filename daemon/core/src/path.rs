@@ -225,11 +225,16 @@ impl Paths {
     /// Follows the kernel, which sends to `address` because the peer was heard there or because we said so. What it
     /// uses is what is watched. Packets that were under way when a path was taken lead it back to the one before;
     /// then the two are compared again.
-    pub fn follow_kernel(&mut self, address: SocketAddr, kind: Kind, now: Monotonic) {
+    ///
+    /// Returns whether it is to be told again where to send: what was under way has taken it back to a path that was left.
+    pub fn follow_kernel(&mut self, address: SocketAddr, kind: Kind, now: Monotonic) -> bool {
         let chosen = self.current.map(|current| current.address);
         // What is routed goes by the kernel's tunnel to the relay, whatever that has for the peer itself.
-        if chosen == Some(address) || self.shunned == Some(address) || self.is_routed() {
-            return;
+        if chosen == Some(address) || self.is_routed() {
+            return false;
+        }
+        if self.shunned == Some(address) {
+            return self.works();
         }
         self.add(address, Origin::Kernel, kind, now);
         let next_ping = self.current.and_then(|current| current.next_ping);
@@ -240,6 +245,7 @@ impl Paths {
         if let Some(chosen) = chosen {
             self.compare(chosen, now);
         }
+        false
     }
 
     /// Does what is due. Call it before [`Paths::poll_ping`].

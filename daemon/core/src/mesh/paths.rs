@@ -135,7 +135,10 @@ impl Mesh {
             let is_barred = self.is_barred(key, kind);
             let paths = self.reach.paths.entry(key).or_default();
             if !is_barred && age <= SESSION_LIFETIME && (is_settled || paths.current().is_none()) {
-                paths.follow_kernel(endpoint, kind, now.monotonic);
+                let is_astray = paths.follow_kernel(endpoint, kind, now.monotonic);
+                if is_astray && self.proved.remove(&key).is_some() {
+                    self.dirty = true;
+                }
             }
             if has_traffic {
                 paths.note_traffic(now.monotonic);

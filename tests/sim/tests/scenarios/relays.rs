@@ -362,6 +362,31 @@ fn a_relay_that_floods_is_left_and_costs_nobody_the_tunnel() -> Result<(), Viola
     Ok(())
 }
 
+/// Found wanting in the lab: both ends leave a relay that goes on to pass on packets. What is under way through it meanwhile takes
+/// their kernels back to it, and there they stayed.
+#[test]
+fn a_relay_that_is_left_is_not_gone_back_to() -> Result<(), Violation> {
+    for seed in 0..12 {
+        let mut meeting = Meeting::with_relays(seed, [Kind::Symmetric; 2], 2);
+        meeting.set_latencies(&[millis(60); 2]);
+        meeting.meet()?;
+        let [one, other] = meeting.nodes;
+        meeting.world.ping_in(one, other, 100);
+        meeting.world.run_for(secs(20))?;
+        let relay = meeting.relay().expect("it is relayed");
+        meeting.world.change(relay, |host| host.plan.relaying = Relaying::Flood);
+        meeting.world.run_for(secs(5))?;
+        meeting.world.change(relay, |host| host.plan.relaying = Relaying::Honest);
+        meeting.world.run_for(secs(15))?;
+        for (from, of) in [(0, 1), (1, 0)] {
+            let view = meeting.view(meeting.nodes[from], meeting.nodes[of]);
+            let current = view.path.and_then(|path| path.relay);
+            assert_ne!(current, Some(meeting.world.host(relay).public_key()), "seed {seed}");
+        }
+    }
+    Ok(())
+}
+
 /// A relay that has no room says so, and the pairs that it serves keep what they have.
 #[test]
 fn a_full_relay_refuses_and_serves_on() -> Result<(), Violation> {
