@@ -305,8 +305,8 @@ pub(super) fn block(pair: &Pair) {
     for (own, other) in [(0, 1), (1, 0)] {
         let other: Ipv4Addr = pair.sites[other].public();
         let rules = format!(
-            "table inet between {{\n chain in {{ type filter hook input priority -200; ip saddr {other} meta l4proto udp drop; }}\n \
-             chain out {{ type filter hook output priority -200; ip daddr {other} meta l4proto udp drop; }}\n}}\n"
+            "table inet between {{\n chain incoming {{ type filter hook input priority -200; ip saddr {other} meta l4proto udp drop; }}\n \
+             chain outgoing {{ type filter hook output priority -200; ip daddr {other} meta l4proto udp drop; }}\n}}\n"
         );
         pair.sites[own].host.feed(["nft", "-f", "-"], &rules);
     }
