@@ -69,6 +69,9 @@ pub const HOPELESS_REST: Duration = Duration::from_secs(300);
 /// How often a challenger must be seen to be better.
 const CHECKS: u32 = 3;
 
+/// How often the kernel is called back from a path that was left. The peer may hold to it, and moves us by its packets.
+const MAX_RECALLS: u8 = 3;
+
 /// A candidate that has not answered for this long is no proof of anything.
 const PROOF_LIFETIME: Duration = Duration::from_secs(10);
 
@@ -101,6 +104,8 @@ pub struct Paths {
     look_when_used: bool,
     /// An address that answers pings and leads nowhere.
     shunned: Option<SocketAddr>,
+    /// How often the kernel had to be called back from there.
+    recalls: u8,
     introduced: bool,
     /// Whether the last attempt found nobody to introduce the two.
     without_introducer: bool,
@@ -234,7 +239,9 @@ impl Paths {
             return false;
         }
         if self.shunned == Some(address) {
-            return self.works();
+            let is_astray = self.works() && self.recalls < MAX_RECALLS;
+            self.recalls += u8::from(is_astray);
+            return is_astray;
         }
         self.add(address, Origin::Kernel, kind, now);
         let next_ping = self.current.and_then(|current| current.next_ping);

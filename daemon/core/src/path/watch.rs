@@ -161,7 +161,7 @@ impl Paths {
     /// Counts the path in use as lost although it answers pings, and takes it no more until it is named anew as a relay.
     pub fn shun_current(&mut self, now: Monotonic) {
         if let Some(current) = &mut self.current {
-            self.shunned = Some(current.address);
+            (self.shunned, self.recalls) = (Some(current.address), 0);
             (current.next_ping, current.lost) = (None, true);
             self.attempt(now);
         }
