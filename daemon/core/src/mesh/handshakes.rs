@@ -155,11 +155,11 @@ impl Mesh {
                     Step::Waiting { until } if endpoint_of(peer) != attempt.endpoint => {
                         attempt.step = Step::Waiting { until: until.min(now.monotonic + NEW_PATH_WAIT) };
                     }
-                    Step::Looking
-                    | Step::Removing
-                    | Step::Restoring
-                    | Step::Waiting { .. }
-                    | Step::Exhausted => {}
+                    // WireGuard goes on by itself, but over the same relay.
+                    Step::Exhausted => {
+                        vain.extend(attempt.unheard_at(peer).map(|endpoint| (key, endpoint)));
+                    }
+                    Step::Looking | Step::Removing | Step::Restoring | Step::Waiting { .. } => {}
                 },
                 None => {}
             }

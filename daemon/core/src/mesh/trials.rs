@@ -18,7 +18,7 @@ use super::Mesh;
 use crate::bucket::TokenBucket;
 use crate::key::PublicKey;
 use crate::message::{DiscoBody, PING_PADDING_BYTES};
-use crate::relay::{Doubt, Fault};
+use crate::relay::{Doubt, Fault, Lie};
 use crate::time::{Monotonic, Now};
 
 /// Whoever gets packets answers within 10 s (`KEEPALIVE_TIMEOUT`, WireGuard whitepaper §6.5). If nothing comes back for
@@ -99,7 +99,16 @@ impl Mesh {
     pub(super) fn try_relay(&mut self, key: PublicKey, now: Now) {
         let address = self.sealed_path(key).filter(|_| self.live_endpoint(key, now).is_some());
         if let Some(address) = address {
-            self.relays.trials.doubts.entry(key).or_default().begin(address, now.monotonic);
+            let has_other = self.has_another_relay(key, now);
+            self.relays.trials.doubts.entry(key).or_default().begin(address, has_other, now.monotonic);
+        }
+    }
+
+    /// Puts the relay in use to a peer on trial again if it falls under suspicion: there is another by now, perhaps.
+    pub(super) fn try_suspect(&mut self, key: PublicKey, now: Now) {
+        let doubt = self.relays.trials.doubts.get(&key);
+        if self.sealed_path(key).zip(doubt).is_some_and(|(address, doubt)| doubt.suspects(address)) {
+            self.try_relay(key, now);
         }
     }
 
@@ -115,9 +124,12 @@ impl Mesh {
             if let Some(id) = ping {
                 self.ping_beside_and_through(key, id, now);
             }
-            if let Some(lie) = lie {
-                let fault = if lie.is_certain { Fault::Lies } else { Fault::Suspect };
-                self.leave_relay(key, fault, now);
+            match lie {
+                Some(Lie { is_certain: true }) => self.leave_relay(key, Fault::Lies, now),
+                Some(Lie { is_certain: false }) if self.has_another_relay(key, now) => {
+                    self.leave_relay(key, Fault::Suspect, now);
+                }
+                Some(Lie { is_certain: false }) | None => {}
             }
         }
     }
@@ -130,16 +142,31 @@ impl Mesh {
     /// Leaves the relay at an endpoint over which a peer answers pings and WireGuard does not, if there is another to try:
     /// whose fault it is nobody knows.
     pub(super) fn leave_relay_in_vain(&mut self, key: PublicKey, endpoint: SocketAddr, now: Now) {
-        if self.sealed_path(key) == Some(endpoint) && self.choose_relay(key, now).is_some() {
+        if self.sealed_path(key) == Some(endpoint) && self.has_another_relay(key, now) {
             self.leave_relay(key, Fault::Mute, now);
         }
+    }
+
+    /// Whether there is another relay than the one in use. If none is known, the peer is asked: it reaches others by now,
+    /// perhaps, and says so by itself only where no path works.
+    pub(super) fn has_another_relay(&mut self, key: PublicKey, now: Now) -> bool {
+        let current = self.sealed_path(key).and_then(|address| self.relay_at(key, address));
+        let is_held = self.relays.seekers.get(&key).is_some_and(|seeker| seeker.holds_another(current));
+        if is_held || self.choose_relay(key, now).is_some() {
+            return true;
+        }
+        if self.relays.seekers.entry(key).or_default().take_turn(now.monotonic) {
+            tracing::debug!(peer = %key, "no other relay is known; asking the peer");
+            self.send_offers(key, now);
+        }
+        false
     }
 
     /// Leaves the relay in use to a peer if it sends the peer's messages again and again, and there is another to try.
     pub(super) fn on_copy(&mut self, key: PublicKey, from: SocketAddr, now: Now) {
         let is_flood =
             self.sealed_path(key) == Some(from) && self.relays.trials.note_copy(key, from, now.monotonic);
-        if is_flood && self.choose_relay(key, now).is_some() {
+        if is_flood && self.has_another_relay(key, now) {
             self.leave_relay(key, Fault::Floods, now);
         }
     }

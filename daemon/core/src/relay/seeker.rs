@@ -135,6 +135,11 @@ impl Seeker {
         self.theirs.keys().copied()
     }
 
+    /// Whether a relay besides this one is asked, tried or held.
+    pub fn holds_another(&self, relay: Option<PublicKey>) -> bool {
+        self.leases.keys().any(|held| Some(*held) != relay)
+    }
+
     /// Returns the best relay of those that both reach and that are not held, for the nodes of `pair`.
     pub fn choose(
         &self,

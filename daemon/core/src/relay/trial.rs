@@ -4,12 +4,13 @@
 //! same time and equally often. A peer that is heard beside it and not through it is behind a relay that lies. Traffic that
 //! only goes one way is no reason to leave a relay: the pings through the tunnel are answered there.
 //!
-//! A peer may be set to take no such pings, so the first relay that seems to lie is left on mere suspicion, and no other
-//! before the peer was heard to answer through the tunnel once.
+//! A peer may be set to take no such pings, so the first relay that seems to lie is left on mere suspicion, where there is
+//! another, and no second one before the peer was heard to answer through the tunnel once. Both ends may have suspected
+//! different relays, one of them only because the other end was not there yet; so one that is met again is tried again.
 //!
 //! Invariants: at most [`PINGS`] pings go through the tunnel for each trial, and only one trial is held at a time.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::time::Monotonic;
@@ -29,8 +30,8 @@ pub struct Doubt {
     trial: Option<Trial>,
     /// Whether the peer was heard to answer pings through its tunnel.
     answers: bool,
-    /// Whether a relay was left on mere suspicion.
-    was_hasty: bool,
+    /// Where the relay is that falls under mere suspicion.
+    suspect: Option<IpAddr>,
 }
 
 #[derive(Clone, Debug)]
@@ -50,12 +51,19 @@ pub struct Lie {
 }
 
 impl Doubt {
-    /// Begins a trial of the path over an address, unless one is under way or could prove nothing.
-    pub fn begin(&mut self, address: SocketAddr, now: Monotonic) {
+    /// Begins a trial of the path over an address, unless one is under way or could prove nothing. Suspicion is renewed only
+    /// where there is another relay.
+    pub fn begin(&mut self, address: SocketAddr, has_other: bool, now: Monotonic) {
         let is_under_way = self.trial.as_ref().is_some_and(|trial| trial.address == address);
-        if !is_under_way && (self.answers || !self.was_hasty) {
+        let may_suspect = self.suspect.is_none() || has_other && self.suspects(address);
+        if !is_under_way && (self.answers || may_suspect) {
             self.trial = Some(Trial { address, sent: Vec::new(), passed: 0, next: now });
         }
+    }
+
+    /// Whether the relay at an address falls under suspicion.
+    pub fn suspects(&self, address: SocketAddr) -> bool {
+        !self.answers && self.suspect == Some(address.ip())
     }
 
     /// Ends the trial of any other path.
@@ -101,7 +109,9 @@ impl Doubt {
         if trial.passed < PASSED {
             return None;
         }
-        self.was_hasty |= !self.answers;
+        if !self.answers {
+            self.suspect = Some(trial.address.ip());
+        }
         Some(Lie { is_certain: self.answers })
     }
 
@@ -127,14 +137,24 @@ mod tests {
 
     /// Lets two seconds pass. Returns how many pings went through the tunnel, and when the relay was found to lie.
     fn run(doubt: &mut Doubt, begun: u64, passes: bool, answers: bool) -> (usize, Option<(u64, Lie)>) {
-        doubt.begin(address(1), at(begun));
+        run_at(doubt, address(1), begun, passes, answers)
+    }
+
+    fn run_at(
+        doubt: &mut Doubt,
+        address: SocketAddr,
+        begun: u64,
+        passes: bool,
+        answers: bool,
+    ) -> (usize, Option<(u64, Lie)>) {
+        doubt.begin(address, true, at(begun));
         let mut sent = 0;
         for millis in begun..begun + 2000 {
             let now = at(millis);
             if let Some(id) = doubt.poll_ping(PATIENCE, now, || millis) {
                 sent += 1;
                 if passes {
-                    doubt.note_passed(address(1));
+                    doubt.note_passed(address);
                 }
                 if answers {
                     assert!(doubt.handle_answer(id));
@@ -168,13 +188,36 @@ mod tests {
         let mut doubt = Doubt::default();
         let (_, lie) = run(&mut doubt, 0, true, false);
         assert!(lie.is_some_and(|(_, lie)| !lie.is_certain));
-        assert_eq!(run(&mut doubt, 5000, true, false), (0, None));
+        assert_eq!(run_at(&mut doubt, address(2), 5000, true, false), (0, None));
+    }
+
+    #[test]
+    fn a_suspect_that_is_met_again_is_suspected_again() {
+        let mut doubt = Doubt::default();
+        for begun in [0, 5000] {
+            let (_, lie) = run(&mut doubt, begun, true, false);
+            assert!(lie.is_some_and(|(_, lie)| !lie.is_certain));
+        }
+    }
+
+    #[test]
+    fn suspicion_is_renewed_only_where_there_is_another_relay() {
+        let mut doubt = Doubt::default();
+        doubt.begin(address(1), false, at(0));
+        assert!(doubt.poll_timeout().is_some(), "the first time it is worth knowing");
+        assert!(run(&mut doubt, 0, true, false).1.is_some() && doubt.suspects(address(1)));
+        doubt.begin(address(1), false, at(5000));
+        assert_eq!(doubt.poll_timeout(), None);
+        assert_eq!(run(&mut doubt, 5000, true, true), (1, None));
+        assert!(!doubt.suspects(address(1)));
+        doubt.begin(address(1), false, at(9000));
+        assert!(doubt.poll_timeout().is_some(), "it is known to answer");
     }
 
     #[test]
     fn a_trial_ends_with_its_path() {
         let mut doubt = Doubt::default();
-        doubt.begin(address(1), at(0));
+        doubt.begin(address(1), true, at(0));
         assert_eq!(doubt.poll_ping(PATIENCE, at(0), || 7), Some(7));
         doubt.follow(Some(address(2)));
         assert!(!doubt.handle_answer(7));
@@ -184,7 +227,7 @@ mod tests {
     #[test]
     fn what_nobody_asked_for_proves_nothing() {
         let mut doubt = Doubt::default();
-        doubt.begin(address(1), at(0));
+        doubt.begin(address(1), true, at(0));
         assert_eq!(doubt.poll_ping(PATIENCE, at(0), || 7), Some(7));
         assert!(!doubt.handle_answer(8));
         assert!(doubt.poll_timeout().is_some());

@@ -288,8 +288,12 @@ impl Peer {
         self.send_staged(context);
     }
 
-    /// Sends packets in the session of now; without one they are lost, and a handshake begins.
+    /// Sends packets in the session of now; without one they are lost, and a handshake begins. As long as nobody has said
+    /// where the peer is they are refused (`wg_xmit` in drivers/net/wireguard/device.c).
     pub fn send_data(&mut self, bytes: u64, packet: Option<Packet>, context: &mut Context<'_>) {
+        if self.endpoint.is_none() {
+            return;
+        }
         let now = context.now.monotonic;
         self.silence.note_sent(now);
         let Some(keypair) = self.current.filter(|keypair| keypair.is_alive(now)) else {

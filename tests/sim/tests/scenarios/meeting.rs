@@ -72,6 +72,13 @@ impl Meeting {
         }
     }
 
+    /// Says what the lines of the relays besides the introducer are like.
+    pub(crate) fn set_other_relays(&mut self, conditions: Conditions) {
+        for &(_, site) in &self.relays {
+            self.world.set_conditions(site, conditions);
+        }
+    }
+
     fn place_relay(&mut self) -> (HostId, SegmentId) {
         let public = self.world.add_site(Kind::None);
         let plan = HostPlan { serve: None, bootstrap: vec![self.introducer], ..HostPlan::default() };
