@@ -7,13 +7,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use wgmesh::api::client;
 
 use crate::StunServers;
 use crate::host::Host;
@@ -26,8 +26,8 @@ pub(crate) const LOG: &str = "daemon.log";
 /// How long a daemon may take to tell what it is expected to: one that works is ready in a fraction of a second.
 const NOTIFICATION: Duration = Duration::from_secs(30);
 
-/// How `wgmesh` ends where no daemon listens (`EX_UNAVAILABLE`, sysexits.h).
-const UNAVAILABLE: i32 = 69;
+/// The name of the interface of whom the lab starts.
+const INTERFACE: &str = "wgmesh0";
 
 /// Between two questions to a daemon that does not listen yet.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -99,15 +99,16 @@ pub const WITHOUT_EBPF: &str = "-cap_38,-cap_39,-sys_admin";
 pub struct Daemon {
     child: Child,
     config: PathBuf,
+    socket: PathBuf,
     started: Instant,
     notifications: Receiver<(Instant, String)>,
-    namespace: Arc<Namespace>,
 }
 
 impl Daemon {
     #[track_caller]
-    pub(crate) fn start(host: &Host, namespace: Arc<Namespace>, settings: &Settings) -> Self {
+    pub(crate) fn start(host: &Host, namespace: &Namespace, settings: &Settings) -> Self {
         let config = write_config(host, settings);
+        let api = host.folder().join("run").join(INTERFACE).with_extension("sock");
         let log = File::options().create(true).append(true).open(host.folder().join(LOG));
         let log = log.unwrap_or_else(|error| panic!("cannot open the log: {error}"));
         let (socket, notifications) = notify_socket(host);
@@ -120,7 +121,7 @@ impl Daemon {
         let started = Instant::now();
         let child =
             namespace.spawn(command).unwrap_or_else(|error| panic!("cannot start the daemon: {error}"));
-        Self { child, config, started, notifications, namespace }
+        Self { child, config, socket: api, started, notifications }
     }
 
     /// Waits until the daemon tells its service manager that it is ready, and returns how long that took from its
@@ -152,25 +153,23 @@ impl Daemon {
         }
     }
 
-    /// Returns what `wgmesh status --json` prints; a daemon that was started just now is given the time to listen.
+    /// Returns what `wgmesh status --json` prints, without a process for each look: that would cost the emulated
+    /// processors more than the daemons do. One that was started just now is given the time to listen.
     ///
     /// # Panics
-    /// Where it fails or prints anything but JSON.
+    /// Where it gives no answer.
     #[track_caller]
     pub fn status_json(&self) -> Value {
-        let output = loop {
-            let mut command = Command::new(binary());
-            command.args(["status", "--json", "--config"]).arg(&self.config);
-            let output = crate::host::outcome(&self.namespace, command, "");
-            if output.status.code() != Some(UNAVAILABLE) || self.started.elapsed() > NOTIFICATION {
-                break output;
+        let status = loop {
+            match client::status(&self.socket) {
+                Err(client::Error::NotRunning(_)) if self.started.elapsed() <= NOTIFICATION => {
+                    std::thread::sleep(PAUSE);
+                }
+                status => break status,
             }
-            std::thread::sleep(PAUSE);
         };
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "`wgmesh status` ended with {}: {errors}", output.status);
-        let text = String::from_utf8_lossy(&output.stdout);
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error} in {text}"))
+        let status = status.unwrap_or_else(|error| panic!("no status: {error}"));
+        serde_json::to_value(status).expect("a status is JSON")
     }
 
     /// Returns the process id.
@@ -240,7 +239,7 @@ pub(crate) fn signal(child: &Child, signal: Signal) {
 
 fn write_config(host: &Host, settings: &Settings) -> PathBuf {
     let folder = host.folder();
-    let (secret, config) = (folder.join("secret"), folder.join("wgmesh0.toml"));
+    let (secret, config) = (folder.join("secret"), folder.join(INTERFACE).with_extension("toml"));
     let (state, runtime) = (folder.join("state"), folder.join("run"));
     for folder in [&state, &runtime] {
         fs::create_dir_all(folder)
@@ -251,7 +250,7 @@ fn write_config(host: &Host, settings: &Settings) -> PathBuf {
     let paths = [("secret_file", &secret), ("state_dir", &state), ("runtime_dir", &runtime)];
     let paths: String = paths.iter().map(|(key, path)| format!("{key} = {path:?}\n")).collect();
     let Settings { log_level, more, .. } = settings;
-    write(&config, &format!("interface = \"wgmesh0\"\nlog_level = \"{log_level}\"\n{paths}{more}"));
+    write(&config, &format!("interface = \"{INTERFACE}\"\nlog_level = \"{log_level}\"\n{paths}{more}"));
     config
 }
 

@@ -119,7 +119,7 @@ impl Host {
     /// host left there is kept.
     #[track_caller]
     pub fn daemon(&self, settings: &Settings) -> Daemon {
-        Daemon::start(self, Arc::clone(&self.namespace), settings)
+        Daemon::start(self, &self.namespace, settings)
     }
 
     /// Returns what the host's daemons have logged so far.
@@ -199,22 +199,15 @@ fn command<Word: AsRef<OsStr>>(words: impl IntoIterator<Item = Word>) -> Command
 
 /// Runs a command that must succeed, with a text as its input.
 #[track_caller]
-pub(crate) fn feed(namespace: &Namespace, command: Command, input: &str) -> String {
-    let line = format!("{command:?}");
-    let output = outcome(namespace, command, input);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{line} ended with {} on\n{input}\n{errors}", output.status);
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Runs a command, with a text as its input.
-#[track_caller]
-pub(crate) fn outcome(namespace: &Namespace, mut command: Command, input: &str) -> Output {
+pub(crate) fn feed(namespace: &Namespace, mut command: Command, input: &str) -> String {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let line = format!("{command:?}");
     let mut child = namespace.spawn(command).unwrap_or_else(|error| panic!("cannot start {line}: {error}"));
     let mut stdin = child.stdin.take().expect("the input is piped");
     stdin.write_all(input.as_bytes()).unwrap_or_else(|error| panic!("{line} takes no input: {error}"));
     drop(stdin);
-    child.wait_with_output().expect("a child of ours can be waited for")
+    let output = child.wait_with_output().expect("a child of ours can be waited for");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{line} ended with {} on\n{input}\n{errors}", output.status);
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -59,6 +59,11 @@ impl Pings {
 }
 
 impl Replies {
+    /// Returns how many were sent before the last one that was answered, it included.
+    pub fn sent(&self) -> usize {
+        self.replies.iter().map(|reply| reply.sequence as usize).max().unwrap_or_default()
+    }
+
     /// Returns the longest time without an answer after a moment.
     pub fn longest_silence(&self, after: SystemTime) -> Duration {
         let later = self.replies.iter().map(|reply| reply.at).filter(|at| *at > after).chain([self.end]);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// How long to wait between two looks: short beside what is measured, long beside what a look costs.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Waits until the condition holds, and returns how long that took.
 ///

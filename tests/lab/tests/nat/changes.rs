@@ -1,7 +1,7 @@
 //! What changes under a tunnel that is in use.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use wgmesh_lab::NatKind::{self, None, PortRestricted, PortRewriting};
 use wgmesh_lab::{Pings, View, eventually, show};
@@ -98,12 +98,19 @@ fn a_direct_tunnel_survives_thirty_percent_loss() {
     let before = endpoints();
     world.pair.sites[0].link.impair("loss 30%");
     let target = world.pair.mesh_ipv4(1);
+    let began = SystemTime::now();
     let pings = Pings::start(&world.pair.sites[0].host, target, PING_INTERVAL, PING_BYTES);
     std::thread::sleep(Duration::from_secs(30));
-    let sent = 150;
-    let answered = pings.finish().replies.len();
-    show(&format!("30 % loss each way: {answered} of {sent} pings answered"));
+    let answers = pings.finish();
+    let silence = answers.longest_silence(began);
+    // A busy machine sends fewer than it should.
+    let (answered, sent) = (answers.replies.len(), answers.sent());
+    show(&format!(
+        "30 % loss each way: {answered} of {sent} pings answered, {:.1} s of silence",
+        silence.as_secs_f64()
+    ));
     assert!(answered > sent / 3, "half of them come through");
+    assert!(silence < Duration::from_secs(8), "all along");
     assert_eq!(endpoints(), before, "the path was given up for another one");
     assert!(world.is_direct());
     world.pair.sites[0].link.repair();
