@@ -199,9 +199,13 @@ fn run_tests(guest: &mut Guest, left: &mut Vec<String>, threads: usize) -> Resul
 
 fn try_tests(guest: &mut Guest, left: &mut Vec<String>, threads: usize) -> Result<i32> {
     let folder = Path::new("/lab/bin");
-    let mut words = test_command(folder, threads, left);
-    words.push("--exact".to_owned());
-    guest.payload.command(&words, &environment(folder))?;
+    // Those of systemd share the machine: they take turns, and would keep others waiting.
+    let (of_systemd, others) = left.iter().cloned().partition(|name| name.starts_with(SYSTEMD_TESTS));
+    let groups = if threads > 1 { vec![of_systemd, others] } else { vec![left.clone()] };
+    let exact =
+        |names: &Vec<String>| [test_command(folder, threads, names), vec!["--exact".to_owned()]].concat();
+    let commands: Vec<_> = groups.iter().filter(|names| !names.is_empty()).map(exact).collect();
+    guest.payload.commands(&commands, &environment(folder))?;
     guest.run(|line| {
         println!("{line}");
         let passed = line.strip_prefix("test ").and_then(|line| line.strip_suffix(" ... ok"));
@@ -258,6 +262,6 @@ fn shell(suite: Suite, boot: Boot) -> Result<()> {
     let image = Image::ensure(suite)?;
     let mut payload = Payload::new()?;
     binaries.add_to(&mut payload)?;
-    payload.command(&["/lab/shell.sh".to_owned()], &environment(Path::new("/lab/bin")))?;
+    payload.commands(&[vec!["/lab/shell.sh".to_owned()]], &environment(Path::new("/lab/bin")))?;
     Guest { image, boot, payload, deadline: Duration::MAX }.shell()
 }

@@ -15,6 +15,9 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// The name of the cargo profile: release, but quicker to build.
 const PROFILE: &str = "lab";
 
+/// The name of the daemon's binary.
+const DAEMON: &str = "wgmesh";
+
 /// The daemon and the lab's tests.
 pub(crate) struct Binaries {
     /// The `wgmesh` binary.
@@ -29,10 +32,7 @@ impl Binaries {
     /// # Errors
     /// The compiler's errors are printed; the error only says that it failed.
     pub(crate) fn build(daemon: Option<&Path>) -> Result<Self> {
-        let step = Step::start("building the daemon and the lab's tests");
-        let daemon = daemon.map_or_else(build_daemon, |given| Ok(given.to_owned()))?;
-        let tests = cargo(&["test", "--no-run", "--package", "wgmesh-lab", "--test"], "lab")?;
-        step.finish();
+        let (daemon, tests) = with_daemon(daemon, "tests", "--test", "lab")?;
         Ok(Self { daemon, tests })
     }
 
@@ -53,22 +53,30 @@ impl Binaries {
 /// # Errors
 /// As [`Binaries::build`].
 pub(super) fn program(name: &str, daemon: Option<&Path>) -> Result<(PathBuf, PathBuf)> {
-    let step = Step::start(format!("building the daemon and the lab's {name}"));
-    let daemon = daemon.map_or_else(build_daemon, |given| Ok(given.to_owned()))?;
-    let program = cargo(&["build", "--package", "wgmesh-lab", "--bin"], name)?;
+    with_daemon(daemon, name, "--bin", name)
+}
+
+/// Builds a target of the lab, and the daemon with it: of what both depend on, one build then has the features that
+/// either wants, and there is no second.
+fn with_daemon(given: Option<&Path>, what: &str, kind: &str, target: &str) -> Result<(PathBuf, PathBuf)> {
+    let step = Step::start(format!("building the daemon and the lab's {what}"));
+    let lab = ["--package", "wgmesh-lab", kind, target];
+    let paths = match given {
+        Some(daemon) => (daemon.to_owned(), executable_in(&cargo(&lab)?, target)?),
+        None => {
+            ebpf::build_ebpf()?;
+            let messages = cargo(&[&["--package", "wgmesh", "--bin", DAEMON], &lab[..]].concat())?;
+            (executable_in(&messages, DAEMON)?, executable_in(&messages, target)?)
+        }
+    };
     step.finish();
-    Ok((daemon, program))
+    Ok(paths)
 }
 
-fn build_daemon() -> Result<PathBuf> {
-    ebpf::build_ebpf()?;
-    cargo(&["build", "--package", "wgmesh", "--bin"], "wgmesh")
-}
-
-/// Runs cargo in the lab's own target folder for one target, and returns the path of its executable.
-fn cargo(arguments: &[&str], target: &str) -> Result<PathBuf> {
-    let mut command = workspace::cargo(arguments);
-    command.arg(target).args([
+/// Runs cargo in the lab's own target folder for one target, and returns its messages.
+fn cargo(targets: &[&str]) -> Result<String> {
+    let mut command = workspace::cargo(&["build"]);
+    command.args(targets).args([
         "--quiet",
         "--profile",
         PROFILE,
@@ -80,11 +88,14 @@ fn cargo(arguments: &[&str], target: &str) -> Result<PathBuf> {
     command.arg("--target-dir").arg(workspace::target().join("lab/build"));
     command.env("CARGO_ENCODED_RUSTFLAGS", "-Ctarget-feature=+crt-static").stderr(Stdio::inherit());
     let output = command.output().context("cannot start cargo")?;
-    ensure!(output.status.success(), "cargo {} {target} failed", arguments.join(" "));
-    let messages = String::from_utf8(output.stdout).context("cargo's messages are not text")?;
+    ensure!(output.status.success(), "cargo build {} failed", targets.join(" "));
+    String::from_utf8(output.stdout).context("cargo's messages are not text")
+}
+
+fn executable_in(messages: &str, target: &str) -> Result<PathBuf> {
     // A test is built together with its package's programs.
     let executable = messages.lines().find_map(|message| executable_of(message, target));
-    executable.with_context(|| format!("cargo {} {target} made no executable", arguments.join(" ")))
+    executable.with_context(|| format!("cargo made no executable of {target}"))
 }
 
 fn executable_of(message: &str, target: &str) -> Option<PathBuf> {

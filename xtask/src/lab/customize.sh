@@ -12,6 +12,8 @@ for unit in avahi-daemon.service avahi-daemon.socket coturn.service dnsmasq.serv
     sys-fs-fuse-connections.mount sys-kernel-debug.mount dev-hugepages.mount systemd-timesyncd.service; do
     ln -sf /dev/null "$units/$unit"
 done
+# Whatever reloads systemd runs its generators, which takes an emulated processor seconds, and nothing needs what they make.
+rm -f "$root"/usr/lib/systemd/system-generators/* "$root"/lib/systemd/system-generators/*
 # A machine id and the marks of a finished update keep systemd from taking every boot for the first.
 cat /proc/sys/kernel/random/uuid | tr -d - >"$root/etc/machine-id"
 touch "$root/etc/.updated" "$root/var/.updated"

@@ -45,17 +45,28 @@ impl Payload {
         workspace::output(&mut copy).map(|_| ())
     }
 
-    /// Sets what the guest runs once it is up.
+    /// Sets what the guest runs once it is up: commands that run beside each other. The exit code is that of one that failed,
+    /// if any did. What a shell runs in the background ignores SIGINT, and so would all that it starts.
     ///
     /// # Errors
     /// Says what could not be written.
-    pub(crate) fn command(&mut self, words: &[String], environment: &[(&str, String)]) -> Result<()> {
+    pub(crate) fn commands(
+        &mut self,
+        commands: &[Vec<String>],
+        environment: &[(&str, String)],
+    ) -> Result<()> {
         let mut script = "#!/bin/sh\n".to_owned();
         for (name, value) in environment {
             script += &format!("export {name}={}\n", quoted(value));
         }
-        let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-        self.add_script("command.sh", &format!("{script}exec {}\n", words.join(" ")))
+        script += "running=\n";
+        for words in commands {
+            let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+            script +=
+                &format!("env --default-signal=INT,QUIT {} &\nrunning=\"$running $!\"\n", words.join(" "));
+        }
+        script += "code=0\nfor one in $running; do wait $one || code=$?; done\nexit $code\n";
+        self.add_script("command.sh", &script)
     }
 
     /// Makes the disk of what was added and returns its path.

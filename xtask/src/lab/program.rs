@@ -41,7 +41,7 @@ impl Program<'_> {
         let mut words = vec![format!("/lab/bin/{name}")];
         words.extend_from_slice(self.arguments);
         let environment = [("WGMESH_BIN", "/lab/bin/wgmesh".to_owned()), ("RUST_BACKTRACE", "1".to_owned())];
-        payload.command(&words, &environment)?;
+        payload.commands(&[words], &environment)?;
         let guest = Guest { image, boot: Boot::Direct, payload, deadline: self.deadline };
         let code = guest.run(|line| println!("{line}"))?;
         ensure!(code == 0, "{name} ended with exit code {code}");
