@@ -4,6 +4,7 @@
 //! interface. An unknown key, a value of the wrong kind and a feature that this version lacks are errors that
 //! name file, line, column and key, and say what would be right.
 
+mod discovery;
 mod document;
 mod overrides;
 mod places;
@@ -13,15 +14,15 @@ pub mod secret;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::num::{NonZeroU8, NonZeroU16};
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 use wgmesh_core::config::{Hostname, Settings};
 use wgmesh_core::kernel::InterfaceName;
-use wgmesh_core::pool::Places;
 
+pub use self::discovery::{Dht, Discovery, PerExchange, Profile};
 pub use self::document::Problem;
 use self::places::STUN_PORT;
 pub use self::places::{BootstrapNode, DhtHost, DnsSeed, StaticPeer, StunServer};
@@ -87,98 +88,6 @@ pub struct File {
     /// Whether there need be no such file.
     #[serde(skip)]
     is_optional: bool,
-}
-
-/// How peers are found.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Discovery {
-    /// The methods in use; none leaves only the peers that the cache knows.
-    #[serde(default = "default_methods", deserialize_with = "document::texts")]
-    pub enabled_methods: BTreeSet<Method>,
-    /// Nodes whose exchange is dialled from the start (P-1, W-X19).
-    #[serde(default, deserialize_with = "document::texts")]
-    pub bootstrap_nodes: Vec<BootstrapNode>,
-    /// Names that stand for nodes to dial while few peers are reached (P-4).
-    #[serde(default, deserialize_with = "document::texts")]
-    pub dns_seeds: Vec<DnsSeed>,
-    /// Peers that are always wanted, whoever tells of them (P-9).
-    #[serde(default, deserialize_with = "document::texts")]
-    pub static_peers: Vec<StaticPeer>,
-    /// The TCP port of the exchange; by default it follows from the secret.
-    #[serde(default)]
-    pub exchange_port: Option<NonZeroU16>,
-    /// Mainline DHT.
-    #[serde(default)]
-    pub dht: Dht,
-    /// How many sessions to hold, in a word (M-21).
-    #[serde(default)]
-    pub profile: Option<Profile>,
-    /// How many sessions to look for, over what the profile says.
-    #[serde(default)]
-    pub target_peers: Option<NonZeroU8>,
-    /// The most sessions to hold, over what the profile says.
-    #[serde(default)]
-    pub max_peers: Option<NonZeroU8>,
-}
-
-/// How many sessions a node holds, in a word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Profile {
-    /// 4 to 8.
-    Minimal,
-    /// 16 to 32.
-    Standard,
-    /// 64 to 128.
-    Bridge,
-}
-
-impl Discovery {
-    /// Returns how many sessions to hold. Without a word on it a node takes many and looks for few: each costs both ends
-    /// some 10 bytes a second for ever.
-    pub fn places(&self) -> Places {
-        let (target, max) = match self.profile {
-            None => (4, 32),
-            Some(Profile::Minimal) => (4, 8),
-            Some(Profile::Standard) => (16, 32),
-            Some(Profile::Bridge) => (64, 128),
-        };
-        let target = self.target_peers.map_or(target, |target| target.get().into());
-        let max = self.max_peers.map_or(max, |max| max.get().into());
-        Places { target: target.min(max), max }
-    }
-}
-
-impl Default for Discovery {
-    fn default() -> Self {
-        Self {
-            enabled_methods: default_methods(),
-            bootstrap_nodes: Vec::new(),
-            dns_seeds: Vec::new(),
-            static_peers: Vec::new(),
-            exchange_port: None,
-            profile: None,
-            target_peers: None,
-            max_peers: None,
-            dht: Dht::default(),
-        }
-    }
-}
-
-/// How Mainline DHT is reached.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Dht {
-    /// The hosts that are asked first, and again where no node that answered before does.
-    #[serde(default = "default_dht_bootstrap", deserialize_with = "document::texts")]
-    pub bootstrap: Vec<DhtHost>,
-}
-
-impl Default for Dht {
-    fn default() -> Self {
-        Self { bootstrap: default_dht_bootstrap() }
-    }
 }
 
 /// How NATs are dealt with.
@@ -395,6 +304,7 @@ impl File {
             relay: self.relay.settings(),
             max_peers: self.limits.max_peers.get().into(),
             sessions: self.discovery.places(),
+            sharing: self.discovery.sharing(),
         }
     }
 
@@ -472,19 +382,10 @@ const fn default_max_peers() -> NonZeroU16 {
     NonZeroU16::new(1000).expect("1000 is not zero")
 }
 
-fn default_methods() -> BTreeSet<Method> {
-    Method::NAMES.into_iter().map(|(_, method)| method).collect()
-}
-
 fn default_stun_servers() -> Vec<StunServer> {
     let servers =
         [("stun.cloudflare.com", STUN_PORT), ("stun.l.google.com", 19302), ("stun1.l.google.com", 19302)];
     servers.map(|(host, port)| StunServer { host: host.to_owned(), port }).into()
-}
-
-fn default_dht_bootstrap() -> Vec<DhtHost> {
-    let hosts = crate::dht::PUBLIC_BOOTSTRAP;
-    hosts.map(|host| DhtHost::try_from(host.to_owned()).expect("the constants are valid")).into()
 }
 
 const fn default_punching() -> bool {

@@ -8,6 +8,7 @@
 //! when it is full, requests wait.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -39,6 +40,7 @@ const WAITING_EVENTS: usize = 64;
 
 /// The node, while it runs, and what it may begin with.
 pub struct Dht {
+    port: Option<NonZeroU16>,
     bootstrap: Vec<SocketAddrV4>,
     remembered: Vec<SocketAddrV4>,
     starts: usize,
@@ -49,10 +51,12 @@ pub struct Dht {
 }
 
 impl Dht {
-    /// Makes a node that does not run yet, with those that answered in earlier runs.
-    pub fn new(remembered: Vec<SocketAddrV4>) -> Self {
+    /// Makes a node that does not run yet, with those that answered in earlier runs. Its UDP port is the one given, or any
+    /// that is free.
+    pub fn new(port: Option<NonZeroU16>, remembered: Vec<SocketAddrV4>) -> Self {
         let (tell, told) = mpsc::channel(WAITING_EVENTS);
-        Self { bootstrap: Vec::new(), remembered, starts: 0, node: None, tell, told, tasks: JoinSet::new() }
+        let (bootstrap, tasks) = (Vec::new(), JoinSet::new());
+        Self { port, bootstrap, remembered, starts: 0, node: None, tell, told, tasks }
     }
 
     /// Takes the addresses of the hosts to begin with. The DHT itself is IPv4.
@@ -129,10 +133,14 @@ impl Dht {
         let node = mainline::Dht::builder()
             .bootstrap(&begin_with)
             .bind_address(Ipv4Addr::UNSPECIFIED)
-            .port(0)
+            .port(self.port.map_or(0, NonZeroU16::get))
             .request_timeout(ANSWER_PATIENCE)
             .build();
-        let node = node.map_err(|error| format!("cannot open a socket for the DHT: {error}"))?.as_async();
+        let node = node.map_err(|error| {
+            let port = self.port.map(|port| format!(" on UDP port {port}")).unwrap_or_default();
+            format!("cannot open a socket for the DHT{port}: {error}")
+        })?;
+        let node = node.as_async();
         tracing::debug!(nodes = begin_with.len(), "started a node of the DHT");
         self.starts += 1;
         self.node = Some(node.clone());

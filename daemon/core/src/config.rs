@@ -5,12 +5,15 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
 
 use crate::kernel::InterfaceName;
 use crate::pool::Places;
+use crate::store::MIN_AGE;
+use crate::sync::{LONGEST_WAIT, MAX_ASKED};
 
 /// One mesh as its operator wants it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +50,25 @@ pub struct Settings {
     pub max_peers: usize,
     /// How many sessions to hold (M-21).
     pub sessions: Places,
+    /// What is told of other nodes, how soon and how often (P-11).
+    pub sharing: Sharing,
+}
+
+/// What a node tells others of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sharing {
+    /// The most records that are asked for, or given, at once in an exchange; at most [`MAX_ASKED`].
+    pub max: usize,
+    /// For how long a peer that only others told of may have to wait until it is passed on.
+    pub min_age: Duration,
+    /// The longest pause until nodes whose stores stay different look again.
+    pub interval: Duration,
+}
+
+impl Default for Sharing {
+    fn default() -> Self {
+        Self { max: MAX_ASKED, min_age: MIN_AGE, interval: LONGEST_WAIT }
+    }
 }
 
 /// How a node has to do with relays.

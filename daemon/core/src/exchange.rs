@@ -33,6 +33,7 @@ use std::time::Duration;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{Rng as _, SeedableRng as _};
 
+use crate::config::Sharing;
 use crate::derive::MeshKeys;
 use crate::key::{PublicKey, SecretKey};
 use crate::message::Token;
@@ -123,6 +124,7 @@ struct News {
 /// All sessions of one node.
 pub struct Exchange {
     limits: Places,
+    sharing: Sharing,
     run: Token,
     rng: ChaCha8Rng,
     sessions: BTreeMap<SessionId, Session>,
@@ -135,10 +137,11 @@ pub struct Exchange {
 
 impl Exchange {
     /// Makes an exchange without sessions or targets. `seed` feeds all that is random in it.
-    pub fn new(limits: Places, seed: [u8; 32]) -> Self {
+    pub fn new(limits: Places, sharing: Sharing, seed: [u8; 32]) -> Self {
         let mut rng = ChaCha8Rng::from_seed(seed);
         Self {
             limits,
+            sharing: Sharing { max: sharing.max.min(MAX_ASKED), ..sharing },
             run: Token(rng.next_u64()),
             rng,
             sessions: BTreeMap::new(),

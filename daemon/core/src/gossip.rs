@@ -486,3 +486,10 @@ impl Gossip {
         places.into_iter().map(|place| among[place]).collect()
     }
 }
+
+/// Returns what a node says that passes on these bytes as a record.
+#[cfg(test)]
+pub(crate) fn passing_on(record: &[u8]) -> Vec<u8> {
+    let told = Told { record: record.to_vec().into(), silence_s: 0 };
+    encode(&Body::Sync(Message::Records(vec![told])))
+}

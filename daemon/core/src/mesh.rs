@@ -171,10 +171,8 @@ impl Mesh {
         now: Now,
     ) -> Self {
         let mut rng = ChaCha8Rng::from_seed(seed);
-        let subnets = MeshSubnets {
-            v4: settings.subnet.unwrap_or_else(|| keys.default_subnet()),
-            v6: keys.ula_subnet(),
-        };
+        let v4 = settings.subnet.unwrap_or_else(|| keys.default_subnet());
+        let subnets = MeshSubnets { v4, v6: keys.ula_subnet() };
         let listen_port = match settings.listen_port {
             0 => kernel::random_port(&mut rng),
             port => port,
@@ -189,14 +187,15 @@ impl Mesh {
             relay: settings.relay.serve.unwrap_or_default(),
             lifetime: RECORD_LIFETIME,
         };
-        let exchange = settings.exchange.then(|| Exchange::new(settings.sessions, random(&mut rng)));
+        let (places, sharing) = (settings.sessions, settings.sharing);
+        let exchange = settings.exchange.then(|| Exchange::new(places, sharing, random(&mut rng)));
         let dht = settings.dht.then(|| dht::DhtSource::new(state.wg_pubkey, random(&mut rng), now));
         let record = sign_record(&settings, &keys, subnets, &mut state, whereabouts, now, &mut rng);
         let mut mesh = Self {
             opener: Opener::new(now),
             leads: TokenBucket::new(lan::LEAD_BURST, lan::LEAD_INTERVAL, now.monotonic),
             strangers: AddressBuckets::new(lan::STRANGER_BURST, lan::STRANGER_INTERVAL),
-            store: PeerStore::new(settings.max_peers),
+            store: PeerStore::new(settings.max_peers).with_min_age(settings.sharing.min_age),
             relays: relays::Relays::new(&settings.relay),
             token: Token(rng.next_u64()),
             talk: settings.gossip.then(|| gossip::Talk::new(&settings, random(&mut rng), now.monotonic)),

@@ -268,6 +268,7 @@ pub struct PeerStore {
     /// What is not passed on before then.
     withheld: BTreeMap<PublicKey, Monotonic>,
     newcomers: TokenBucket,
+    min_age: Duration,
     /// What has had [`MIN_AGE`] to prove to be there, where there is no room.
     unproved: BTreeSet<PublicKey>,
     /// What has made room since this was last asked.
@@ -289,11 +290,18 @@ impl PeerStore {
             unwanted: BTreeSet::new(),
             withheld: BTreeMap::new(),
             newcomers: room::newcomers(),
+            min_age: MIN_AGE,
             unproved: BTreeSet::new(),
             evicted: Vec::new(),
             hashes: BucketHashes::new(),
             next_removal: None,
         }
+    }
+
+    /// Has what only others told of wait for another span than [`MIN_AGE`].
+    pub const fn with_min_age(mut self, min_age: Duration) -> Self {
+        self.min_age = min_age;
+        self
     }
 
     /// Takes in a claim; `pair` computes the pair's keys if the peer is new.

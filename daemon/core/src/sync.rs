@@ -41,7 +41,7 @@ use crate::key::PublicKey;
 use crate::record::SignedRecord;
 use crate::store::PeerStore;
 use crate::time::Monotonic;
-pub use pace::Pace;
+pub use pace::{LONGEST_WAIT, Pace};
 
 /// Into how many buckets keys are sorted, by their first byte: 16 entries each at 1,000 nodes.
 pub const BUCKETS: usize = 64;

@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 use wgmesh_core::record::MAX_ROUTES;
 
 /// Every key, and what it takes. A table is listed by its own name too.
-const KEYS: [(&str, &str); 35] = [
+const KEYS: [(&str, &str); 39] = [
     ("interface", "the name of the WireGuard link, such as \"wgmesh0\""),
     ("secret_file", "the path of a file with the secret, such as \"/etc/wgmesh/wgmesh0.secret\""),
     ("listen_port", "a UDP port from 0 to 65535, 0 for any that is free"),
@@ -37,8 +37,12 @@ const KEYS: [(&str, &str); 35] = [
     ("discovery.profile", "one of \"minimal\", \"standard\", \"bridge\""),
     ("discovery.target_peers", "a number of sessions from 1 to 255"),
     ("discovery.max_peers", "a number of sessions from 1 to 255"),
+    ("discovery.max_peers_per_exchange", "a number of records from 1 to 64"),
+    ("discovery.min_peer_age", "a number of seconds from 0 to 65535"),
+    ("discovery.exchange_interval", "a number of seconds from 1 to 65535"),
     ("discovery.dht", "a table: [discovery.dht]"),
     ("discovery.dht.bootstrap", "a list of hosts, such as [\"dht.example.org:6881\"]"),
+    ("discovery.dht.port", "a UDP port from 1 to 65535"),
     ("nat", "a table: [nat]"),
     ("nat.stun_servers", "a list of hosts, such as [\"stun.example.org:3478\"]"),
     ("nat.punching", "true or false"),

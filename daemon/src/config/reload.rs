@@ -98,7 +98,7 @@ impl File {
         keys.filter(|(.., differs)| *differs).map(|(key, counts, _)| (key, counts)).collect()
     }
 
-    fn differences_in_tables(&self, found: &Self) -> [(&'static str, Counts, bool); 19] {
+    fn differences_in_tables(&self, found: &Self) -> [(&'static str, Counts, bool); 23] {
         use Counts::{AfterRestart, AtOnce};
         let Self { discovery, nat, relay, privacy, limits, .. } = self;
         let Discovery {
@@ -110,6 +110,9 @@ impl File {
             profile,
             target_peers,
             max_peers: session_limit,
+            max_peers_per_exchange,
+            min_peer_age,
+            exchange_interval,
             dht,
         } = &found.discovery;
         let Nat { stun_servers, punching } = &found.nat;
@@ -125,7 +128,15 @@ impl File {
             ("discovery.profile", AfterRestart, profile != &discovery.profile),
             ("discovery.target_peers", AfterRestart, target_peers != &discovery.target_peers),
             ("discovery.max_peers", AfterRestart, session_limit != &discovery.max_peers),
+            (
+                "discovery.max_peers_per_exchange",
+                AfterRestart,
+                *max_peers_per_exchange != discovery.max_peers_per_exchange,
+            ),
+            ("discovery.min_peer_age", AfterRestart, *min_peer_age != discovery.min_peer_age),
+            ("discovery.exchange_interval", AfterRestart, *exchange_interval != discovery.exchange_interval),
             ("discovery.dht.bootstrap", AtOnce, dht.bootstrap != discovery.dht.bootstrap),
+            ("discovery.dht.port", AfterRestart, dht.port != discovery.dht.port),
             ("nat.stun_servers", AtOnce, *stun_servers != nat.stun_servers),
             ("nat.punching", AfterRestart, *punching != nat.punching),
             ("relay.mode", AfterRestart, *mode != relay.mode),
@@ -147,7 +158,7 @@ impl File {
         next.accept_routes = found.accept_routes;
         next.discovery.bootstrap_nodes = found.discovery.bootstrap_nodes;
         next.discovery.static_peers = found.discovery.static_peers;
-        next.discovery.dht = found.discovery.dht;
+        next.discovery.dht.bootstrap = found.discovery.dht.bootstrap;
         next.nat.stun_servers = found.nat.stun_servers;
         next
     }
@@ -195,7 +206,7 @@ mod tests {
         place.write(&format!(
             "log_level = \"debug\"\nadvertise_routes = [\"10.7.0.0/24\"]\naccept_routes = [\"10.0.0.0/8\"]\n\
              listen_port = 7\n[discovery]\nstatic_peers = [\"{KEY}\"]\nbootstrap_nodes = [\"mesh1\"]\n\
-             [discovery.dht]\nbootstrap = [\"192.0.2.1\"]\n[nat]\nstun_servers = []\npunching = false\n"
+             [discovery.dht]\nbootstrap = [\"192.0.2.1\"]\nport = 6881\n[nat]\nstun_servers = []\npunching = false\n"
         ));
 
         let (next, reloaded) = running.reload().unwrap();
@@ -208,10 +219,10 @@ mod tests {
             "nat.stun_servers",
         ];
         assert_eq!(reloaded.changed, [&at_once[..], &listed].concat());
-        assert_eq!(reloaded.needs_restart, ["listen_port", "nat.punching"]);
+        assert_eq!(reloaded.needs_restart, ["listen_port", "discovery.dht.port", "nat.punching"]);
         assert_eq!((next.log_level, next.advertise_routes.len()), (LogLevel::Debug, 1));
         assert_eq!((next.listen_port, next.nat.punching), (51820, true));
-        assert!(next.nat.stun_servers.is_empty());
+        assert!(next.nat.stun_servers.is_empty() && next.discovery.dht.port.is_none());
 
         let (after, again) = next.reload().unwrap();
         assert_eq!(after, next);

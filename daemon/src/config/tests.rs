@@ -1,6 +1,8 @@
-use std::num::NonZeroU32;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::time::Duration;
 
-use wgmesh_core::config::{RelayMode, RelaySettings};
+use wgmesh_core::config::{RelayMode, RelaySettings, Sharing};
+use wgmesh_core::pool::Places;
 
 use super::*;
 use crate::relay::Rates;
@@ -84,8 +86,12 @@ fn every_key_is_read() {
         bootstrap_nodes = ["mesh1.example.org:51900#pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk="]
         static_peers = ["pOCSkrZRwni5dyxWn1+puxPZBrRqtoyd+dwrRAn4ogk=@203.0.113.7:51820"]
         exchange_port = 51901
+        max_peers_per_exchange = 10
+        min_peer_age = 0
+        exchange_interval = 30
         [discovery.dht]
         bootstrap = ["dht.example.org", "192.0.2.1:7"]
+        port = 6882
         [nat]
         stun_servers = ["stun.example.org", "192.0.2.1:19302"]
         punching = false
@@ -113,6 +119,7 @@ fn every_key_is_read() {
     assert_eq!(file.discovery.static_peers[0].endpoint, Some("203.0.113.7:51820".parse().unwrap()));
     let ports: Vec<u16> = file.discovery.dht.bootstrap.iter().map(|node| node.port).collect();
     assert_eq!(ports, [6881, 7]);
+    assert_eq!(file.discovery.dht.port.map(NonZeroU16::get), Some(6882));
     let ports: Vec<u16> = file.nat.stun_servers.iter().map(|server| server.port).collect();
     assert_eq!(ports, [3478, 19302]);
     let settings = file.settings("ignored");
@@ -120,6 +127,8 @@ fn every_key_is_read() {
     assert!(!settings.lan && !settings.punching && !settings.exchange);
     assert_eq!(settings.exchange_port, Some(51901));
     assert_eq!(settings.max_peers, 50);
+    let sharing = Sharing { max: 10, min_age: Duration::ZERO, interval: Duration::from_secs(30) };
+    assert_eq!(settings.sharing, sharing);
     let relay = RelaySettings { mode: RelayMode::Off, serve: Some(true), max_pairs: 7, force: true };
     assert_eq!(settings.relay, relay);
     assert_eq!(file.relay.rates(), Rates { flow: NonZeroU32::new(20), all: NonZeroU32::new(1000) });
@@ -164,6 +173,9 @@ fn a_value_of_the_wrong_kind_says_what_the_key_takes() {
         ("[discovery]\nbootstrap_nodes = [\"mesh1\", \"a b\"]", "2:29: `discovery.bootstrap_nodes`"),
         ("[discovery]\nstatic_peers = [\"mesh1\"]", "2:17: `discovery.static_peers`"),
         ("[discovery]\nexchange_port = 0", "2:17: `discovery.exchange_port`"),
+        ("[discovery]\nmax_peers_per_exchange = 65", "2:26: `discovery.max_peers_per_exchange`"),
+        ("[discovery]\nexchange_interval = 0", "2:21: `discovery.exchange_interval`"),
+        ("[discovery.dht]\nport = 0", "2:8: `discovery.dht.port`"),
         ("[discovery.dht]\nbootstrap = [\"a b\"]", "2:14: `discovery.dht.bootstrap`"),
         ("[nat]\nstun_servers = [\n  \"stun.example.org:x\",\n]", "3:3: `nat.stun_servers`"),
         ("[nat]\npunching = \"yes\"", "2:12: `nat.punching`"),

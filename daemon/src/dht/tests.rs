@@ -11,7 +11,7 @@ async fn testnet() -> Testnet {
 }
 
 fn dht(testnet: &Testnet) -> Dht {
-    let mut dht = Dht::new(Vec::new());
+    let mut dht = Dht::new(None, Vec::new());
     dht.set_bootstrap(testnet.bootstrap.iter().map(|node| node.parse().unwrap()));
     dht
 }
@@ -50,7 +50,7 @@ async fn what_one_stores_and_announces_another_finds() {
     let DhtEvent::Nodes(nodes) = one.next().await else { panic!("it lists nodes") };
     assert!(!nodes.is_empty());
 
-    let mut other = Dht::new(nodes);
+    let mut other = Dht::new(None, nodes);
     let events = ask(&mut other, 1, Request::Get { key: KEY }).await;
     let value = DhtEvent::Item { id: RequestId(1), sequence: 6, value: b"second".to_vec() };
     assert_eq!(events, [value, done(1)]);
@@ -64,7 +64,7 @@ async fn what_one_stores_and_announces_another_finds() {
 /// DESIGN 4: without anybody to ask, a request fails at once; with nobody who answers, soon.
 #[tokio::test]
 async fn failures_are_told() {
-    let mut nowhere = Dht::new(Vec::new());
+    let mut nowhere = Dht::new(None, Vec::new());
     let events = ask(&mut nowhere, 1, Request::Get { key: KEY }).await;
     let error = |events: &[DhtEvent]| match events {
         [DhtEvent::Done { outcome: Err(Failure::Trouble(error)), .. }] => error.clone(),
@@ -74,7 +74,7 @@ async fn failures_are_told() {
     assert!(nowhere.node.is_none());
 
     let silent = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let mut dead = Dht::new(Vec::new());
+    let mut dead = Dht::new(None, Vec::new());
     dead.set_bootstrap([silent.local_addr().unwrap()]);
     let events = ask(&mut dead, 1, Request::Get { key: KEY }).await;
     assert_eq!(error(&events), "no node of the DHT answers");
@@ -83,7 +83,7 @@ async fn failures_are_told() {
 #[test]
 fn each_start_begins_with_other_remembered_nodes() {
     let node = |number| SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, number), 1);
-    let mut dht = Dht::new((0..40).map(node).collect());
+    let mut dht = Dht::new(None, (0..40).map(node).collect());
     dht.set_bootstrap([node(99).into(), "[2001:db8::1]:1".parse().unwrap()]);
     let first = dht.begin_with();
     assert_eq!((first.len(), first[0], first[1]), (BEGIN_WITH + 1, node(99), node(0)));
@@ -91,4 +91,23 @@ fn each_start_begins_with_other_remembered_nodes() {
     assert_eq!(dht.begin_with()[1], node(16));
     dht.remembered.truncate(3);
     assert_eq!(dht.begin_with().len(), 4);
+}
+
+/// An operator who lets only chosen ports out chooses this one too; as long as another program has it, the reason names it.
+#[tokio::test]
+async fn its_port_may_be_chosen() {
+    let testnet = testnet().await;
+    let taken = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let mut dht = Dht::new(NonZeroU16::new(port), Vec::new());
+    dht.set_bootstrap(testnet.bootstrap.iter().map(|node| node.parse().unwrap()));
+    let find = || Request::FindPeers { swarm: Swarm([9; 20]) };
+    let events = ask(&mut dht, 1, find()).await;
+    let [DhtEvent::Done { outcome: Err(Failure::Trouble(why)), .. }] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert!(why.contains(&format!("on UDP port {port}")), "{why}");
+    drop(taken);
+    assert_eq!(ask(&mut dht, 2, find()).await.last(), Some(&done(2)));
+    assert!(std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_err(), "the DHT has it");
 }

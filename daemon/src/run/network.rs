@@ -5,6 +5,7 @@ mod receive;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, SocketAddrV4};
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use wgmesh_core::config::Settings;
@@ -54,6 +55,7 @@ pub(super) struct Network {
     exchange_port: Option<u16>,
     /// `None` where nobody is looked for in the DHT.
     dht: Option<Dht>,
+    dht_port: Option<NonZeroU16>,
     services: Services,
     looks_outside: bool,
     stun_servers: Names,
@@ -93,6 +95,7 @@ impl Network {
                 dht: dht_services(config),
             },
             dht: None,
+            dht_port: config.discovery.dht.port,
             dns: DnsSeeds::new(config, keys.exchange_port()),
             seeds: Vec::new(),
             looks_outside: false,
@@ -104,7 +107,7 @@ impl Network {
 
     /// Has the DHT used, with nodes of it that answered in earlier runs.
     pub(super) fn remember_dht(&mut self, nodes: Vec<SocketAddrV4>) {
-        self.dht = Some(Dht::new(nodes));
+        self.dht = Some(Dht::new(self.dht_port, nodes));
     }
 
     /// Opens the sockets that share WireGuard's port.

@@ -86,7 +86,7 @@ impl Exchange {
         }
         let next_ping = self.next_ping(now);
         let session = self.sessions.get_mut(&id).expect("it was just proved");
-        session.phase = Phase::Live(Live::new(key, run, next_ping, now));
+        session.phase = Phase::Live(Live::new(key, run, next_ping, self.sharing, now));
         let (remote, dialed) = (session.remote, session.dialed);
         if let Some(target) = dialed {
             self.targets.on_met(target.address, key, now);

@@ -61,7 +61,7 @@ impl Exchange {
                 self.ask_next(id, context.records);
                 return outcome;
             }
-            Frame::Sync(message) => self.on_sync(id, &message, context),
+            Frame::Sync(message) => self.on_sync(id, message, context),
         }
         Ok(())
     }
@@ -110,9 +110,12 @@ impl Exchange {
         }
     }
 
-    fn on_sync<R: Records>(&mut self, id: SessionId, message: &Message, context: &Context<'_, R>) {
+    fn on_sync<R: Records>(&mut self, id: SessionId, mut message: Message, context: &Context<'_, R>) {
+        if let Message::Ask(keys) = &mut message {
+            keys.truncate(self.sharing.max);
+        }
         let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return };
-        let Answer { messages, wanted } = sync::answer(message, context.records, MAX_FRAME_BYTES);
+        let Answer { messages, wanted } = sync::answer(&message, context.records, MAX_FRAME_BYTES);
         if matches!(message, Message::Ask(_)) && !messages.is_empty() {
             live.sync.on_progress();
         }

@@ -9,11 +9,12 @@ use hmac::Mac as _;
 use super::frame::{Frame, PROOF_BYTES, Role, proof};
 use super::{CloseReason, Context, Exchange, Target};
 use crate::bucket::TokenBucket;
+use crate::config::Sharing;
 use crate::identity::Sequence;
 use crate::key::PublicKey;
 use crate::message::Token;
 use crate::record::SignedRecord;
-use crate::sync::{Entry, MAX_ASKED, Message, Pace, Records};
+use crate::sync::{Entry, Message, Pace, Records};
 use crate::time::Monotonic;
 
 /// For how long a stranger may take to prove who it is.
@@ -152,8 +153,9 @@ pub(super) struct Live {
     pings: u64,
     /// At most [`MAX_WANTED`]; what comes later is left out.
     wanted: BTreeMap<PublicKey, Sequence>,
-    /// At most [`MAX_ASKED`].
+    /// At most as many as the sharing says.
     asked: BTreeSet<PublicKey>,
+    max_asked: usize,
     pub(super) sync: Pace,
 }
 
@@ -176,7 +178,13 @@ impl Pulse {
 }
 
 impl Live {
-    pub(super) fn new(key: PublicKey, run: Token, first_ping: Monotonic, now: Monotonic) -> Self {
+    pub(super) fn new(
+        key: PublicKey,
+        run: Token,
+        first_ping: Monotonic,
+        sharing: Sharing,
+        now: Monotonic,
+    ) -> Self {
         Self {
             key,
             run,
@@ -189,7 +197,8 @@ impl Live {
             pings: 0,
             wanted: BTreeMap::new(),
             asked: BTreeSet::new(),
-            sync: Pace::new(now),
+            max_asked: sharing.max,
+            sync: Pace::new(sharing.interval, now),
         }
     }
 
@@ -244,8 +253,8 @@ impl Live {
             return None;
         }
         self.wanted.retain(|&key, &mut sequence| records.wants(Entry { key, sequence }));
-        self.asked =
-            self.wanted.keys().filter(|key| !in_flight.contains(key)).take(MAX_ASKED).copied().collect();
+        let next = self.wanted.keys().filter(|key| !in_flight.contains(key)).take(self.max_asked);
+        self.asked = next.copied().collect();
         self.wanted.retain(|key, _| !self.asked.contains(key));
         let keys: Vec<PublicKey> = self.asked.iter().copied().collect();
         (!keys.is_empty()).then_some(Frame::Sync(Message::Ask(keys)))

@@ -68,7 +68,11 @@ impl World {
 
     fn add(&mut self, number: u8, run: u8) {
         let secret = SecretKey::from_random([number + 1; 32]);
-        let exchange = Exchange::new(Places { target: 4, max: 32 }, [run.wrapping_mul(31) ^ number; 32]);
+        let exchange = Exchange::new(
+            Places { target: 4, max: 32 },
+            Sharing::default(),
+            [run.wrapping_mul(31) ^ number; 32],
+        );
         let mut table = Table::default();
         table.take(&self.sign(&secret, 1));
         table.buried.insert(secret.public());
@@ -261,6 +265,27 @@ fn two_nodes_prove_themselves_and_then_hold_the_same() {
     assert_eq!(world.nodes[0].table.held, world.nodes[1].table.held);
     assert_eq!(world.nodes[0].table.held.len(), 4);
     assert_eq!(world.nodes[0].ups_and_downs(), (1, 0));
+}
+
+/// P-11, P-12: who asks for few at once asks more often, and who gives few at once gives the others another time.
+#[test]
+fn an_exchange_moves_no_more_records_at_once_than_either_side_wants() {
+    let exchange = |asking, giving| {
+        let mut world = World::new(2);
+        for number in 0..20 {
+            let other = world.sign(&SecretKey::from_random([100 + number; 32]), 5);
+            world.nodes[0].table.take(&other);
+        }
+        for (node, max) in [(0, giving), (1, asking)] {
+            world.nodes[node].exchange.sharing.max = max;
+        }
+        world.want(0, &[1]);
+        world.pass(SECOND);
+        (world.nodes[1].table.held.len(), world.frames)
+    };
+    let (all, frames) = exchange(MAX_ASKED, MAX_ASKED);
+    assert_eq!(exchange(5, MAX_ASKED), (all, frames + 6), "four asks and four answers");
+    assert_eq!(exchange(MAX_ASKED, 5).0, all - 15);
 }
 
 #[test]

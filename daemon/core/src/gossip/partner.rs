@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::bucket::TokenBucket;
-use crate::sync::Pace;
+use crate::sync::{LONGEST_WAIT, Pace};
 use crate::time::Monotonic;
 
 /// Datagrams that a peer may send at once; a first synchronisation with a thousand nodes takes about six hundred.
@@ -18,8 +18,8 @@ pub(super) struct Partner {
 }
 
 impl Partner {
-    pub(super) const fn new(now: Monotonic) -> Self {
-        Self { datagrams: TokenBucket::new(BURST, INTERVAL, now), sync: Pace::new(now) }
+    pub(super) fn new(now: Monotonic) -> Self {
+        Self { datagrams: TokenBucket::new(BURST, INTERVAL, now), sync: Pace::new(LONGEST_WAIT, now) }
     }
 
     /// Whether it may send another datagram.

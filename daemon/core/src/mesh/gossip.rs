@@ -10,10 +10,11 @@ use std::time::Duration;
 use super::{Command, Mesh};
 use crate::config::Settings;
 use crate::dandelion;
-use crate::gossip::{Company, Context, Gossip, Output, SILENCE_TO_ASK};
+use crate::gossip::{Company, Context, Gossip, Output, Refused, SILENCE_TO_ASK};
 use crate::key::PublicKey;
 use crate::plan;
-use crate::record::{Record, SignedRecord};
+use crate::record::{InvalidRecord, Record, SignedRecord};
+use crate::standing::Deed;
 use crate::status::{Source as SourceStatus, SourceState};
 use crate::store::Source;
 use crate::sync::RecordView;
@@ -62,11 +63,19 @@ impl Mesh {
         let Some(key) = self.owner_of(from.ip()).filter(|_| is_gossip_port) else {
             return self.drop_input("gossip of a stranger", from);
         };
+        if self.book.is_shut_out(key, now.wall) {
+            return self.drop_input("gossip of one shut out", from);
+        }
         if let Some(Err(refused)) =
             self.with_gossip(now, |gossip, context| gossip.handle(key, bytes, context))
         {
             tracing::debug!(peer = %key, %refused, "dropped gossip");
             self.drop_input(refused.name(), from);
+            if refused == Refused::Record(InvalidRecord::Signature) {
+                // Nobody passes on what they have not verified, and the tunnel proves who has said it.
+                self.book.note_seen(key, now.wall);
+                self.judge(key, Deed::BadRecord, now);
+            }
         }
     }
 

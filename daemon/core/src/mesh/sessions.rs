@@ -155,17 +155,19 @@ impl Mesh {
                 self.on_told(record, source, heard_at, now);
             }
             Output::Forwarded { by, forward } => self.on_forwarded(by, forward, now),
-            Output::Misbehaved { key, reason } => {
-                if self.book.is_shut_out(key, now.wall) {
-                    return;
-                }
-                *self.drops.entry("misbehaved").or_default() += 1;
-                tracing::warn!(peer = %key, %reason, "shut out a peer for a day");
-                self.book.ban(key, now.wall);
-                self.targets_stale = true;
-                self.save_book_soon(now);
-            }
+            Output::Misbehaved { key, reason } => self.shut_out(key, reason, now),
         }
+    }
+
+    fn shut_out(&mut self, key: PublicKey, reason: Misbehaviour, now: Now) {
+        if self.book.is_shut_out(key, now.wall) {
+            return;
+        }
+        *self.drops.entry("misbehaved").or_default() += 1;
+        tracing::warn!(peer = %key, %reason, "shut out a peer for a day");
+        self.book.ban(key, now.wall);
+        self.targets_stale = true;
+        self.save_book_soon(now);
     }
 
     fn on_session_up(&mut self, key: PublicKey, remote: SocketAddr, now: Now) {
@@ -215,16 +217,19 @@ impl Mesh {
         }
     }
 
-    fn judge(&mut self, key: PublicKey, deed: Deed, now: Now) {
+    /// Holds a deed against a node, or for it, and shuts it out for the worst.
+    pub(super) fn judge(&mut self, key: PublicKey, deed: Deed, now: Now) {
         if deed == Deed::Served {
             self.last_session = Some(now.monotonic);
         }
         let before = self.book.reputation(key).class();
-        if self.book.judge(key, deed)
-            && let Some(exchange) = &mut self.exchange
-        {
+        if self.book.judge(key, deed) {
             let reason = Misbehaviour::Record(InvalidRecord::Signature);
-            exchange.shut_out(key, reason, now.monotonic);
+            match &mut self.exchange {
+                // Its sessions end, and then it says so.
+                Some(exchange) => exchange.shut_out(key, reason, now.monotonic),
+                None => self.shut_out(key, reason, now),
+            }
         }
         self.targets_stale |= self.book.reputation(key).class() != before;
     }

@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::*;
-use crate::config::{Hostname, RelayMode, RelaySettings};
+use crate::config::{Hostname, RelayMode, RelaySettings, Sharing};
 use crate::pool::Places;
 use crate::secret::MeshSecret;
 use crate::status::SourceState;
@@ -37,6 +37,7 @@ impl Node {
             relay: RelaySettings { mode: RelayMode::Sealed, serve: None, max_pairs: 16, force: false },
             max_peers: 10,
             sessions: Places { target: 4, max: 32 },
+            sharing: Sharing::default(),
         };
         let keys = MeshKeys::derive(&MeshSecret::from_random([7; 32]).mesh_key());
         let state = NodeState::from_random([number; 32]);
@@ -134,6 +135,26 @@ fn nobody_is_asked_again_whose_answer_waits() {
     assert_eq!(one.sent().len(), 1, "only the answer is confirmed");
     one.mesh.handle(Event::Timeout, now(401));
     assert_eq!(one.sent().len(), 0);
+}
+
+/// M-28, M-32: whoever passes on forged records in gossip is not listened to any more, by a node without sessions too.
+#[test]
+fn forged_records_in_gossip_cost_their_sender_its_voice() {
+    let (mut one, mut other) = (Node::start(1, now(0)), Node::start(2, now(0)));
+    one.settle(now(0));
+    let told = other.settle(now(0));
+    one.mesh.handle_all(told, now(1));
+    one.settle(now(1));
+    let from = SocketAddr::new(other.mesh.addresses().v4.into(), one.mesh.keys.gossip_port());
+    let mut forged = other.mesh.record.as_bytes().to_vec();
+    *forged.last_mut().unwrap() ^= 1;
+    let bytes = crate::gossip::passing_on(&forged);
+    for _ in 0..4 {
+        one.mesh.handle(Event::Gossip { from, bytes: bytes.clone() }, now(2));
+    }
+    let dropped = ["bad record in gossip", "misbehaved", "gossip of one shut out"]
+        .map(|reason| one.mesh.drops().get(reason).copied());
+    assert_eq!(dropped, [Some(2), Some(1), Some(2)]);
 }
 
 /// W-D7, W-D9: a network that is advertised, accepted and withdrawn on running nodes.

@@ -8,7 +8,7 @@ use crate::bucket::TokenBucket;
 use crate::key::PublicKey;
 use crate::time::Monotonic;
 
-/// So long a peer that only others told of may have to wait until it is passed on (P-12).
+/// So long a peer that only others told of may have to wait until it is passed on (P-12), where nobody wants another span.
 pub const MIN_AGE: Duration = Duration::from_secs(60);
 
 /// So many peers that only others told of are passed on at once, and one more each [`NEWCOMER_INTERVAL`].
@@ -25,7 +25,7 @@ impl PeerStore {
         if source.is_direct() {
             self.release(key);
         } else if outcome == Outcome::New && source != Source::Cache && !self.newcomers.take(now) {
-            self.withheld.insert(key, now + MIN_AGE);
+            self.withheld.insert(key, now + self.min_age);
             self.hashes.forget(key);
         }
     }
@@ -42,7 +42,8 @@ impl PeerStore {
     /// Makes room for one more, which proved to be there or is only told of. Returns whether that is possible.
     pub(super) fn evict(&mut self, for_proof: bool, now: Monotonic) -> bool {
         let is_hearsay = |(key, peer): &(&PublicKey, &Peer)| !peer.is_proved && !self.pinned.contains(*key);
-        let had_its_time = |one: &(&PublicKey, &Peer)| for_proof || now.since(one.1.first_seen) >= MIN_AGE;
+        let had_its_time =
+            |one: &(&PublicKey, &Peer)| for_proof || now.since(one.1.first_seen) >= self.min_age;
         let hearsay = self.peers.iter().filter(is_hearsay).filter(had_its_time);
         let Some((&oldest, _)) = hearsay.min_by_key(|(key, peer)| (peer.first_seen, **key)) else {
             return false;
@@ -83,7 +84,7 @@ impl PeerStore {
         }
         self.unproved.clear();
         if self.peers.len() >= self.capacity {
-            let is_over = |peer: &Peer| !peer.is_proved && now.since(peer.first_seen) >= MIN_AGE;
+            let is_over = |peer: &Peer| !peer.is_proved && now.since(peer.first_seen) >= self.min_age;
             let over = self.peers.iter().filter(|(key, peer)| is_over(peer) && !self.pinned.contains(*key));
             self.unproved.extend(over.map(|(&key, _)| key));
         }

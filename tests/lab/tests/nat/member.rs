@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use serde_json::Value;
 use wgmesh::exchange::Exchange as Streams;
+use wgmesh_core::config::Sharing;
 use wgmesh_core::derive::MeshKeys;
 use wgmesh_core::exchange::{CloseReason, Context, Exchange, Output, SessionEvent, SessionId, Target};
 use wgmesh_core::identity::Sequence;
@@ -592,7 +593,7 @@ fn in_sessions<T>(member: Member, act: impl AsyncFnOnce(&mut Talk) -> T) -> T {
     runtime.block_on(async {
         let mut talk = Talk {
             streams: Streams::start(&member.keys, 50_000),
-            exchange: Exchange::new(Places { target: 1, max: 4 }, [7; 32]),
+            exchange: Exchange::new(Places { target: 1, max: 4 }, Sharing::default(), [7; 32]),
             peers: PeerStore::new(10),
             book: Book::default(),
             member,

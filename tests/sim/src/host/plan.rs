@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
-use wgmesh_core::config::{RelayMode, RelaySettings, Settings};
+use wgmesh_core::config::{RelayMode, RelaySettings, Settings, Sharing};
 use wgmesh_core::pool::Places;
 
 use super::Relaying;
@@ -107,5 +107,6 @@ pub fn settings(plan: &HostPlan, number: usize) -> Settings {
         },
         max_peers: plan.max_peers,
         sessions: plan.sessions,
+        sharing: Sharing::default(),
     }
 }
