@@ -11,7 +11,8 @@
 //!
 //! A **round** reads the boards and swarms of this hour and the last one (clocks differ), then writes to both what is due:
 //! at once after a change, every [`PUBLISH_INTERVAL`] anyway. A node that reaches nobody goes round at
-//! [`FIRST_PAUSE`] and ever more slowly up to [`ALONE_INTERVAL`], every other one at [`QUERY_INTERVAL`]. Between rounds that are
+//! [`FIRST_PAUSE`] and ever more slowly up to [`ALONE_INTERVAL`]; one that has found somebody at [`SETTLING_PAUSE`] and ever more
+//! slowly up to [`QUERY_INTERVAL`], since hosts that start together may find each other in groups. Between rounds that are
 //! far apart the shell is told to rest: a node of the DHT costs a host some 18 wakes a second.
 //!
 //! What strangers can do: see that some host stores something here for an hour, keep it from others, hand out an older
@@ -40,7 +41,7 @@ use crate::time::{Monotonic, Now};
 use crate::wire::decode_all;
 use board::{Board, Slot};
 use pace::Pace;
-pub use pace::{ALONE_INTERVAL, FIRST_PAUSE, QUERY_INTERVAL};
+pub use pace::{ALONE_INTERVAL, FIRST_PAUSE, QUERY_INTERVAL, SETTLING_PAUSE};
 pub use request::{DhtEvent, Failure, Hour, ItemKey, Order, Request, RequestId, Swarm};
 
 /// How many notices a board holds. Each costs a lookup a round, and few are enough: whoever meets one member meets all.
