@@ -76,25 +76,6 @@ fn a_node_is_published_by_others_only_and_found_all_the_same() -> Result<(), Vio
     Ok(())
 }
 
-/// W-X29: hosts that start together may find each other in groups first. Found in the lab: two and two stayed two meshes for four
-/// minutes, because whoever reaches somebody looked again only after five.
-#[test]
-fn groups_that_do_not_know_of_each_other_become_one_mesh() -> Result<(), Violation> {
-    for seed in 0..16 {
-        let mut world = World::new(seed);
-        let plan = HostPlan { dht: true, dandelion: true, ..HostPlan::default() };
-        let nodes =
-            [Kind::None, Kind::PortRestricted, Kind::PortRestricted, Kind::PortRestricted].map(|kind| {
-                let site = world.add_site(kind);
-                world.add_host(plan.clone(), &[site])
-            });
-        nodes.iter().try_for_each(|&node| world.start(node))?;
-        let span = world.run_until_meshed(mins(6))?;
-        assert!(span < mins(2), "{span:?} with seed {seed}");
-    }
-    Ok(())
-}
-
 /// Issue "find anyone" (fail-safe): nodes that throw away what they should pass on keep nobody from being published by another,
 /// and make nobody publish itself.
 #[test]
