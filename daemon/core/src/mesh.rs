@@ -195,7 +195,7 @@ impl Mesh {
             opener: Opener::new(now),
             leads: TokenBucket::new(lan::LEAD_BURST, lan::LEAD_INTERVAL, now.monotonic),
             strangers: AddressBuckets::new(lan::STRANGER_BURST, lan::STRANGER_INTERVAL),
-            store: PeerStore::new(settings.max_peers).with_min_age(settings.sharing.min_age),
+            store: PeerStore::new(settings.max_peers, settings.sharing.min_age),
             relays: relays::Relays::new(&settings.relay),
             token: Token(rng.next_u64()),
             talk: settings.gossip.then(|| gossip::Talk::new(&settings, random(&mut rng), now.monotonic)),

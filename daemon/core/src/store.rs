@@ -279,8 +279,8 @@ pub struct PeerStore {
 }
 
 impl PeerStore {
-    /// Makes an empty store for at most `capacity` peers.
-    pub const fn new(capacity: usize) -> Self {
+    /// Makes an empty store for at most `capacity` peers, in which hearsay waits for `min_age`, usually [`MIN_AGE`].
+    pub const fn new(capacity: usize, min_age: Duration) -> Self {
         Self {
             capacity,
             peers: BTreeMap::new(),
@@ -290,18 +290,12 @@ impl PeerStore {
             unwanted: BTreeSet::new(),
             withheld: BTreeMap::new(),
             newcomers: room::newcomers(),
-            min_age: MIN_AGE,
+            min_age,
             unproved: BTreeSet::new(),
             evicted: Vec::new(),
             hashes: BucketHashes::new(),
             next_removal: None,
         }
-    }
-
-    /// Has what only others told of wait for another span than [`MIN_AGE`].
-    pub const fn with_min_age(mut self, min_age: Duration) -> Self {
-        self.min_age = min_age;
-        self
     }
 
     /// Takes in a claim; `pair` computes the pair's keys if the peer is new.

@@ -288,6 +288,25 @@ fn an_exchange_moves_no_more_records_at_once_than_either_side_wants() {
     assert_eq!(exchange(MAX_ASKED, 5).0, all - 15);
 }
 
+/// P-14: who disagrees for long compares as often as the operator wants, and no more often.
+#[test]
+fn nodes_that_never_agree_compare_in_the_chosen_interval() {
+    let frames = |interval| {
+        let mut world = World::new(2);
+        let gone = world.sign(&SecretKey::from_random([100; 32]), 5);
+        world.nodes[0].table.take(&gone);
+        world.nodes[1].table.buried.insert(gone.record().key);
+        for node in &mut world.nodes {
+            node.exchange.sharing.interval = interval;
+        }
+        world.want(0, &[1]);
+        world.pass(Duration::from_secs(3600));
+        world.frames
+    };
+    let [usual, quick] = [300, 30].map(|seconds| frames(Duration::from_secs(seconds)));
+    assert!(quick > usual + 60, "{quick} frames in an hour, {usual} usually");
+}
+
 #[test]
 fn a_change_reaches_every_node_of_a_chain_within_a_delay_for_each_hop() {
     let mut world = World::new(6);

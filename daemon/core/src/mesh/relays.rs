@@ -272,7 +272,7 @@ impl Mesh {
         // What passes packets this way may drop what goes that way: the peer has left it, and names it no more.
         let relay = self.sealed_path(key).and_then(|address| self.relay_at(key, address));
         let is_left = relay.is_some_and(|relay| offer.relays.iter().all(|one| one.relay != relay));
-        if is_left && self.has_another_relay(key, now) {
+        if is_left && self.look_for_another_relay(key, now) {
             self.leave_relay(key, Fault::Unwanted, now);
         }
     }

@@ -95,11 +95,12 @@ impl Trials {
 }
 
 impl Mesh {
-    /// Puts the relay on trial through which packets to a peer go that nobody answers.
+    /// Puts the relay on trial through which packets to a peer go that nobody answers. Another is looked for at the same time,
+    /// so that it is known when the trial ends.
     pub(super) fn try_relay(&mut self, key: PublicKey, now: Now) {
         let address = self.sealed_path(key).filter(|_| self.live_endpoint(key, now).is_some());
         if let Some(address) = address {
-            let has_other = self.has_another_relay(key, now);
+            let has_other = self.look_for_another_relay(key, now);
             self.relays.trials.doubts.entry(key).or_default().begin(address, has_other, now.monotonic);
         }
     }
@@ -126,7 +127,7 @@ impl Mesh {
             }
             match lie {
                 Some(Lie { is_certain: true }) => self.leave_relay(key, Fault::Lies, now),
-                Some(Lie { is_certain: false }) if self.has_another_relay(key, now) => {
+                Some(Lie { is_certain: false }) if self.look_for_another_relay(key, now) => {
                     self.leave_relay(key, Fault::Suspect, now);
                 }
                 Some(Lie { is_certain: false }) | None => {}
@@ -142,20 +143,20 @@ impl Mesh {
     /// Leaves the relay at an endpoint over which a peer answers pings and WireGuard does not, if there is another to try:
     /// whose fault it is nobody knows.
     pub(super) fn leave_relay_in_vain(&mut self, key: PublicKey, endpoint: SocketAddr, now: Now) {
-        if self.sealed_path(key) == Some(endpoint) && self.has_another_relay(key, now) {
+        if self.sealed_path(key) == Some(endpoint) && self.look_for_another_relay(key, now) {
             self.leave_relay(key, Fault::Mute, now);
         }
     }
 
-    /// Whether there is another relay than the one in use. If none is known, the peer is asked: it reaches others by now,
-    /// perhaps, and says so by itself only where no path works.
-    pub(super) fn has_another_relay(&mut self, key: PublicKey, now: Now) -> bool {
+    /// Returns whether there is another relay than the one in use. If none is known, the peer is asked: it reaches others by
+    /// now, perhaps, and says so by itself only where no path works.
+    pub(super) fn look_for_another_relay(&mut self, key: PublicKey, now: Now) -> bool {
         let current = self.sealed_path(key).and_then(|address| self.relay_at(key, address));
         let is_held = self.relays.seekers.get(&key).is_some_and(|seeker| seeker.holds_another(current));
         if is_held || self.choose_relay(key, now).is_some() {
             return true;
         }
-        if self.relays.seekers.entry(key).or_default().take_turn(now.monotonic) {
+        if self.relays.seekers.entry(key).or_default().take_inquiry(now.monotonic) {
             tracing::debug!(peer = %key, "no other relay is known; asking the peer");
             self.send_offers(key, now);
         }
@@ -166,7 +167,7 @@ impl Mesh {
     pub(super) fn on_copy(&mut self, key: PublicKey, from: SocketAddr, now: Now) {
         let is_flood =
             self.sealed_path(key) == Some(from) && self.relays.trials.note_copy(key, from, now.monotonic);
-        if is_flood && self.has_another_relay(key, now) {
+        if is_flood && self.look_for_another_relay(key, now) {
             self.leave_relay(key, Fault::Floods, now);
         }
     }

@@ -78,7 +78,10 @@ pub struct Seeker {
     is_routed: bool,
     leases: BTreeMap<PublicKey, Lease>,
     failures: BTreeMap<PublicKey, Failure>,
-    pause: Option<Pause>,
+    /// Until the next try where there was no relay to ask.
+    turn: Option<Pause>,
+    /// Until the peer is asked again for another relay than the one in use.
+    inquiry: Option<Pause>,
     comeback: Comeback,
 }
 
@@ -121,6 +124,18 @@ struct Failure {
 struct Pause {
     until: Monotonic,
     length: Duration,
+}
+
+impl Pause {
+    /// Whether it is over, or there is none. If so, a longer one begins.
+    fn take(pause: &mut Option<Self>, now: Monotonic) -> bool {
+        if pause.is_some_and(|pause| now < pause.until) {
+            return false;
+        }
+        let length = pause.map_or(FIRST_PAUSE, |pause| (pause.length * 2).min(LONGEST_PAUSE));
+        *pause = Some(Self { until: now + length, length });
+        true
+    }
 }
 
 impl Seeker {
@@ -243,7 +258,7 @@ impl Seeker {
                 && tried == address
             {
                 *lease = Lease::Proved { address, bind_at: now + BIND_INTERVAL, used: now };
-                self.pause = None;
+                self.turn = None;
             }
         }
     }
@@ -305,12 +320,12 @@ impl Seeker {
 
     /// Whether it is time for another try where there was no relay to ask. If so, the next comes after a longer pause.
     pub fn take_turn(&mut self, now: Monotonic) -> bool {
-        if self.pause.is_some_and(|pause| now < pause.until) {
-            return false;
-        }
-        let length = self.pause.map_or(FIRST_PAUSE, |pause| (pause.length * 2).min(LONGEST_PAUSE));
-        self.pause = Some(Pause { until: now + length, length });
-        true
+        Pause::take(&mut self.turn, now)
+    }
+
+    /// Whether it is time to ask the peer for another relay than the one in use. If so, the next time is after a longer pause.
+    pub fn take_inquiry(&mut self, now: Monotonic) -> bool {
+        Pause::take(&mut self.inquiry, now)
     }
 
     /// Returns something that is due, and notes it as done.
@@ -346,7 +361,7 @@ impl Seeker {
 
     /// Returns when [`Seeker::take_turn`] says yes.
     pub fn next_turn(&self) -> Option<Monotonic> {
-        self.pause.map(|pause| pause.until)
+        self.turn.map(|pause| pause.until)
     }
 
     fn times_failed(&self, relay: PublicKey, now: Monotonic) -> u32 {

@@ -41,7 +41,7 @@ fn claim(store: &mut PeerStore, claim: Claim, seconds: u64) -> Outcome {
 /// W-D13, W-D14: by the signed sequence, never by arrival.
 #[test]
 fn the_newest_record_wins_whatever_the_order_of_arrival() {
-    let mut store = PeerStore::new(10);
+    let mut store = PeerStore::new(10, MIN_AGE);
     let key = node(1).public();
     assert_eq!(claim(&mut store, heard(record_of(1, 5)), 0), Outcome::New);
     assert_eq!(claim(&mut store, heard(record_of(1, 4)), 1), Outcome::Refused(Refused::Stale));
@@ -53,7 +53,7 @@ fn the_newest_record_wins_whatever_the_order_of_arrival() {
 /// W-D19.
 #[test]
 fn a_full_store_refuses_strangers_and_still_updates_peers() {
-    let mut store = PeerStore::new(1000);
+    let mut store = PeerStore::new(1000, MIN_AGE);
     for number in 0..1000 {
         assert_eq!(claim(&mut store, heard(record_of(number, 1)), 0), Outcome::New);
     }
@@ -67,7 +67,7 @@ fn a_full_store_refuses_strangers_and_still_updates_peers() {
 /// X-17, W-D18: a cache or a replayable announce keeps nobody alive, a fresh hello and the kernel do.
 #[test]
 fn only_direct_evidence_keeps_a_peer_alive() {
-    let mut store = PeerStore::new(10);
+    let mut store = PeerStore::new(10, MIN_AGE);
     let key = node(1).public();
     claim(&mut store, heard(record_of(1, 1)), 0);
     let cached = Claim { source: Source::Cache, ..heard(record_of(1, 1)) };
@@ -82,7 +82,7 @@ fn only_direct_evidence_keeps_a_peer_alive() {
 
 #[test]
 fn who_said_goodbye_comes_back_only_with_a_newer_record() {
-    let mut store = PeerStore::new(10);
+    let mut store = PeerStore::new(10, MIN_AGE);
     claim(&mut store, heard(record_of(1, 5)), 0);
     assert_eq!(claim(&mut store, heard(goodbye_of(1, 6)), 1), Outcome::Departed);
     assert_eq!(claim(&mut store, heard(record_of(1, 5)), 2), Outcome::Refused(Refused::Departed));
@@ -92,7 +92,7 @@ fn who_said_goodbye_comes_back_only_with_a_newer_record() {
 
 #[test]
 fn the_memory_of_the_departed_is_bounded() {
-    let mut store = PeerStore::new(10);
+    let mut store = PeerStore::new(10, MIN_AGE);
     let farewell = goodbye_of(1, 1);
     for number in 0..=MAX_TOMBSTONES {
         let key = PublicKey::from_bytes(rand_key(number));
@@ -112,7 +112,7 @@ fn rand_key(number: usize) -> [u8; 32] {
 /// W-D15, W-D16, W-D20, X-18.
 #[test]
 fn the_best_address_is_by_rank_then_ipv6_and_no_rank_outlives_its_reason() {
-    let mut store = PeerStore::new(10);
+    let mut store = PeerStore::new(10, MIN_AGE);
     let key = node(1).public();
     let with = |source, endpoint: &str| Claim {
         source,
@@ -137,7 +137,7 @@ fn the_best_address_is_by_rank_then_ipv6_and_no_rank_outlives_its_reason() {
 
 #[test]
 fn the_addresses_of_one_peer_are_bounded() {
-    let mut store = PeerStore::new(10);
+    let mut store = PeerStore::new(10, MIN_AGE);
     for port in 1..200 {
         let endpoint = Some(SocketAddr::from(([192, 0, 2, 1], port)));
         claim(&mut store, Claim { endpoint, ..heard(record_of(1, 1)) }, u64::from(port));
@@ -150,7 +150,7 @@ fn the_addresses_of_one_peer_are_bounded() {
 ///
 #[test]
 fn nobodys_word_makes_a_peer_younger_than_somebody_heard_it() {
-    let mut store = PeerStore::new(10);
+    let mut store = PeerStore::new(10, MIN_AGE);
     let key = node(1).public();
     let silence = |store: &PeerStore, seconds| store.get(key).unwrap().silence(at(seconds)).as_secs();
     let cached = Claim { source: Source::Cache, ..heard(record_of(1, 1)) };
@@ -179,7 +179,7 @@ fn what_fell_silent_comes_back_by_itself_or_with_a_newer_record_only() {
         fresh: false,
         ..heard(record_of(1, sequence))
     };
-    let mut store = PeerStore::new(10);
+    let mut store = PeerStore::new(10, MIN_AGE);
     let forget = |store: &mut PeerStore, seconds| assert_eq!(store.remove_stale(at(seconds)).len(), 1);
     claim(&mut store, heard(record_of(1, 1)), 0);
     forget(&mut store, 600);
@@ -201,7 +201,7 @@ fn told(record: SignedRecord) -> Claim {
 /// W-D19, M-5.
 #[test]
 fn who_proves_to_be_there_takes_the_place_of_hearsay() {
-    let mut store = PeerStore::new(3);
+    let mut store = PeerStore::new(3, MIN_AGE);
     assert_eq!(claim(&mut store, heard(record_of(1, 1)), 0), Outcome::New);
     (2..=3).for_each(|number| assert_eq!(claim(&mut store, told(record_of(number, 1)), 0), Outcome::New));
     assert_eq!(claim(&mut store, told(record_of(4, 1)), 1), Outcome::Refused(Refused::Full));
@@ -221,7 +221,7 @@ fn who_proves_to_be_there_takes_the_place_of_hearsay() {
 /// P-11, P-12, X-26: a fleet's start passes at once, a flood of inventions waits, and proof ends the wait.
 #[test]
 fn a_flood_of_hearsay_is_passed_on_late() {
-    let mut store = PeerStore::new(2000);
+    let mut store = PeerStore::new(2000, MIN_AGE);
     (0..600).for_each(|number| assert_eq!(claim(&mut store, told(record_of(number, 1)), 100), Outcome::New));
     let passed = |store: &PeerStore| store.iter().filter(|(key, _)| store.may_pass_on(*key)).count();
     assert_eq!(passed(&store), 512);
@@ -237,10 +237,22 @@ fn a_flood_of_hearsay_is_passed_on_late() {
     assert!(store.may_pass_on(node(700).public()), "what tells of itself never waits");
 }
 
+/// P-11: the operator may choose how long a flood waits.
+#[test]
+fn hearsay_waits_as_long_as_the_operator_wants() {
+    let mut store = PeerStore::new(2000, Duration::from_secs(5));
+    (0..600).for_each(|number| assert_eq!(claim(&mut store, told(record_of(number, 1)), 100), Outcome::New));
+    let passed = |store: &PeerStore| store.iter().filter(|(key, _)| store.may_pass_on(*key)).count();
+    store.pass_on_withheld(at(104));
+    assert_eq!(passed(&store), 512);
+    store.pass_on_withheld(at(105));
+    assert_eq!(passed(&store), 600);
+}
+
 /// W-D19: a store that is full of inventions has room for others a minute later, and they do not come back.
 #[test]
 fn hearsay_that_had_its_time_makes_room_for_other_hearsay() {
-    let mut store = PeerStore::new(2);
+    let mut store = PeerStore::new(2, MIN_AGE);
     (1..=2).for_each(|number| assert_eq!(claim(&mut store, told(record_of(number, 1)), 0), Outcome::New));
     store.touch(node(1).public(), at(1), at(1));
     store.pass_on_withheld(at(59));

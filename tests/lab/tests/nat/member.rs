@@ -21,7 +21,7 @@ use wgmesh_core::record::{Record, SignedRecord};
 use wgmesh_core::seal::{Kind, seal};
 use wgmesh_core::secret::MeshSecret;
 use wgmesh_core::standing::Book;
-use wgmesh_core::store::PeerStore;
+use wgmesh_core::store::{MIN_AGE, PeerStore};
 use wgmesh_core::sync::{Entry, Message, RecordView, Told};
 use wgmesh_core::time::{Monotonic, Now, WallClock};
 use wgmesh_lab::{Daemon, Host, Memory, NatKind, Settings, eventually, show};
@@ -594,7 +594,7 @@ fn in_sessions<T>(member: Member, act: impl AsyncFnOnce(&mut Talk) -> T) -> T {
         let mut talk = Talk {
             streams: Streams::start(&member.keys, 50_000),
             exchange: Exchange::new(Places { target: 1, max: 4 }, Sharing::default(), [7; 32]),
-            peers: PeerStore::new(10),
+            peers: PeerStore::new(10, MIN_AGE),
             book: Book::default(),
             member,
         };

@@ -151,6 +151,15 @@ fn failures_of_ever_new_relays_take_no_more_room() {
     assert_eq!(seeker.failures.len(), MAX_FAILURES);
 }
 
+/// Whoever asked for another relay long before loses the one in use: the way to the next must not have to wait.
+#[test]
+fn a_peer_that_was_asked_for_relays_is_asked_at_once_where_no_path_works() {
+    let mut seeker = Seeker::default();
+    let asked = (0..60).filter(|second| seeker.take_inquiry(at(second * 1000))).count();
+    assert_eq!(asked, 6, "after 1, 2, 4, 8 and 16 s");
+    assert!(seeker.next_turn().is_none() && seeker.take_turn(at(60_000)));
+}
+
 #[test]
 fn where_there_is_no_relay_tries_become_rarer() {
     let mut seeker = Seeker::default();
