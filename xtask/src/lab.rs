@@ -189,7 +189,10 @@ fn run_tests(guest: &mut Guest, left: &mut Vec<String>, threads: usize) -> Resul
     for _ in 1..BOOTS {
         match try_tests(guest, left, threads) {
             Err(error) if error.is::<EmulatorFailed>() && !left.is_empty() => {
-                eprintln!("[xtask] {error}: {} tests are left, for which it boots again", left.len());
+                eprintln!(
+                    "[xtask] {error:#}\n[xtask] {} tests are left, for which it boots again",
+                    left.len()
+                );
             }
             outcome => return outcome,
         }
