@@ -3,7 +3,8 @@
 //! Ours and foreign stand side by side on both. A tcx link is ours because it is pinned in our folder or held by this
 //! process. A filter is ours by the pair of [`PRIORITY`] and a handle made from the mesh interface's name, so several
 //! meshes share an underlay link. Nothing else is ever replaced or removed. A clsact qdisc that we had to add stays:
-//! nobody could tell whether somebody else relies on it by now, and an empty one does nothing.
+//! nobody could tell whether somebody else relies on it by now, and an empty one does nothing. Besides, Linux drops what is sent
+//! over the link while a qdisc is added or removed (`dev_deactivate`), so it is better done once.
 
 use std::io;
 use std::path::Path;

@@ -142,6 +142,8 @@ fn a_route_changes_under_a_transfer_that_does_not_notice() {
     let daemons = site.start(&format!("\"{NETWORK}\""), "\"10.76.0.0/15\"");
     let (first, second) = (&site.nodes[0], &site.nodes[1]);
     eventually(PATIENCE, || site.reaches_insider(1));
+    // Before 6.6 Linux drops what is sent while a hook is added to a link.
+    eventually(PATIENCE, || daemons.iter().all(|daemon| daemon.status_json()["ebpf"]["active"] == true));
     let index = || {
         site.nodes[..2]
             .iter()
