@@ -8,6 +8,9 @@ use wgmesh_core::time::{Monotonic, Now, WallClock};
 /// What the core's clock shows at boot: it must be able to tell when somebody was heard before this host was up.
 const AT_BOOT: Duration = Duration::from_secs(24 * 3600);
 
+/// What is shorter may be the time that it takes to look at two clocks; no machine sleeps and wakes as fast.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(100);
+
 /// Reads the clock that counts suspend (`CLOCK_BOOTTIME`) and the time of day.
 pub(crate) fn now() -> Now {
     // A clock before 1970 counts as 1970: the core tolerates any clock.
@@ -21,6 +24,35 @@ pub(crate) fn now() -> Now {
 /// Returns what `CLOCK_BOOTTIME` shows.
 pub(crate) fn since_boot() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME since 2.6.39").into()
+}
+
+/// How long the machine has slept since it was booted, as far as is known.
+pub(crate) struct Suspend(Duration);
+
+impl Suspend {
+    /// Begins now.
+    pub(crate) fn new() -> Self {
+        Self(suspended().unwrap_or_default())
+    }
+
+    /// Returns for how long the machine has slept since the last call, if it has.
+    pub(crate) fn take(&mut self) -> Option<Duration> {
+        let suspended = suspended()?;
+        let span = suspended.saturating_sub(self.0);
+        self.0 = suspended;
+        (span >= SHORTEST_SLEEP).then_some(span)
+    }
+}
+
+/// Returns by how much `CLOCK_BOOTTIME` is ahead of `CLOCK_MONOTONIC`, which stands still while the machine sleeps; `None`
+/// where this process was kept waiting between the two looks.
+fn suspended() -> Option<Duration> {
+    let running = || -> Duration {
+        clock_gettime(ClockId::CLOCK_MONOTONIC).expect("every Linux has CLOCK_MONOTONIC").into()
+    };
+    let before = running();
+    let boot = since_boot();
+    (running().saturating_sub(before) < SHORTEST_SLEEP / 10).then(|| boot.saturating_sub(before))
 }
 
 /// Returns the moment at which `CLOCK_BOOTTIME` showed so many nanoseconds.

@@ -214,6 +214,7 @@ struct Daemon {
     last_line: String,
     /// When the state was last written to the log.
     told_at: Option<Monotonic>,
+    suspend: clock::Suspend,
     /// Whether the operator wants this node out of the mesh.
     leaving: Option<Leaving>,
 }
@@ -246,6 +247,7 @@ impl Daemon {
             passage: Arc::default(),
             last_line: String::new(),
             told_at: None,
+            suspend: clock::Suspend::new(),
             leaving: None,
         };
         daemon.follow_underlay(underlay);
@@ -304,7 +306,8 @@ impl Daemon {
     /// Hands an event to the mesh, with whatever waits on the sockets, and carries out what it wants done. So nothing
     /// is asked again whose answer came in time.
     fn feed(&mut self, event: Event) {
-        let events: Vec<Event> = std::iter::once(event).chain(self.network.waiting()).collect();
+        let woke = self.suspend.take().map(Event::Woke);
+        let events: Vec<Event> = woke.into_iter().chain([event]).chain(self.network.waiting()).collect();
         self.mesh.handle_all(events, clock::now());
         self.network.follow_port(self.mesh.listen_port());
         while let Some(command) = self.mesh.poll_command() {

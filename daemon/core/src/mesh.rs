@@ -303,6 +303,7 @@ impl Mesh {
             Event::Handshakes(seen) => self.on_handshakes(&seen, now.monotonic),
             Event::Unanswered(key) => self.on_unanswered(key, now),
             Event::Probed(key, answered) => self.on_probed(key, answered, now),
+            Event::Woke(slept) => self.on_woke(slept, now),
             Event::CheckNat => self.restart_stun(now),
             Event::Timeout => {}
             Event::Stop(stop) => self.on_stop(stop, now),

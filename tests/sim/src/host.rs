@@ -92,6 +92,10 @@ pub struct Host {
     pub totals: Totals,
     /// Whether it stands still, all but its clocks.
     pub is_asleep: bool,
+    /// Since when it stands still, or stood still last.
+    pub slept_at: Monotonic,
+    /// For how long it stood still, as long as its daemon has not noticed.
+    pub woke: Option<Duration>,
     /// Whether its daemon does, and nothing else.
     pub is_hung: bool,
     keys: MeshKeys,
@@ -118,6 +122,8 @@ impl Host {
             disk: Disk::new(random),
             totals: Totals::default(),
             is_asleep: false,
+            slept_at: Monotonic::default(),
+            woke: None,
             is_hung: false,
             keys,
             boot_offset: random.up_to(Duration::from_secs(86_400)),
@@ -382,7 +388,8 @@ impl Host {
         if self.is_hung {
             return process.inbox.extend(events);
         }
-        process.mesh.handle_all(events, now);
+        let woke = self.woke.take().map(Event::Woke);
+        process.mesh.handle_all(woke.into_iter().chain(events), now);
         while let Some(command) = process.mesh.poll_command() {
             match command {
                 Command::SaveState(state) => self.disk.state = state,

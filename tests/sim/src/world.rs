@@ -210,6 +210,9 @@ impl World {
         host.is_asleep = is_asleep;
         if is_asleep {
             host.kernel.forget_sessions();
+            host.slept_at = self.now;
+        } else {
+            host.woke = Some(self.now.since(host.slept_at));
         }
         self.reschedule(id);
     }

@@ -7,13 +7,17 @@
 //! A host that sleeps, or a daemon that was stopped, hears nobody. So a gap between two calls is noticed too: no peer counts
 //! as silent for as long as nobody listened, and whatever may have changed meanwhile is looked at.
 //!
+//! WireGuard forgets its keys before the machine sleeps (`wg_pm_notification`), however shortly, and still tells of the
+//! handshakes. So sessions that are older than the sleep are none: something is said through every tunnel, and where no other
+//! session comes about, say because both ends woke and their initiations crossed, it is begun anew as any first one is.
+//!
 //! What is kept is one entry for each peer that the kernel held when the clock was set, until its next handshake.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Mesh;
+use super::{Command, Mesh};
 use crate::kernel::Observed;
 use crate::key::PublicKey;
 use crate::time::{Now, WallClock};
@@ -32,6 +36,8 @@ pub(super) struct Clock {
     is_stepped: bool,
     /// The handshakes that were noted before a step: as the kernel says, and in the time of now.
     shifted: BTreeMap<PublicKey, (WallClock, WallClock)>,
+    /// When the machine last fell asleep.
+    slept_at: Option<WallClock>,
 }
 
 impl Mesh {
@@ -40,23 +46,32 @@ impl Mesh {
         let slept = self.clock.last.map(|last| now.monotonic.since(last.monotonic));
         self.clock.follow(&mut self.observed, now);
         if let Some(slept) = slept.filter(|&slept| slept >= ASLEEP) {
-            tracing::info!(seconds = slept.as_secs(), "this host was asleep");
+            tracing::info!(seconds = slept.as_secs(), "this daemon stood still");
             self.store.skip(slept);
             self.restart_stun(now);
             self.verify_paths(now);
             self.hurry_dht(now);
             self.announce_soon(now);
-            self.renew_sessions(now);
             self.dirty = true;
         }
     }
 
-    /// Has gossip say something through every tunnel. WireGuard forgets its keys before the machine sleeps (`wg_pm_notification`), and
-    /// others go on with theirs, up to 15 s in vain, until this end says something.
-    fn renew_sessions(&mut self, now: Now) {
+    /// Has every session made anew: the kernel has forgotten them, and others go on with theirs, up to 15 s in vain, until this
+    /// end says something.
+    pub(super) fn on_woke(&mut self, slept: Duration, now: Now) {
+        tracing::info!(milliseconds = %slept.as_millis(), "this host was asleep");
+        let until_sleep =
+            now.wall.as_millis().saturating_sub(u64::try_from(slept.as_millis()).unwrap_or(u64::MAX));
+        self.clock.slept_at = Some(WallClock::from_millis(until_sleep));
         let Some(observed) = self.observed.clone() else { return };
         let tunnels = observed.peers.iter().filter(|(_, peer)| peer.last_handshake.is_some());
         tunnels.for_each(|(&key, _)| self.gossip_with(key, now));
+        self.commands.push_back(Command::Look);
+    }
+
+    /// Whether a handshake may still have a session: it is not older than the last sleep.
+    pub(super) fn outlived_sleep(&self, handshake: WallClock) -> bool {
+        self.clock.slept_at.is_none_or(|slept_at| handshake > slept_at)
     }
 }
 
@@ -72,11 +87,13 @@ impl Clock {
         }
         tracing::info!(milliseconds = %step, "the wall clock was set");
         self.is_stepped = true;
+        let shifted = |at: WallClock| WallClock::from_millis(u64::try_from(millis(at) + step).unwrap_or(0));
+        self.slept_at = self.slept_at.map(shifted);
         let Some(observed) = observed else { return };
         for (&key, peer) in &mut Arc::make_mut(observed).peers {
             if let Some(handshake) = &mut peer.last_handshake {
                 let noted = self.shifted.get(&key).map_or(*handshake, |(noted, _)| *noted);
-                *handshake = WallClock::from_millis(u64::try_from(millis(*handshake) + step).unwrap_or(0));
+                *handshake = shifted(*handshake);
                 self.shifted.insert(key, (noted, *handshake));
             }
         }

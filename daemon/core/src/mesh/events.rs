@@ -79,6 +79,8 @@ pub enum Event {
     Unanswered(PublicKey),
     /// A probe through a peer's tunnel was answered after so long, or not in time; see [`Command::Probe`].
     Probed(PublicKey, Option<Duration>),
+    /// The whole machine has slept for so long. Comes before anything else that is told after it.
+    Woke(Duration),
     /// Somebody wants to know what the NAT does now; see [`super::Mesh::nat_report`].
     CheckNat,
     /// Nothing but time has passed.

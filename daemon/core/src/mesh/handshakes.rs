@@ -124,7 +124,7 @@ impl Mesh {
         let mut vain = Vec::new();
         for (&key, contact) in self.contacts.iter() {
             let peer = observed.peers.get(&key);
-            let session = peer.and_then(|peer| peer.last_handshake);
+            let session = peer.and_then(|peer| peer.last_handshake).filter(|&at| self.outlived_sleep(at));
             let is_live = session.is_some_and(|at| now.wall.since(at) <= SESSION_LIFETIME);
             let paths = self.reach.paths.get(&key);
             let is_routed = self.relays.via.contains_key(&key) && !paths.is_some_and(Paths::works_directly);

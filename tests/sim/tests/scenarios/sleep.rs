@@ -71,6 +71,25 @@ fn a_host_that_wakes_hears_at_once_whoever_talks_to_it() -> Result<(), Violation
     Ok(())
 }
 
+/// Issue 4 (suspend): both ends wake at once, say when their common host does, and begin at once: initiations that cross undo each
+/// other, and WireGuard repeats them after five seconds, again at once. Found on Linux 6.12: 5 s, and once 26.
+#[test]
+fn hosts_that_wake_together_are_joined_within_three_seconds() -> Result<(), Violation> {
+    for (seed, span) in (0..4).flat_map(|seed| [secs(5), secs(65), mins(30)].map(|span| (seed, span))) {
+        let mut fleet = Fleet::resting(seed, 4)?;
+        let sleepers = [fleet.nodes[1], fleet.nodes[2]];
+        sleepers.iter().for_each(|&node| fleet.world.sleep(node, true));
+        fleet.world.run_for(span)?;
+        sleepers.iter().for_each(|&node| fleet.world.sleep(node, false));
+        fleet.world.talk(sleepers[0], sleepers[1]);
+        fleet.world.take_longest_silence();
+        fleet.world.run_for(secs(30))?;
+        let silence = fleet.world.take_longest_silence();
+        assert!(silence < secs(3), "{silence:?} after {span:?}, seed {seed}");
+    }
+    Ok(())
+}
+
 /// What is dead stays dead: a host that sleeps makes nobody younger than when it fell asleep.
 #[test]
 fn whoever_was_dead_before_a_sleep_is_forgotten_after_it() -> Result<(), Violation> {
