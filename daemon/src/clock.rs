@@ -26,20 +26,19 @@ pub(crate) fn since_boot() -> Duration {
     clock_gettime(ClockId::CLOCK_BOOTTIME).expect("Linux has CLOCK_BOOTTIME since 2.6.39").into()
 }
 
-/// How long the machine has slept since it was booted, as far as is known.
-pub(crate) struct Suspend(Duration);
+/// How long the machine has slept since it was booted, if that is known.
+pub(crate) struct Suspend(Option<Duration>);
 
 impl Suspend {
     /// Begins now.
     pub(crate) fn new() -> Self {
-        Self(suspended().unwrap_or_default())
+        Self(suspended())
     }
 
     /// Returns for how long the machine has slept since the last call, if it has.
     pub(crate) fn take(&mut self) -> Option<Duration> {
         let suspended = suspended()?;
-        let span = suspended.saturating_sub(self.0);
-        self.0 = suspended;
+        let span = suspended.saturating_sub(self.0.replace(suspended)?);
         (span >= SHORTEST_SLEEP).then_some(span)
     }
 }

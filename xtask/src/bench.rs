@@ -80,7 +80,8 @@ enum Measure {
         #[arg(long, default_value_t = 1)]
         at_once: usize,
     },
-    /// The cost of setting many peers beside the bare messages, and throughput with and without eBPF.
+    /// The cost of setting many peers beside the bare messages, throughput with and without eBPF, and its nanoseconds for each
+    /// packet.
     Kernel {
         /// How many peers are set; one measurement for each number.
         #[arg(long, value_delimiter = ',', default_value = "1000,5000")]

@@ -213,6 +213,7 @@ mod tests {
         assert_ne!(one.tls_seed(), two.tls_seed());
         assert_ne!(one.exchange_port(), two.exchange_port());
         assert!((51_821..52_821).contains(&one.exchange_port()));
+        assert_eq!(one.gossip_port(), one.exchange_port() + 1000);
         assert_eq!(one.multicast_v4().octets()[..2], [239, 192]);
         assert!(one.multicast_v6().is_multicast());
         assert_eq!(one.ula_subnet().addr().octets()[0], 0xfd);

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::key::PublicKey;
 use crate::status::Peer;
 
 /// Everything that is known of the ways to one peer.
@@ -18,6 +19,9 @@ pub struct Explanation {
     pub since_s: Option<u64>,
     /// Where WireGuard sent before that, the newest first.
     pub earlier: Vec<Earlier>,
+    /// Relays that did not do what they should for this peer, lately.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_relays: Vec<LeftRelay>,
     /// Every address that is known, the best first.
     pub candidates: Vec<Tried>,
     /// What is being done to find another path.
@@ -34,8 +38,22 @@ pub struct Explanation {
 pub struct Earlier {
     /// The endpoint.
     pub endpoint: SocketAddr,
+    /// Whose endpoint it is, where that node routed the packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub routed_by: Option<PublicKey>,
     /// How many seconds ago it was left.
     pub left_s: u64,
+}
+
+/// A relay that was left.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftRelay {
+    /// The relay.
+    pub relay: PublicKey,
+    /// How often it has failed; what it does on purpose counts six times.
+    pub times: u32,
+    /// For how many seconds it is not asked again.
+    pub rests_s: u64,
 }
 
 /// An attempt to find a path.

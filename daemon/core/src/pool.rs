@@ -2,7 +2,8 @@
 //!
 //! [`choose`] is one pure function. It fills the places one after the other, each by these criteria in order:
 //!
-//! 1. nobody from a network that has [`MAX_FROM_ONE_NETWORK`] places already;
+//! 1. nobody from a network that has [`MAX_FROM_ONE_NETWORK`] places already, but for whoever is met on a link or named by the
+//!    operator: a fleet may well be in one network;
 //! 2. whoever is no poor partner before whoever is;
 //! 3. whoever there is a session with already: what works is left alone;
 //! 4. the network with the fewest places so far, so that no owner of one network has them all;
@@ -15,8 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use crate::key::PublicKey;
 use crate::standing::Class;
 
-/// The most places for one IPv4 network of 24 bits or one IPv6 network of 48 bits. It holds for what others told
-/// of, never for whom the operator named.
+/// The most places for one IPv4 network of 24 bits or one IPv6 network of 48 bits.
 pub const MAX_FROM_ONE_NETWORK: usize = 10;
 
 /// How many sessions a node holds.
@@ -58,6 +58,8 @@ pub struct Prospect {
     pub class: Class,
     /// Whether there is a session with it.
     pub is_held: bool,
+    /// Whether only so many are taken of its network: this host knows of it from afar only.
+    pub is_limited: bool,
 }
 
 /// Chooses at most `places` of the prospects. `taken` are the networks of sessions that stay in any case.
@@ -68,6 +70,7 @@ pub fn choose(
 ) -> Vec<PublicKey> {
     let mut crowds: BTreeMap<Network, usize> = BTreeMap::new();
     taken.into_iter().for_each(|network| *crowds.entry(network).or_default() += 1);
+    let mut limited = crowds.clone();
     let mut chosen = Vec::new();
     while chosen.len() < places {
         let crowd = |prospect: &Prospect| crowds.get(&prospect.network).copied().unwrap_or_default();
@@ -75,10 +78,12 @@ pub fn choose(
             let is_poor = prospect.class == Class::Poor;
             (is_poor, !prospect.is_held, crowd(prospect), std::cmp::Reverse(prospect.class))
         };
-        let fits = prospects.iter().enumerate().filter(|(_, one)| crowd(one) < MAX_FROM_ONE_NETWORK);
+        let has_room = |network| limited.get(&network).is_none_or(|&count| count < MAX_FROM_ONE_NETWORK);
+        let fits = prospects.iter().enumerate().filter(|(_, one)| !one.is_limited || has_room(one.network));
         let Some((place, _)) = fits.min_by_key(|(place, one)| (order(one), *place)) else { break };
         let prospect = prospects.remove(place);
         *crowds.entry(prospect.network).or_default() += 1;
+        *limited.entry(prospect.network).or_default() += usize::from(prospect.is_limited);
         chosen.push(prospect.key);
     }
     chosen
@@ -94,6 +99,7 @@ mod tests {
             network: Network::of(address.parse().unwrap()),
             class: Class::Usual,
             is_held: false,
+            is_limited: true,
         }
     }
 
@@ -126,6 +132,9 @@ mod tests {
         let chosen = chosen(&all, 32);
         assert_eq!(chosen.len(), 12);
         assert!(chosen[1] == 50 && chosen.contains(&51));
+        let mut near = crowd.clone();
+        near[20..].iter_mut().for_each(|one| one.is_limited = false);
+        assert_eq!(choose(near, 40, []).len(), 30, "ten of those from afar, and all others");
         let taken = [Network::of("192.0.2.200".parse().unwrap()); 9];
         assert_eq!(numbers(&choose(crowd, 5, taken)), [1]);
     }

@@ -333,6 +333,19 @@ mod tests {
         assert!(!book.judge(key(3), Deed::Malicious), "it never proved who it is");
     }
 
+    /// M-19, X-41: what somebody is worth, and whose name is whose, also where there was no ban.
+    #[test]
+    fn a_reputation_and_a_pin_last_over_a_restart() {
+        let mut book = known([1, 2]);
+        book.pin("mesh1", key(2));
+        assert!(!book.judge(key(1), Deed::Silent));
+        let before = book.reputation(key(1));
+        assert_ne!(before, Reputation::START);
+        let text = serde_json::to_string(&book).unwrap();
+        let book: Book = serde_json::from_str(&text).unwrap();
+        assert_eq!((book.reputation(key(1)), book.key_behind("mesh1")), (before, Some(key(2))));
+    }
+
     /// X-29, M-19.
     #[test]
     fn a_ban_lasts_a_day_and_over_a_restart() {

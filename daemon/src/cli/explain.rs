@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use wgmesh_core::explanation::{Attempt, Explanation, Tried};
+use wgmesh_core::explanation::{Attempt, Explanation, LeftRelay, Tried};
 
 use super::status::{self, units::ago};
 use super::{Error, peer};
@@ -35,12 +35,16 @@ fn lines(explanation: &Explanation) -> Vec<String> {
     lines.push(format!("  known by   {}", peer.sources.join(", ")));
     lines.push(format!("  search     {}", explanation.search));
     lines.extend(explanation.attempts.iter().map(|attempt| format!("  attempt    {}", past(attempt))));
-    lines.extend(
-        explanation
-            .earlier
-            .iter()
-            .map(|earlier| format!("  before     {}, left {}", earlier.endpoint, ago(earlier.left_s))),
-    );
+    lines.extend(explanation.earlier.iter().map(|earlier| {
+        let by = earlier.routed_by.map(|relay| format!(", routed by {relay}")).unwrap_or_default();
+        format!("  before     {}{by}, left {}", earlier.endpoint, ago(earlier.left_s))
+    }));
+    lines.extend(explanation.left_relays.iter().map(|left| {
+        let LeftRelay { relay, times, rests_s } = left;
+        let times = if *times == 1 { "once".to_owned() } else { format!("{times} times") };
+        let rest = if *rests_s > 0 { format!("; not asked for {rests_s} s") } else { String::new() };
+        format!("  relay      {relay} has failed {times}{rest}")
+    }));
     lines.extend(explanation.candidates.iter().map(|tried| format!("  tried      {}", one(tried))));
     lines.extend(explanation.reasons.iter().map(|reason| format!("  why        {reason}")));
     lines
@@ -80,6 +84,7 @@ mod tests {
     #[test]
     fn an_explanation_reads_like_this() {
         let peer = example().peers[0].clone();
+        let relay = peer.public_key;
         let tried = |address: &str, answered_s: Option<u64>| Tried {
             address: address.parse().unwrap(),
             kind: "lan".to_owned(),
@@ -91,7 +96,11 @@ mod tests {
         let explanation = Explanation {
             peer,
             since_s: Some(7),
-            earlier: vec![Earlier { endpoint: "198.51.100.7:1".parse().unwrap(), left_s: 7 }],
+            earlier: vec![
+                Earlier { endpoint: "198.51.100.7:1".parse().unwrap(), routed_by: None, left_s: 7 },
+                Earlier { endpoint: "198.51.100.8:1".parse().unwrap(), routed_by: Some(relay), left_s: 60 },
+            ],
+            left_relays: vec![LeftRelay { relay, times: 3, rests_s: 4 }],
             candidates: vec![tried("192.168.7.2:51820", Some(2)), tried("192.168.8.2:51820", None)],
             search: "an attempt is under way".to_owned(),
             attempts: vec![
@@ -108,6 +117,8 @@ mod tests {
             "attempt    began 1 s ago: found nothing",
             "attempt    began 9 s ago: found 192.168.7.2:51820 after 35 ms",
             "before     198.51.100.7:1, left 7 s ago",
+            &format!("before     198.51.100.8:1, routed by {relay}, left "),
+            &format!("relay      {relay} has failed 3 times; not asked for 4 s"),
             "192.168.7.2:51820 (lan, named by record): answered 2 s ago after 0.5 ms; in use",
             "192.168.8.2:51820 (lan, named by record): no answer",
             "why        there is nothing better",

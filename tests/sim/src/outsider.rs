@@ -27,20 +27,28 @@ pub fn invented_announce(
     now: Now,
     random: &mut Random,
 ) -> Vec<u8> {
-    announce(keys, &sign_invented(keys, candidates, now, random), now, random)
+    let record = sign_invented(keys, candidates, now, random);
+    announce(keys, &record, record.record().sequence, now, random)
 }
 
 /// Makes the sealed announce of somebody else's record, which a member has signed with a key of its own.
 pub fn stolen_announce(keys: &MeshKeys, record: Record, now: Now, random: &mut Random) -> Vec<u8> {
     let secret = SecretKey::from_random(random.bytes());
     let record = SignedRecord::sign(record, &secret, keys.network_id(), random.generator());
-    announce(keys, &record, now, random)
+    announce(keys, &record, record.record().sequence, now, random)
 }
 
-fn announce(keys: &MeshKeys, record: &SignedRecord, now: Now, random: &mut Random) -> Vec<u8> {
+/// Announces a record as its node has signed it, whether or not that still holds, under any sequence.
+pub fn announce(
+    keys: &MeshKeys,
+    record: &SignedRecord,
+    sequence: Sequence,
+    now: Now,
+    random: &mut Random,
+) -> Vec<u8> {
     let announce = Announce {
         key: record.record().key,
-        sequence: record.record().sequence,
+        sequence,
         token: Token(random.below(u64::MAX)),
         record: Some(record.as_bytes().to_vec().into()),
     };

@@ -281,11 +281,14 @@ fn an_exchange_moves_no_more_records_at_once_than_either_side_wants() {
         }
         world.want(0, &[1]);
         world.pass(SECOND);
-        (world.nodes[1].table.held.len(), world.frames)
+        let (held, frames) = (world.nodes[1].table.held.len(), world.frames);
+        world.pass(SECOND * 600);
+        (held, frames, world.nodes[1].table.held.len())
     };
-    let (all, frames) = exchange(MAX_ASKED, MAX_ASKED);
-    assert_eq!(exchange(5, MAX_ASKED), (all, frames + 6), "four asks and four answers");
-    assert_eq!(exchange(MAX_ASKED, 5).0, all - 15);
+    let (all, frames, _) = exchange(MAX_ASKED, MAX_ASKED);
+    assert_eq!(exchange(5, MAX_ASKED), (all, frames + 6, all), "four asks and four answers");
+    let (at_once, _, later) = exchange(MAX_ASKED, 5);
+    assert_eq!((at_once, later), (all - 15, all));
 }
 
 /// P-14: who disagrees for long compares as often as the operator wants, and no more often.

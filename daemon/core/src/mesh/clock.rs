@@ -26,7 +26,7 @@ use crate::time::{Now, WallClock};
 const STEP: Duration = Duration::from_secs(1);
 
 /// Whoever is not called for this long has stood still: the applier's readings alone come each five seconds.
-const ASLEEP: Duration = Duration::from_secs(12);
+const STANDSTILL: Duration = Duration::from_secs(12);
 
 /// The wall clock as it ran so far.
 #[derive(Debug, Default)]
@@ -43,11 +43,11 @@ pub(super) struct Clock {
 impl Mesh {
     /// Follows both clocks.
     pub(super) fn follow_clocks(&mut self, now: Now) {
-        let slept = self.clock.last.map(|last| now.monotonic.since(last.monotonic));
+        let gap = self.clock.last.map(|last| now.monotonic.since(last.monotonic));
         self.clock.follow(&mut self.observed, now);
-        if let Some(slept) = slept.filter(|&slept| slept >= ASLEEP) {
-            tracing::info!(seconds = slept.as_secs(), "this daemon stood still");
-            self.store.skip(slept);
+        if let Some(gap) = gap.filter(|&gap| gap >= STANDSTILL) {
+            tracing::info!(seconds = gap.as_secs(), "this daemon stood still");
+            self.store.skip(gap);
             self.restart_stun(now);
             self.verify_paths(now);
             self.hurry_dht(now);

@@ -1,17 +1,18 @@
 //! Tells of one peer which way its packets take, since when, what was tried, and why nothing better is used.
 //!
 //! It decides nothing: it only looks. What it keeps beside the paths is where WireGuard has sent, for each peer that the
-//! kernel holds, so it is bounded as the peers are.
+//! kernel holds or that is reached by a relay that routes, so it is bounded as the peers are.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Mesh;
-use crate::explanation::{Attempt, Earlier, Explanation, Tried};
+use crate::explanation::{Attempt, Earlier, Explanation, LeftRelay, Tried};
 use crate::kernel::Observed;
 use crate::key::PublicKey;
 use crate::path::{Candidate, Kind, PastAttempt, Paths};
+use crate::relay::Seeker;
 use crate::status::PeerState;
 use crate::time::{Monotonic, Now};
 
@@ -23,29 +24,42 @@ const EARLIER: usize = 8;
 pub(super) struct Journeys(BTreeMap<PublicKey, Journey>);
 
 struct Journey {
-    endpoint: SocketAddr,
+    way: Way,
     since: Monotonic,
-    earlier: VecDeque<(SocketAddr, Monotonic)>,
+    earlier: VecDeque<(Way, Monotonic)>,
 }
 
-impl Journeys {
-    /// Follows a reading of the kernel.
-    pub(super) fn follow(&mut self, observed: &Observed, now: Monotonic) {
-        self.0.retain(|key, _| observed.peers.contains_key(key));
-        for (&key, peer) in &observed.peers {
-            let Some(endpoint) = peer.endpoint else { continue };
-            let fresh = || Journey { endpoint, since: now, earlier: VecDeque::new() };
-            let journey = self.0.entry(key).or_insert_with(fresh);
-            if journey.endpoint != endpoint {
-                journey.earlier.push_front((journey.endpoint, now));
-                journey.earlier.truncate(EARLIER);
-                (journey.endpoint, journey.since) = (endpoint, now);
-            }
-        }
-    }
+/// Where WireGuard sends what is for a peer: to whom it routes, if not to the peer itself, and to which endpoint.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Way {
+    by: Option<PublicKey>,
+    endpoint: SocketAddr,
 }
 
 impl Mesh {
+    /// Follows a reading of the kernel.
+    pub(super) fn follow_journeys(&mut self, observed: &Observed, now: Monotonic) {
+        let endpoint_of = |key: &PublicKey| observed.peers.get(key).and_then(|peer| peer.endpoint);
+        let keys = observed.peers.keys().chain(self.relays.via.keys()).copied();
+        let ways: BTreeMap<_, _> = keys
+            .filter_map(|key| {
+                let by = self.routed_by(key);
+                Some((key, Way { by, endpoint: endpoint_of(&by.unwrap_or(key))? }))
+            })
+            .collect();
+        let journeys = &mut self.journeys.0;
+        journeys.retain(|key, _| ways.contains_key(key) || observed.peers.contains_key(key));
+        for (key, way) in ways {
+            let fresh = || Journey { way, since: now, earlier: VecDeque::new() };
+            let journey = journeys.entry(key).or_insert_with(fresh);
+            if journey.way != way {
+                journey.earlier.push_front((journey.way, now));
+                journey.earlier.truncate(EARLIER);
+                (journey.way, journey.since) = (way, now);
+            }
+        }
+    }
+
     /// Explains how a peer is reached. `None` if it is not known.
     pub fn explain(&self, key: PublicKey, now: Now) -> Option<Explanation> {
         let peer = self.peer_status(key, self.store.get(key)?, now);
@@ -69,9 +83,21 @@ impl Mesh {
             rtt_us: candidate.rtt.map(|rtt| u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX)),
         };
         let earlier = journey.map(|journey| &journey.earlier).into_iter().flatten();
+        let before = |&(way, left): &(Way, Monotonic)| Earlier {
+            endpoint: way.endpoint,
+            routed_by: way.by,
+            left_s: seconds(left),
+        };
+        let seeker = self.relays.seekers.get(&key).into_iter();
+        let left = seeker.flat_map(Seeker::failures).map(|(relay, times, until)| LeftRelay {
+            relay,
+            times,
+            rests_s: until.since(now.monotonic).as_secs(),
+        });
         Some(Explanation {
             since_s: journey.map(|journey| seconds(journey.since)),
-            earlier: earlier.map(|&(endpoint, left)| Earlier { endpoint, left_s: seconds(left) }).collect(),
+            earlier: earlier.map(before).collect(),
+            left_relays: left.collect(),
             search: self.search(key, now.monotonic),
             attempts: paths
                 .into_iter()
@@ -129,7 +155,9 @@ impl Mesh {
                 let others = candidates.iter().filter(|(address, _)| Some(*address) != in_use);
                 reasons.extend(others.map(|&(address, candidate)| not_taken(address, candidate, rtt)));
             }
-            (PeerState::Relayed, _) => reasons.extend(self.why_no_path(key)),
+            (PeerState::Relayed, _) => {
+                reasons.extend(self.why_relayed(key).filter(|reason| why != Some(reason.as_str())));
+            }
             (PeerState::Direct | PeerState::Connecting | PeerState::Offline, _) => {}
         }
         reasons

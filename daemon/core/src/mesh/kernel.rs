@@ -100,7 +100,7 @@ impl Mesh {
             contact.handle_installed(installed, now.monotonic);
             self.dirty |= contact.is_active() && !self.proved.contains_key(key);
         }
-        self.journeys.follow(&observed, now.monotonic);
+        self.follow_journeys(&observed, now.monotonic);
         self.confirm_proved_endpoints();
         self.follow_handshakes(&observed, fresh, now);
         self.follow_paths(&observed, before.as_deref(), now);

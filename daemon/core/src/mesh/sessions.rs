@@ -289,10 +289,12 @@ impl Mesh {
         ring.filter(|(key, peer)| {
             peer.record().record().exchange_port.is_some() && !self.book.is_shut_out(*key, now.wall)
         })
-        .filter_map(|(key, _)| {
+        .filter_map(|(key, peer)| {
             let network = Network::of(self.live_endpoint(key, now)?.ip());
             let class = self.book.reputation(key).class();
-            Some(Prospect { key, network, class, is_held: self.has_session(key) })
+            let is_limited =
+                !peer.sources.keys().any(|source| matches!(source, Source::Lan | Source::Static));
+            Some(Prospect { key, network, class, is_held: self.has_session(key), is_limited })
         })
         .collect()
     }

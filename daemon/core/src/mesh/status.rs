@@ -174,7 +174,7 @@ impl Mesh {
         }
         match (state, observed) {
             (PeerState::Direct, _) => None,
-            (PeerState::Relayed, _) => self.why_no_path(key),
+            (PeerState::Relayed, _) => self.why_relayed(key),
             (PeerState::Connecting | PeerState::Offline, _) if self.why_no_path(key).is_some() => {
                 self.why_no_path(key)
             }
@@ -185,6 +185,14 @@ impl Mesh {
             (PeerState::Connecting, Some(_)) => Some("it has not answered a handshake yet".to_owned()),
             (PeerState::Offline, _) => Some("its last handshake is more than three minutes old".to_owned()),
         }
+    }
+
+    /// Says why a relay is between this node and a peer.
+    pub(super) fn why_relayed(&self, key: PublicKey) -> Option<String> {
+        if self.is_relay_forced(key) {
+            return Some("`relay.force` is set, and neither of the two is public".to_owned());
+        }
+        self.why_no_path(key)
     }
 
     /// Says why no address of a peer answers, once an attempt has failed.

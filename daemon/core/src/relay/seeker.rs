@@ -288,6 +288,11 @@ impl Seeker {
         self.leases.remove(&relay)?.address()
     }
 
+    /// Returns the relays that have failed, how often, and until when each is not asked again.
+    pub fn failures(&self) -> impl Iterator<Item = (PublicKey, u32, Monotonic)> {
+        self.failures.iter().map(|(&relay, failure)| (relay, failure.times, failure.until))
+    }
+
     /// Has every relay that is held show anew that the peer answers through it.
     pub fn doubt(&mut self, now: Monotonic) {
         for lease in self.leases.values_mut() {

@@ -145,6 +145,21 @@ fn what_somebody_deletes_is_healed() {
     assert!(heal("a link set down", &["ip", "link", "set", "wgmesh0", "down"], &has_route) < second);
     assert!(heal("a link deleted", &["ip", "link", "del", "wgmesh0"], &has_link) < second);
     heal("a peer", &["wg", "set", "wgmesh0", "peer", &peer, "remove"], &has_peer);
+
+    let put_in_place = |kind: &str| {
+        // The daemon may be quicker.
+        let line = format!("until ip link add wgmesh0 type {kind} 2>/dev/null; do ip link del wgmesh0; done");
+        host.run(["sh", "-c", &line]);
+    };
+    put_in_place("wireguard");
+    eventually(PATIENCE, || has_link() && has_peer() && is_whole());
+    put_in_place("bridge");
+    eventually(PATIENCE, || daemons[0].status_json()["problems"].to_string().contains("bridge"));
+    let link = host.run(["ip", "-d", "link", "show", "wgmesh0"]);
+    assert!(link.contains("bridge") && !link.contains("alias"), "it is somebody else's: {link}");
+    host.run(["ip", "link", "del", "wgmesh0"]);
+    eventually(PATIENCE, || has_link() && has_peer() && is_whole());
+    assert_eq!(daemons[0].status_json()["problems"].as_array().unwrap().len(), 0);
 }
 
 /// W-D34, W-D35, W-D36: both hosts lost power; no discovery of any kind is on.

@@ -81,10 +81,23 @@ fn the_state_is_told_to_the_log() {
     let daemons = mesh(&lan, &Settings::new(SECRET));
     let name = node(&daemons[1], "hostname");
     let told = |text: &str| lan.hosts[0].daemon_log().lines().filter(|line| line.contains(text)).count();
-    eventually(Duration::from_secs(45), || told("reached=1 known=1") >= 1);
+    eventually(Duration::from_secs(100), || told("reached=1 known=1") >= 2);
+    let log = lan.hosts[0].daemon_log();
+    let at: Vec<_> =
+        log.lines().filter(|line| line.contains(" status reached=")).map(seconds_of_day).collect();
+    for pair in at.windows(2) {
+        let pause = (pair[1] - pair[0]).rem_euclid(86_400.0);
+        assert!(pause > 29.0, "again after {pause} s");
+    }
     let peer = format!("name=\"{name}\" address={} state=Direct path=\"lan\"", mesh_ipv4(&daemons[1]));
     eventually(Duration::from_secs(45), || told(&peer) >= 1);
     assert!(told("via=\"lan") >= 1, "each peer and its sources, where the level is `debug`");
+}
+
+/// Reads the time of day of a line like `2026-01-31T18:38:27.364718Z  INFO …`.
+fn seconds_of_day(line: &str) -> f64 {
+    let time = line.split_once('T').unwrap().1.split_once('Z').unwrap().0;
+    time.split(':').fold(0.0, |sum, part| sum * 60.0 + part.parse::<f64>().unwrap())
 }
 
 /// Issue 4, W-D49: two meshes on the same hosts know nothing of each other, and one goes without the other.

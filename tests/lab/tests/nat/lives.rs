@@ -1,10 +1,10 @@
 //! Daemons that die, hang, hand over and come back while a tunnel between NATs is in use.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use nix::sys::signal::Signal;
 use wgmesh_lab::NatKind::{PortRestricted, Symmetric};
-use wgmesh_lab::{Internet, NatKind, Pair, Settings, StunServers, eventually, least_of_three};
+use wgmesh_lab::{Internet, NatKind, Pair, Pings, Settings, StunServers, eventually, least_of_three};
 
 use super::{PATIENCE, routed};
 use crate::mesh::SECRET;
@@ -91,16 +91,15 @@ fn replace(pair: &mut Pair, index: usize, signal: Signal, settings: &[Settings; 
 
 /// Counts the pings, ten a second, that stay unanswered while something is done and a second longer.
 fn lost_during(pair: &mut Pair, act: impl FnOnce(&mut Pair)) -> u32 {
-    let target = pair.mesh_ipv4(1).to_string();
-    let ping = pair.sites[0].host.spawn(["ping", "-n", "-q", "-i", "0.1", &target]);
+    let pings = Pings::start(&pair.sites[0].host, pair.mesh_ipv4(1), Duration::from_millis(100), 56);
     std::thread::sleep(Duration::from_secs(1));
     act(pair);
     std::thread::sleep(Duration::from_secs(1));
-    let report = String::from_utf8(ping.interrupt().stdout).unwrap();
-    let counts = report.lines().find(|line| line.contains("transmitted")).unwrap();
-    println!("{counts}");
-    let number = |place| counts.split(' ').nth(place).unwrap().parse::<u32>().unwrap();
-    assert!(number(0) > 15, "{report}");
-    // The last one may have been under way.
-    (number(0) - number(3)).saturating_sub(1)
+    let replies = pings.finish();
+    let last = replies.replies.last().expect("some are answered").at;
+    let since_last = replies.end.duration_since(last).unwrap_or_default();
+    assert!(since_last < Duration::from_secs(2), "nothing has come back for {since_last:?}");
+    println!("{} answered of {}", replies.replies.len(), replies.sent());
+    assert!(replies.sent() > 15);
+    u32::try_from(replies.lost_after(UNIX_EPOCH)).unwrap()
 }

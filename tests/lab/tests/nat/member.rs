@@ -463,13 +463,19 @@ fn spoil(member: Member, left: PublicKey) -> String {
     let thief = Member { record: stolen.clone(), ..member.clone() };
     in_sessions(thief, async |talk| assert!(talk.greet().await.is_err()));
 
-    // Another's record, changed in one bit: the signature is its author's, and no longer holds.
-    let mut moved = stolen.as_bytes().to_vec();
-    *moved.last_mut().unwrap() ^= 1;
+    // Another's record, changed in one bit: the signature is its author's, and no longer holds. And with an address of the
+    // member's own, by the member's signature.
+    let mut changed = stolen.as_bytes().to_vec();
+    *changed.last_mut().unwrap() ^= 1;
+    let mut moved = stolen.record().clone();
+    moved.sequence.0 += 1;
+    moved.candidates = vec![SocketAddr::from(([192, 0, 2, 200], 51820))];
+    let rng = &mut ChaCha8Rng::from_seed([5; 32]);
+    let moved = SignedRecord::sign(moved, &member.secret, member.keys.network_id(), rng).as_bytes().to_vec();
     let outcome = in_sessions(member.clone(), async |talk| {
         let id = talk.greet().await.unwrap();
-        for _ in 0..8 {
-            talk.say(id, &Message::Records(vec![Told { record: moved.clone().into(), silence_s: 0 }]));
+        for record in [changed, moved].iter().cycle().take(8) {
+            talk.say(id, &Message::Records(vec![Told { record: record.clone().into(), silence_s: 0 }]));
         }
         talk.listen(PATIENCE, |_| Vec::new()).await
     });

@@ -1,8 +1,9 @@
 //! What a host is like, and what its daemon's configuration says.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use wgmesh_core::config::{RelayMode, RelaySettings, Settings, Sharing};
 use wgmesh_core::pool::Places;
 
@@ -17,6 +18,10 @@ pub struct HostPlan {
     pub secret: u8,
     /// The mesh's IPv4 subnet, if it is not the derived one.
     pub subnet: Option<Ipv4Net>,
+    /// The networks behind it that others may reach through it.
+    pub advertise_routes: BTreeSet<IpNet>,
+    /// The networks inside which it takes routes of others.
+    pub accept_routes: BTreeSet<IpNet>,
     /// Whether it looks for peers on its links.
     pub lan: bool,
     /// Whether it holds sessions with others.
@@ -61,6 +66,8 @@ impl Default for HostPlan {
         Self {
             secret: 1,
             subnet: None,
+            advertise_routes: BTreeSet::new(),
+            accept_routes: BTreeSet::new(),
             lan: true,
             exchange: true,
             gossip: true,
@@ -90,8 +97,8 @@ pub fn settings(plan: &HostPlan, number: usize) -> Settings {
         hostname: format!("node-{number}").parse().expect("a host name"),
         listen_port: 51820,
         subnet: plan.subnet,
-        advertise_routes: [].into(),
-        accept_routes: [].into(),
+        advertise_routes: plan.advertise_routes.clone(),
+        accept_routes: plan.accept_routes.clone(),
         lan: plan.lan,
         punching: true,
         exchange: plan.exchange,

@@ -64,6 +64,24 @@ fn who_was_given_up_comes_back_by_itself_only() -> Result<(), Violation> {
     Ok(())
 }
 
+/// W-D27: whoever answers no probe is left out of the kernel for half a minute, and then tried again, where nobody else is heard
+/// that would tell whose fault it is.
+#[test]
+fn the_only_peer_is_left_out_for_a_while_and_tried_again() -> Result<(), Violation> {
+    let mut fleet = Fleet::resting(2, 2)?;
+    let [first, gone] = fleet.nodes[..] else { unreachable!("there are two") };
+    fleet.world.reboot(gone);
+    let left_out = |world: &mut World| health(world, first).offline == 1 && !holds(world, first, gone);
+    assert!(fleet.world.run_until(mins(10), left_out)?.is_some(), "{:?}", health(&fleet.world, first));
+    let tried = fleet.world.run_until(mins(2), |world| holds(world, first, gone))?;
+    assert!(tried.is_some_and(|span| (secs(25)..secs(40)).contains(&span)), "{tried:?}");
+    assert_eq!(health(&fleet.world, first).evicted, 0);
+    fleet.world.start(gone)?;
+    let span = fleet.world.run_until_meshed(secs(60))?;
+    assert!(span < secs(5), "{span:?}");
+    Ok(())
+}
+
 /// A host whose own cable is out hears nobody: it must not give up everybody.
 #[test]
 fn a_host_that_was_cut_off_has_given_up_nobody() -> Result<(), Violation> {

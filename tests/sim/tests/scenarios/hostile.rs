@@ -8,7 +8,7 @@ use wgmesh_sim::host::HostPlan;
 use wgmesh_sim::kernel::wireguard::Body;
 use wgmesh_sim::nat::Kind;
 use wgmesh_sim::network::{Conditions, HostId, Payload};
-use wgmesh_sim::outsider::{invented_announce, stolen_announce};
+use wgmesh_sim::outsider::{announce, invented_announce, stolen_announce};
 use wgmesh_sim::world::{LAN_PORT, Violation, World};
 
 use crate::fleet::{Fleet, millis, mins, secs};
@@ -129,13 +129,15 @@ fn others_records_as_they_were_or_with_other_addresses_move_nobody() -> Result<(
     }
     world.run_until_meshed(secs(2))?;
     let old = world.take_recording();
+    let victim = world.host(nodes[0]).public_key();
+    let known = world.host(nodes[1]).mesh().expect("it runs").store().get(victim).expect("they met");
+    let stale = known.record().clone();
     // What the others hold of the first is newer now.
     world.crash(nodes[0]);
     world.start(nodes[0])?;
     world.run_until_meshed(secs(30))?;
     world.run_for(mins(2))?;
     let endpoints = all_endpoints(&world, &nodes);
-    let victim = world.host(nodes[0]).public_key();
     let known = world.host(nodes[1]).mesh().expect("it runs").store().get(victim).expect("they met");
     let mut record = known.record().record().clone();
     let sequence = record.sequence;
@@ -147,6 +149,8 @@ fn others_records_as_they_were_or_with_other_addresses_move_nobody() -> Result<(
         let now = world.host(hostile).now(world.now());
         let stolen = stolen_announce(&keys, record.clone(), now, world.random());
         world.inject(hostile, LAN_PORT, group, &Payload::Daemon(stolen.into()));
+        let anew = announce(&keys, &stale, record.sequence, now, world.random());
+        world.inject(hostile, LAN_PORT, group, &Payload::Daemon(anew.into()));
         for datagram in old.iter().filter(|datagram| matches!(datagram.payload, Payload::Daemon(_))).take(5) {
             world.inject(hostile, LAN_PORT, group, &datagram.payload);
         }
@@ -159,6 +163,7 @@ fn others_records_as_they_were_or_with_other_addresses_move_nobody() -> Result<(
         assert_eq!(mesh.store().get(victim).map(|peer| peer.record().record().sequence), Some(sequence));
         let drops = mesh.drops();
         assert!(drops.get("signature").is_some_and(|&count| count >= 1_900), "{drops:?}");
+        assert!(drops.get("old record").is_some_and(|&count| count >= 1_900), "{drops:?}");
     }
     assert!(world.is_meshed(), "{:?}", world.why_unmeshed());
     world.run_for(mins(1))?;

@@ -17,6 +17,7 @@ mod random;
 mod relays;
 mod restart;
 mod routed;
+mod routes;
 mod scale;
 mod sessions;
 mod sleep;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use wgmesh_core::explanation::Explanation;
 use wgmesh_core::status::{Peer, PeerState};
 use wgmesh_sim::host::HostPlan;
 use wgmesh_sim::nat::{Dependence, Firewall, Kind};
@@ -165,6 +166,13 @@ impl Meeting {
     /// Returns what the first node says of the second.
     pub(crate) fn first_view(&self) -> Peer {
         self.view(self.nodes[0], self.nodes[1])
+    }
+
+    /// Returns what the first node's `wgmesh explain` tells of the second.
+    pub(crate) fn explain(&self) -> Explanation {
+        let [node, other] = self.nodes.map(|node| self.world.host(node));
+        let mesh = node.mesh().expect("its daemon runs");
+        mesh.explain(other.public_key(), node.now(self.world.now())).expect("it knows the other")
     }
 
     /// Returns the host that is the relay between the two, as the first sees it.

@@ -74,6 +74,72 @@ fn a_relay_that_is_forced_is_between_whoever_is_neither_public_nor_near() -> Res
     Ok(())
 }
 
+/// Issue 4 (sealed relay): agreed by both ends or by neither.
+#[test]
+fn where_one_end_seeks_no_relays_there_is_none() -> Result<(), Violation> {
+    for (seed, end) in (0..3).flat_map(|seed| [(seed, 0), (seed, 1)]) {
+        let mut meeting = Meeting::with_relays(seed, [Kind::Symmetric; 2], 1);
+        meeting.world.change(meeting.nodes[end], |host| host.plan.relay_mode = RelayMode::Off);
+        meeting.start()?;
+        meeting.world.talk(meeting.nodes[0], meeting.nodes[1]);
+        for _ in 0..30 {
+            meeting.world.run_for(secs(2))?;
+            assert!([0, 1].iter().all(|&side| meeting.endpoint(side).is_none()), "seed {seed}, end {end}");
+        }
+        assert_eq!(meeting.first_view().state, PeerState::Connecting);
+    }
+    Ok(())
+}
+
+/// Issue 4 (`wgmesh explain`): which relay, since when, what was tried, and why no direct path, said once.
+#[test]
+fn a_relayed_peer_is_explained() -> Result<(), Violation> {
+    let mut meeting = Meeting::with_relays(1, [Kind::Symmetric; 2], 2);
+    meeting.meet_and_talk()?;
+    let left = meeting.relay().expect("it is relayed");
+    meeting.world.crash(left);
+    meeting.world.run_for(secs(60))?;
+    let explained = meeting.explain();
+    assert_eq!(explained.peer.state, PeerState::Relayed);
+    assert!(explained.since_s.is_some_and(|since| (50..=60).contains(&since)), "{explained:?}");
+    assert!(!explained.attempts.is_empty() && !explained.earlier.is_empty(), "{explained:?}");
+    let left = meeting.world.host(left).public_key();
+    assert!(explained.left_relays.iter().any(|one| one.relay == left), "{explained:?}");
+    let [reason] = &explained.reasons[..] else { panic!("{:?}", explained.reasons) };
+    assert!(reason.contains("both NATs are symmetric"), "{reason}");
+
+    let mut meeting = Meeting::with_relays(1, [Kind::PortRestricted; 2], 1);
+    meeting.world.change(meeting.nodes[0], |host| host.plan.force_relay = true);
+    meeting.meet_and_talk()?;
+    assert_eq!(meeting.first_view().state, PeerState::Relayed);
+    let [reason] = &meeting.explain().reasons[..] else { panic!("{:?}", meeting.explain()) };
+    assert!(reason.contains("`relay.force` is set"), "{reason}");
+    Ok(())
+}
+
+/// Issue 4, 6: daemons that stand still leave the kernels and what eBPF relays as they are, also past the watchdog of systemd.
+#[test]
+fn a_relayed_pair_outlives_the_hang_of_any_daemons() -> Result<(), Violation> {
+    for (relays, span) in [1, 2].into_iter().flat_map(|relays| [5, 25, 60].map(|span| (relays, secs(span)))) {
+        for hung in [[true, false, false], [false, false, true], [true, false, true], [true, true, true]] {
+            let mut meeting = Meeting::with_relays(4, [Kind::Symmetric; 2], relays);
+            meeting.meet_and_talk()?;
+            let relay = meeting.relay().expect("it is relayed");
+            let all = [meeting.nodes[0], meeting.nodes[1], relay];
+            for is_hung in [true, false] {
+                for (host, may_hang) in all.into_iter().zip(hung) {
+                    meeting.world.change(host, |host| host.is_hung = is_hung && may_hang);
+                }
+                meeting.world.run_for(if is_hung { span } else { secs(20) })?;
+            }
+            let silence = meeting.world.take_longest_silence();
+            assert!(silence < millis(500), "{silence:?}: {relays} relays, {hung:?} for {span:?}");
+            assert_eq!(meeting.first_view().state, PeerState::Relayed);
+        }
+    }
+    Ok(())
+}
+
 /// W-D12: where relays are never sought (`relay.mode = "off"`), nothing is kept from a direct path for their sake.
 #[test]
 fn a_relay_that_is_forced_and_never_sought_bars_no_path() -> Result<(), Violation> {

@@ -52,6 +52,8 @@ fn a_pair_without_a_direct_path_is_joined_by_a_relay_that_routes() -> Result<(),
         }
         let status = meeting.world.status(meeting.introducer).expect("it runs").relay;
         assert_eq!((status.routed_pairs, status.pairs), (1, 0));
+        let explained = meeting.explain();
+        assert!(explained.since_s.is_some_and(|since| (600..=616).contains(&since)), "{explained:?}");
     }
     Ok(())
 }

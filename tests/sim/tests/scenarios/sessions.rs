@@ -70,6 +70,24 @@ fn by_itself_a_node_holds_a_few_sessions() -> Result<(), Violation> {
     Ok(())
 }
 
+/// no limit for whoever is met on a link either: a fleet on one, with one node beyond it that all know, gets as many
+/// sessions as it looks for.
+#[test]
+fn a_fleet_on_a_link_holds_all_the_sessions_that_it_wants() -> Result<(), Violation> {
+    let mut world = World::new(6);
+    let internet = world.add_site(Kind::None);
+    let plan = HostPlan { sessions: Places { target: 26, max: 64 }, ..HostPlan::default() };
+    let beyond = world.add_host(plan.clone(), &[internet]);
+    let lan = world.add_site(Kind::PortRestricted);
+    let nodes = world.add_hosts(30, &HostPlan { bootstrap: vec![beyond], ..plan }, lan);
+    [&[beyond], &nodes[..]].concat().into_iter().try_for_each(|node| world.start(node))?;
+    world.run_until_meshed(mins(1))?;
+    world.run_for(mins(3))?;
+    let fewest = nodes.iter().map(|&node| sessions(&world, node)).min();
+    assert!(fewest >= Some(26), "{fewest:?}");
+    Ok(())
+}
+
 /// the limit for what comes from one network is none for a fleet in one network: without multicast, all at once, knowing
 /// one to begin with.
 #[test]

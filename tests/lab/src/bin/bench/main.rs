@@ -111,7 +111,10 @@ fn main() {
         Bench::Dht { runs } => dht::measure(runs),
         Bench::Path { runs, at_once } => path::measure(runs, at_once),
         Bench::Failover { over, cuts, flap } => failover::measure(over, cuts, Duration::from_secs(flap)),
-        Bench::Kernel { peers, runs, seconds } => kernel::measure(&peers, runs, seconds),
+        Bench::Kernel { peers, runs, seconds } => {
+            kernel::measure(&peers, runs, seconds);
+            packets::measure();
+        }
         Bench::Packets => packets::measure(),
         Bench::Relay { runs, seconds } => relay::measure(runs, Duration::from_secs(seconds)),
         Bench::Fleet { nodes, runs, quiet, logs } => {
