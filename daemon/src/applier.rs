@@ -46,6 +46,9 @@ const SETTLE: Duration = Duration::from_millis(10);
 /// The pause after a failure; it doubles up to [`INTERVAL`].
 const RETRY: Duration = Duration::from_millis(100);
 
+/// So many failures are logged before the kernel holds the plan again.
+const MAX_TOLD: usize = 64;
+
 /// What the kernel should hold.
 #[derive(Clone, Debug)]
 pub struct Goal {
@@ -193,6 +196,8 @@ pub struct Applier<N> {
     contested: u32,
     /// Turns in a row that failed, wholly or in part.
     failed: u32,
+    /// The failures among them that the log tells of.
+    told: Vec<String>,
     /// What the host was last made to pass on, and what came of it.
     passing: Option<(Forwarding, Arc<Passage>)>,
 }
@@ -232,6 +237,7 @@ impl<N: Net> Applier<N> {
             refreshes: 0,
             contested: 0,
             failed: 0,
+            told: Vec::new(),
             passing: None,
         }
     }
@@ -398,34 +404,45 @@ impl<N: Net> Applier<N> {
         Ok(outcome)
     }
 
-    /// Keeps the counters, and logs what changed: a failure once, not at every attempt.
+    /// Keeps the counters, and logs what changed.
     fn note(&mut self, cause: Cause, generation: u64, result: &Result<Outcome, ApplyFailure>) {
         let (writes, failures) = match result {
-            Ok(outcome) => (outcome.writes, outcome.failures.len()),
-            Err(_) => (0, 1),
+            Ok(outcome) => (outcome.writes, outcome.failures.iter().map(ToString::to_string).collect()),
+            Err(failure) => (0, vec![failure.to_string()]),
         };
-        let had_failed = self.failed > 0;
-        self.failed = if failures == 0 { 0 } else { self.failed.saturating_add(1) };
         self.contested = match (writes, cause) {
             (0, _) => 0,
             (_, Cause::Goal) => self.contested,
             (_, Cause::Reading) => self.contested.saturating_add(1),
         };
         self.pulse.writes.fetch_add(writes as u64, Ordering::Relaxed);
-        match result {
-            Ok(outcome) => {
-                if writes > 0 {
-                    debug!(generation, writes, healed = cause == Cause::Reading, "wrote to the kernel");
-                }
-                for failure in outcome.failures.iter().filter(|_| !had_failed) {
-                    warn!(%failure, "one write failed; the others are done, and it is tried again");
-                }
-                if had_failed && failures == 0 {
-                    info!("the kernel holds the whole plan again");
-                }
+        if writes > 0 {
+            debug!(generation, writes, healed = cause == Cause::Reading, "wrote to the kernel");
+        }
+        self.note_failures(failures, result.is_ok());
+    }
+
+    /// Logs each failure once, not at every attempt, until the kernel holds the plan.
+    fn note_failures(&mut self, failures: Vec<String>, is_most_done: bool) {
+        if failures.is_empty() {
+            if self.failed > 0 {
+                info!("the kernel holds the whole plan again");
             }
-            Err(failure) if !had_failed => warn!(%failure, "the kernel could not be brought to the plan"),
-            Err(failure) => debug!(%failure, attempts = self.failed, "the kernel is still not as planned"),
+            self.failed = 0;
+            self.told.clear();
+            return;
+        }
+        self.failed = self.failed.saturating_add(1);
+        for failure in failures {
+            if self.told.contains(&failure) || self.told.len() >= MAX_TOLD {
+                debug!(failure, attempts = self.failed, "the kernel is still not as planned");
+                continue;
+            }
+            match is_most_done {
+                true => warn!(failure, "one write failed; the others are done, and it is tried again"),
+                false => warn!(failure, "the kernel could not be brought to the plan"),
+            }
+            self.told.push(failure);
         }
     }
 }

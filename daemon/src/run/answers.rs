@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use wgmesh_core::key::PublicKey;
-use wgmesh_core::mesh::{Event, KernelReport};
+use wgmesh_core::mesh::Event;
 use wgmesh_core::status::{Source, SourceState, Status};
 
 use super::Daemon;
@@ -106,9 +106,7 @@ impl Daemon {
     /// Takes stock, with the kernel's counters of this moment.
     async fn status(&mut self) -> Status {
         if let Ok(observed) = self.outside.kernel.observe().await {
-            let generation = self.outside.reports.borrow().generation;
-            let outcome = Ok(Arc::new(observed));
-            self.feed(Event::Kernel(KernelReport { generation, outcome, fresh: true }));
+            self.feed(Event::Looked(Arc::new(observed)));
         }
         let mut status = self.mesh.status(clock::now());
         self.outside.traffic.describe(&mut status);

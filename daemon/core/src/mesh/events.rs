@@ -58,6 +58,8 @@ pub enum Event {
     },
     /// The applier has looked at the kernel, and perhaps changed it.
     Kernel(KernelReport),
+    /// The kernel as somebody wanted to see it just now, which says nothing of whether the plan is carried out.
+    Looked(Arc<Observed>),
     /// The operator names a peer, and perhaps where its WireGuard answers.
     AddPeer(PublicKey, Option<SocketAddr>),
     /// The operator names a peer no longer; it stays for as long as it tells of itself.

@@ -73,6 +73,15 @@ impl Mesh {
         }
     }
 
+    /// Takes the kernel as it is. Of a link that is somebody else's nothing is taken: ours is not there.
+    pub(super) fn on_looked(&mut self, observed: Arc<Observed>, now: Now) {
+        let observed = match is_ours(&observed.link, &OwnerMark::new(self.keys.owner_tag())) {
+            true => self.clock.correct(observed, now),
+            false => Arc::default(),
+        };
+        self.on_observed(observed, true, now);
+    }
+
     /// Lets go of a peer and everything kept for it outside the store.
     pub(super) fn forget(&mut self, key: PublicKey) {
         self.contacts.remove(&key);

@@ -284,3 +284,17 @@ fn each_source_tells_of_itself() {
     let failing = ("lan".to_owned(), SourceState::Failing);
     assert_eq!(states(&node), [failing, starting("manual"), starting("gossip"), running("cache")]);
 }
+
+/// A look at the kernel, as `wgmesh status` takes it, is no word on whether the plan was carried out.
+#[test]
+fn who_looks_at_the_kernel_learns_why_it_is_not_as_planned() {
+    let mut node = Node::start(1, now(0));
+    node.settle(now(1));
+    let refused = KernelTrouble::Other("wgmesh0 is a bridge".to_owned());
+    let generation = node.mesh.planned.generation;
+    node.mesh.handle(Event::Kernel(KernelReport { generation, outcome: Err(refused), fresh: true }), now(2));
+    node.mesh.handle(Event::Looked(Arc::default()), now(3));
+    let status = node.mesh.status(now(3));
+    assert!(!status.kernel.converged);
+    assert_eq!(status.problems, ["wgmesh0 is a bridge"]);
+}
