@@ -27,6 +27,10 @@ pub const PUBLIC_BOOTSTRAP: [&str; 4] = mainline::DEFAULT_BOOTSTRAP_NODES;
 /// lookup waits this long for those that are gone.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often a slot is looked up that seems empty while most nodes were silent: on a slow host many answers come at once, and
+/// some are read too late. The other lookups of the round are over by then.
+const LOOKUPS: usize = 2;
+
 /// The most nodes that are remembered.
 const MAX_REMEMBERED: usize = 64;
 
@@ -192,20 +196,28 @@ async fn get(
     tell: &mpsc::Sender<DhtEvent>,
 ) -> Result<(), Failure> {
     let public = SigningKey::from_bytes(&key.seed).verifying_key().to_bytes();
-    let mut found = node.get_mutable_detailed(&public, Some(&key.salt), None);
     let mut newest = None;
-    while let Some(item) = found.items.next().await {
-        // Most nodes have the same.
-        if newest < Some(item.seq()) {
-            newest = Some(item.seq());
-            let event = DhtEvent::Item { id, sequence: item.seq(), value: item.value().to_vec() };
-            let _ = tell.send(event).await;
+    for _ in 0..LOOKUPS {
+        let mut found = node.get_mutable_detailed(&public, Some(&key.salt), None);
+        while let Some(item) = found.items.next().await {
+            // Most nodes have the same.
+            if newest < Some(item.seq()) {
+                newest = Some(item.seq());
+                let event = DhtEvent::Item { id, sequence: item.seq(), value: item.value().to_vec() };
+                let _ = tell.send(event).await;
+            }
+        }
+        let outcome = found.outcome.recv().await;
+        let (answered, silent) = (outcome.responded(), outcome.timed_out());
+        tracing::debug!(answered, silent, ?newest, "looked up a slot in the DHT");
+        if answered == 0 {
+            return Err(Failure::Trouble("no node of the DHT answers".to_owned()));
+        }
+        if newest.is_some() || silent <= answered {
+            break;
         }
     }
-    match found.outcome.recv().await.responded() {
-        0 => Err(Failure::Trouble("no node of the DHT answers".to_owned())),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 fn unstored(error: PutMutableError) -> Failure {

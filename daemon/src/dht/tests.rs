@@ -80,6 +80,30 @@ async fn failures_are_told() {
     assert_eq!(error(&events), "no node of the DHT answers");
 }
 
+/// A host that is too slow for all the answers at once must not take a slot for empty.
+#[tokio::test]
+async fn a_slot_that_seems_empty_is_looked_up_again_where_most_nodes_are_silent() {
+    let testnet = testnet().await;
+    let silent: Vec<_> =
+        (0..20).map(|_| std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap()).collect();
+    for (most_are_silent, lookups) in [(false, 1), (true, 2)] {
+        let mut dht = dht(&testnet);
+        let count = if most_are_silent { silent.len() } else { 1 };
+        dht.bootstrap.extend(silent.iter().take(count).map(|socket| match socket.local_addr().unwrap() {
+            SocketAddr::V4(address) => address,
+            SocketAddr::V6(_) => unreachable!("it is bound to IPv4"),
+        }));
+        assert_eq!(ask(&mut dht, 1, Request::Get { key: KEY }).await, [done(1)]);
+        silent[0].set_nonblocking(true).unwrap();
+        let mut asked = 0;
+        let mut buffer = [0; 1500];
+        while let Ok(length) = silent[0].recv(&mut buffer) {
+            asked += usize::from(buffer[..length].windows(8).any(|part| part == b"1:q3:get"));
+        }
+        assert_eq!(asked, lookups);
+    }
+}
+
 #[test]
 fn each_start_begins_with_other_remembered_nodes() {
     let node = |number| SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, number), 1);

@@ -210,6 +210,41 @@ fn a_host_whose_packets_never_reach_the_dht_meets_others_elsewhere() {
     eventually(PATIENCE, || source(&daemon)["state"] == "failing");
 }
 
+/// Issue "find anyone", 2: where a firewall lets out no UDP whatever, the exchange over TCP tells who is there, the daemon says
+/// what is missing, and its tunnels come up as soon as the firewall lets them.
+#[test]
+fn a_host_that_may_send_no_udp_learns_of_others_and_says_what_is_wrong() {
+    let internet = Internet::new("udp-blocked");
+    let _stun = StunServers::start(&internet);
+    let _dht = DhtNodes::start(&internet);
+    let address = "192.0.2.1".parse().unwrap();
+    let server = internet.server("introducer", &[address]);
+    let settings = Settings::new("wgmesh://v1/AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8");
+    let _introducer = server.daemon(&settings.clone().over_internet(&[]));
+    let site = internet.site("blocked", NatKind::PortRestricted);
+    site.host.feed(
+        ["nft", "-f", "-"],
+        "table inet block { chain out { type filter hook output priority 0; oifname != lo meta l4proto udp drop; }; }",
+    );
+    let over_both = settings.over_internet(&[address]);
+    let more = over_both.more.replace("[\"bootstrap\", ", "[\"dht\", \"bootstrap\", ");
+    let more = more + "[discovery.dht]\nbootstrap = [\"198.18.0.1:6881\"]\n";
+    let daemon = site.host.daemon(&Settings { more, ..over_both });
+    daemon.wait_ready();
+    eventually(PATIENCE, || daemon.status_json()["peers"][0]["state"] == "connecting");
+    eventually(PATIENCE, || source(&daemon)["state"] == "failing");
+    eventually(PATIENCE, || daemon.status_json()["sessions"][0].is_object());
+    let status = daemon.status_json();
+    assert!(status["peers"][0]["why"].is_string() && status["node"]["mapped"].is_null(), "{status}");
+
+    site.host.run(["nft", "delete", "table", "inet", "block"]);
+    let opened = Instant::now();
+    eventually(PATIENCE, || direct_peers(&daemon) == 1);
+    println!("direct {:.2} s after UDP may pass", opened.elapsed().as_secs_f64());
+    eventually(PATIENCE, || daemon.status_json()["node"]["mapped"].is_string());
+    eventually(PATIENCE, || source(&daemon)["state"] == "running");
+}
+
 /// Returns how many peers a daemon has a direct path to.
 fn direct_peers(daemon: &Daemon) -> usize {
     let status = daemon.status_json();

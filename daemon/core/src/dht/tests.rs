@@ -236,6 +236,21 @@ fn the_shell_may_rest_when_the_next_round_is_far() {
     assert_eq!(orders[orders.len() - 2..], [Order::ListNodes, Order::Rest]);
 }
 
+/// who looks for others notes the contacts at least every two minutes, and the first at once.
+#[test]
+fn the_nodes_that_answer_are_noted_every_two_minutes() {
+    let mut node = Node::new();
+    let mut noted = Vec::new();
+    for second in 0..20 * 60 {
+        if node.answer(&OK).contains(&Order::ListNodes) {
+            noted.push(second);
+        }
+        node.pass(Duration::from_secs(1));
+    }
+    let longest = noted.windows(2).map(|pair| pair[1] - pair[0]).max();
+    assert!(noted[0] == 0 && longest <= Some(120), "{noted:?}");
+}
+
 /// DESIGN 4: it is also told, but for what is no fault of the DHT.
 #[test]
 fn a_write_that_failed_is_done_again() {
