@@ -230,6 +230,13 @@ pub enum DiscoBody {
         #[n(0)]
         answer: bool,
     },
+    /// Be a relay no more between the sender and another node, if that one says so too; from a relay, that both have said so.
+    #[n(10)]
+    Release {
+        /// Who that is.
+        #[n(0)]
+        peer: PublicKey,
+    },
 }
 
 /// For one node from another: this relay routes our packets.

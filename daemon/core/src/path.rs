@@ -25,6 +25,7 @@ use crate::timed::Deadline;
 
 mod candidate;
 mod history;
+mod moving;
 mod mtu;
 mod schedule;
 mod unproved;
@@ -36,6 +37,8 @@ pub use candidate::{Answered, Candidate, Kind, LastAnswer, Origin, Ping};
 use candidate::{FARTHER, Sent};
 use history::History;
 pub use history::PastAttempt;
+pub use moving::Course;
+use moving::{Move, Stay};
 use mtu::PathMtu;
 pub use mtu::probe_bytes;
 pub use schedule::PINGS_PER_CANDIDATE;
@@ -106,6 +109,8 @@ pub struct Paths {
     shunned: Option<SocketAddr>,
     /// How often the kernel had to be called back from there.
     recalls: u8,
+    moving: Option<Move>,
+    stay: Option<Stay>,
     introduced: bool,
     /// Whether the last attempt found nobody to introduce the two.
     without_introducer: bool,
@@ -231,17 +236,21 @@ impl Paths {
     /// uses is what is watched. Packets that were under way when a path was taken lead it back to the one before;
     /// then the two are compared again.
     ///
-    /// Returns whether it is to be told again where to send: what was under way has taken it back to a path that was left.
-    pub fn follow_kernel(&mut self, address: SocketAddr, kind: Kind, now: Monotonic) -> bool {
+    /// Returns what that means for a move that is not over, and for a path that was left.
+    pub fn follow_kernel(&mut self, address: SocketAddr, kind: Kind, now: Monotonic) -> Course {
         let chosen = self.current.map(|current| current.address);
+        let course = self.follow_move(address, now);
         // What is routed goes by the kernel's tunnel to the relay, whatever that has for the peer itself.
         if chosen == Some(address) || self.is_routed() {
-            return false;
+            return Course::Settled;
         }
         if self.shunned == Some(address) {
             let is_astray = self.works() && self.recalls < MAX_RECALLS;
             self.recalls += u8::from(is_astray);
-            return is_astray;
+            return if is_astray { Course::Astray } else { Course::Settled };
+        }
+        if course.is_astray() {
+            return course;
         }
         self.add(address, Origin::Kernel, kind, now);
         let next_ping = self.current.and_then(|current| current.next_ping);
@@ -249,10 +258,10 @@ impl Paths {
         if self.is_relayed() {
             self.begin_at(now + FIRST_REST);
         }
-        if let Some(chosen) = chosen {
+        if let Some(chosen) = chosen.filter(|_| course != Course::Stays) {
             self.compare(chosen, now);
         }
-        false
+        course
     }
 
     /// Does what is due. Call it before [`Paths::poll_ping`].
@@ -397,13 +406,14 @@ impl Paths {
             self.follow_answer_of_current(mtu, now);
             return false;
         }
-        let is_better = self.is_better(from, current.address);
+        let is_better = self.is_better(from, current.address) && !self.stays_away_from(from, now);
         let Some(challenger) = self.candidates.get_mut(&from) else { return false };
         challenger.better = if is_better { challenger.better + 1 } else { 0 };
         if challenger.better < CHECKS {
             return false;
         }
         self.use_path(from, now);
+        self.moving = Some(Move::begin(current.address, from, now));
         true
     }
 
@@ -449,7 +459,8 @@ impl Deadline for Paths {
         };
         let schedules = self.candidates.values().filter_map(|candidate| candidate.schedule?.due());
         let watch = self.current.and_then(|current| current.next_ping);
-        schedules.chain(effort).chain(watch).chain(self.mtu.poll_timeout()).min()
+        let look = self.moving.and_then(|moving| moving.poll_timeout());
+        schedules.chain(effort).chain(watch).chain(look).chain(self.mtu.poll_timeout()).min()
     }
 }
 

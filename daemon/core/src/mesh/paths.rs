@@ -18,7 +18,7 @@ use crate::kernel::Observed;
 use crate::key::PublicKey;
 use crate::message::{Disco, DiscoBody, PING_PADDING_BYTES, Paired as _, Token, Unproved};
 use crate::nat::{Nat, NatType, Strategy};
-use crate::path::{Kind, Origin, Paths, Ping};
+use crate::path::{Course, Kind, Origin, Paths, Ping};
 use crate::seal::{self, OVERHEAD_BYTES};
 use crate::store::{Claim, Source};
 use crate::time::{Monotonic, Now};
@@ -133,18 +133,23 @@ impl Mesh {
             let (Some(age), Some(endpoint)) = (age, peer.endpoint) else { continue };
             let kind = self.kind_at(key, endpoint);
             let is_barred = self.is_barred(key, kind);
+            let mut is_held = false;
             let paths = self.reach.paths.entry(key).or_default();
             if !is_barred && age <= SESSION_LIFETIME && (is_settled || paths.current().is_none()) {
-                let is_astray = paths.follow_kernel(endpoint, kind, now.monotonic);
-                if is_astray && self.proved.remove(&key).is_some() {
+                let course = paths.follow_kernel(endpoint, kind, now.monotonic);
+                if course.is_astray() && self.proved.remove(&key).is_some() {
                     self.dirty = true;
                 }
+                is_held = course == Course::Held;
             }
             if has_traffic {
                 paths.note_traffic(now.monotonic);
             }
             if age > SESSION_OVERDUE {
                 paths.verify(now.monotonic);
+            }
+            if is_held {
+                self.release_relay(key, endpoint, now);
             }
             self.follow_relayed(key, has_traffic, peer.rx_bytes, now);
         }
@@ -177,6 +182,9 @@ impl Mesh {
         let mut pings = Vec::new();
         while let Some(ping) = paths.poll_ping(now.monotonic, || self.rng.next_u64()) {
             pings.push(ping);
+        }
+        if self.reach.paths.get_mut(&key).is_some_and(|paths| paths.take_look_due(now.monotonic)) {
+            self.commands.push_back(Command::Look);
         }
         let lost = self.reach.paths.get_mut(&key).is_some_and(Paths::take_loss);
         let offer = self.reach.paths.get_mut(&key).is_some_and(Paths::take_offer_due);
@@ -254,6 +262,7 @@ impl Mesh {
                 self.on_routed(key, peer, choice.as_deref().map(Vec::as_slice), from, now);
             }
             DiscoBody::Direct { answer } => self.on_direct(key, answer, from, now),
+            DiscoBody::Release { peer } => self.on_release(key, peer, now),
         }
     }
 

@@ -194,6 +194,30 @@ impl Mesh {
         }
     }
 
+    /// Tells the relay behind an address of a peer that it need pass on nothing more: a better path works, and only what the
+    /// relay still passes on keeps both kernels from it.
+    pub(super) fn release_relay(&mut self, key: PublicKey, address: SocketAddr, now: Now) {
+        let Some(relay) = self.relay_at(key, address) else { return };
+        let Some(endpoint) = self.direct_endpoint(relay, now) else { return };
+        tracing::debug!(peer = %key, %relay, "releasing a relay that keeps the tunnel from a better path");
+        self.send_disco(relay, endpoint, DiscoBody::Release { peer: key }, now);
+    }
+
+    /// Follows a node that needs this relay no more, or a relay that both have released.
+    pub(super) fn on_release(&mut self, key: PublicKey, peer: PublicKey, now: Now) {
+        if self.relays.server.release(key, peer, now.monotonic) {
+            for (one, other) in [(key, peer), (peer, key)] {
+                if let Some(endpoint) = self.direct_endpoint(one, now) {
+                    self.send_disco(one, endpoint, DiscoBody::Release { peer: other }, now);
+                }
+            }
+        } else if let Some(address) =
+            self.relays.seekers.get_mut(&peer).and_then(|seeker| seeker.give_up(key))
+        {
+            self.drop_relay_path(peer, Some(address));
+        }
+    }
+
     fn drop_relay_path(&mut self, key: PublicKey, address: Option<SocketAddr>) {
         if let (Some(paths), Some(address)) = (self.reach.paths.get_mut(&key), address) {
             paths.remove(address);

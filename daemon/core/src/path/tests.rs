@@ -395,3 +395,32 @@ fn a_path_that_a_relay_routes_is_watched_by_itself_and_left_for_a_direct_one() {
     peer.run(20_000, 23_000);
     assert!(!peer.paths.works());
 }
+
+/// WireGuard follows the peer's packets: what keeps coming on the old path takes the kernel back each time it is called away.
+#[test]
+fn a_kernel_that_is_always_led_back_is_left_where_it_is_for_a_while() {
+    let mut peer = Peer::new(&[(1, Kind::Ipv4, Some(100)), (2, Kind::Ipv4, None)]);
+    peer.paths.begin(at(0));
+    peer.run(0, 3000);
+    peer.rtt.insert(address(2), 20);
+    let mut courses = Vec::new();
+    let mut was_at = Vec::new();
+    for now in (3000..120_000).step_by(50) {
+        peer.paths.compare(address(2), at(now));
+        peer.run(now, now + 50);
+        let is_chosen = peer.paths.current() == Some(address(2));
+        if is_chosen != (was_at.len() % 2 == 1) {
+            was_at.push(now);
+        }
+        if peer.paths.take_look_due(at(now + 50)) || now % 5000 == 0 {
+            courses.push(peer.paths.follow_kernel(address(1), Kind::Ipv4, at(now + 50)));
+        }
+    }
+    let count = |course| courses.iter().filter(|one| **one == course).count();
+    let moves = was_at.chunks_exact(2).count();
+    assert_eq!(moves, 6, "after 2, 4, 8, 16, 32 s: {was_at:?}");
+    assert!(was_at.chunks_exact(2).all(|span| span[1] - span[0] < 7000), "{was_at:?}");
+    assert!(was_at[2] - was_at[1] > 1_900 && was_at[8] - was_at[7] > 15_000, "{was_at:?}");
+    assert_eq!((count(Course::Stays), count(Course::Held)), (6, 6));
+    assert!(count(Course::Astray) >= 6 * 5, "{courses:?}");
+}

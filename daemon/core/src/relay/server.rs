@@ -54,12 +54,17 @@ pub struct Server {
     is_changed: bool,
 }
 
+/// For how long the word of one node of a pair that it needs the relay no more waits for that of the other.
+const RELEASE_LIFETIME: Duration = Duration::from_secs(1);
+
 #[derive(Clone, Copy, Debug)]
 struct Allocation {
     asked_by: PublicKey,
     ports: [u16; 2],
     ends: [Option<RelayEnd>; 2],
     heard: Monotonic,
+    /// Who has released it last, and when.
+    released: Option<(PublicKey, Monotonic)>,
 }
 
 impl Server {
@@ -74,7 +79,7 @@ impl Server {
             let is_sound = pair[0] < pair[1] && ports[0] != ports[1];
             let is_free = ports.iter().all(|port| !self.ports.contains_key(port));
             if is_sound && is_free && self.pairs.len() < self.limits.pairs {
-                self.insert(pair, Allocation { asked_by: pair[0], ports, ends, heard: now });
+                self.insert(pair, Allocation { asked_by: pair[0], ports, ends, heard: now, released: None });
             }
         }
     }
@@ -100,7 +105,7 @@ impl Server {
             return Err(Refusal::Full);
         }
         let ports = self.draw_ports(draw).ok_or(Refusal::Full)?;
-        self.insert(pair, Allocation { asked_by, ports, ends: [None; 2], heard: now });
+        self.insert(pair, Allocation { asked_by, ports, ends: [None; 2], heard: now, released: None });
         Ok(own_first(pair, asked_by, ports))
     }
 
@@ -123,6 +128,16 @@ impl Server {
         let ports = self.draw_ports(draw)?;
         self.insert(pair, Allocation { ports, ends: [None; 2], ..allocation });
         Some([0, 1].map(|side| (pair[side], ports[side])))
+    }
+
+    /// Ends one pair if both of its nodes say so at about the same time. Returns whether it has ended with this word.
+    pub fn release(&mut self, by: PublicKey, peer: PublicKey, now: Monotonic) -> bool {
+        let pair = sorted(by, peer);
+        let Some(allocation) = self.pairs.get_mut(&pair) else { return false };
+        let is_agreed =
+            allocation.released.is_some_and(|(who, at)| who == peer && now.since(at) < RELEASE_LIFETIME);
+        allocation.released = Some((by, now));
+        is_agreed && self.remove(pair).is_some()
     }
 
     /// Ends every pair of a node.
@@ -294,6 +309,18 @@ mod tests {
         assert!(server.poll_table().is_none(), "it is where it was");
         server.bind(key(1), one, end(7), at(6));
         assert!(server.poll_table().is_some(), "its NAT has another address");
+    }
+
+    #[test]
+    fn a_pair_ends_when_both_release_it() {
+        let mut server = server(10, 10);
+        server.allocate(key(1), key(2), counter(), at(0)).unwrap();
+        assert!(!server.release(key(1), key(3), at(1)));
+        assert!(!server.release(key(1), key(2), at(1)) && !server.release(key(1), key(2), at(1)));
+        assert!(!server.release(key(2), key(1), at(2)), "the other's word is old");
+        assert_eq!(server.len(), 1);
+        assert!(server.release(key(1), key(2), at(2)));
+        assert!(server.is_empty());
     }
 
     #[test]

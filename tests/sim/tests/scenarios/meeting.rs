@@ -153,11 +153,15 @@ impl Meeting {
         Ok(())
     }
 
+    /// Gives both sites IPv6.
+    pub(crate) fn bring_ipv6(&mut self) -> Result<(), Violation> {
+        let firewall = || Some(Firewall::new(Dependence::AddressAndPort, secs(60)));
+        self.sites.into_iter().try_for_each(|site| self.world.set_ipv6(site, firewall()))
+    }
+
     /// Gives both sites IPv6, by which the talking pair becomes direct. Returns how long nothing arrived meanwhile.
     pub(crate) fn open_ipv6(&mut self) -> Result<Duration, Violation> {
-        for site in self.sites {
-            self.world.set_ipv6(site, Some(Firewall::new(Dependence::AddressAndPort, secs(60))))?;
-        }
+        self.bring_ipv6()?;
         self.world.run_for(secs(60))?;
         assert_eq!(self.first_view().state, PeerState::Direct);
         Ok(self.world.take_longest_silence())

@@ -312,6 +312,55 @@ fn the_nearest_relay_is_taken_and_kept_until_another_is_much_nearer() -> Result<
     Ok(())
 }
 
+/// L-15, W-D12: what is under way on a slow path leads both kernels back to it again and again while much is sent both ways. The
+/// move to a nearer relay, and that to a direct path, is over soon all the same, and stays.
+#[test]
+fn a_pair_that_talks_moves_from_a_slow_path_once_and_for_all() -> Result<(), Violation> {
+    for seed in 0..6 {
+        let mut meeting = Meeting::with_relays(seed, [Kind::Symmetric; 2], 2);
+        let introducer = meeting.introducer;
+        meeting.set_latencies(&[millis(40), millis(10)]);
+        meeting.meet_and_talk()?;
+        meeting.world.run_for(mins(2))?;
+        assert!(meeting.relay().is_some_and(|relay| relay != introducer), "seed {seed}");
+        meeting.set_latencies(&[millis(10), millis(80)]);
+        moves_soon(&mut meeting, mins(12))?;
+        assert_eq!(meeting.relay(), Some(introducer), "seed {seed}");
+
+        let mut world = World::new(seed);
+        let sites = [(); 2].map(|()| world.add_site_behind(Behaviour::SYMMETRIC, None));
+        let mut meeting = Meeting::relayed_at(world, sites, 1);
+        meeting.meet_and_talk()?;
+        meeting.set_latencies(&[millis(80)]);
+        meeting.world.run_for(mins(1))?;
+        meeting.bring_ipv6()?;
+        moves_soon(&mut meeting, mins(6))?;
+        assert_eq!(meeting.first_view().state, PeerState::Direct, "seed {seed}");
+    }
+    Ok(())
+}
+
+/// Lets time pass in which both kernels move to another path.
+fn moves_soon(meeting: &mut Meeting, span: Duration) -> Result<(), Violation> {
+    meeting.world.take_longest_silence();
+    let mut endpoints = [0, 1].map(|side| meeting.endpoint(side));
+    let mut moved_at = Vec::new();
+    let start = meeting.world.now();
+    while meeting.world.now().since(start) < span {
+        meeting.world.run_for(millis(20))?;
+        let before = std::mem::replace(&mut endpoints, [0, 1].map(|side| meeting.endpoint(side)));
+        if endpoints != before {
+            moved_at.push(meeting.world.now());
+        }
+    }
+    let took = moved_at.last().zip(moved_at.first()).map(|(last, first)| last.since(*first));
+    let silence = meeting.world.take_longest_silence();
+    println!("{} moves of an endpoint within {took:?}, silent for {silence:?}", moved_at.len());
+    assert!(took.is_some_and(|took| took < secs(3)), "{took:?}");
+    assert!(silence < millis(600), "{silence:?}");
+    Ok(())
+}
+
 /// W-D12: the direct path is tried again, proved, and taken without a gap.
 #[test]
 fn a_direct_path_that_opens_is_taken_and_nothing_is_lost() -> Result<(), Violation> {
