@@ -196,7 +196,7 @@ async fn get(
     tell: &mpsc::Sender<DhtEvent>,
 ) -> Result<(), Failure> {
     let public = SigningKey::from_bytes(&key.seed).verifying_key().to_bytes();
-    let mut newest = None;
+    let (mut newest, mut has_answer) = (None, false);
     for _ in 0..LOOKUPS {
         let mut found = node.get_mutable_detailed(&public, Some(&key.salt), None);
         while let Some(item) = found.items.next().await {
@@ -210,14 +210,12 @@ async fn get(
         let outcome = found.outcome.recv().await;
         let (answered, silent) = (outcome.responded(), outcome.timed_out());
         tracing::debug!(answered, silent, ?newest, "looked up a slot in the DHT");
-        if answered == 0 {
-            return Err(Failure::Trouble("no node of the DHT answers".to_owned()));
-        }
-        if newest.is_some() || silent <= answered {
+        has_answer |= answered > 0;
+        if newest.is_some() || silent <= answered || answered == 0 {
             break;
         }
     }
-    Ok(())
+    has_answer.then_some(()).ok_or_else(|| Failure::Trouble("no node of the DHT answers".to_owned()))
 }
 
 fn unstored(error: PutMutableError) -> Failure {

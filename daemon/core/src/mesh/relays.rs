@@ -211,8 +211,7 @@ impl Mesh {
                     self.send_disco(one, endpoint, DiscoBody::Release { peer: other }, now);
                 }
             }
-        } else if let Some(address) =
-            self.relays.seekers.get_mut(&peer).and_then(|seeker| seeker.give_up(key))
+        } else if let Some(address) = self.relays.seekers.get_mut(&peer).and_then(|seeker| seeker.leave(key))
         {
             self.drop_relay_path(peer, Some(address));
         }

@@ -131,7 +131,8 @@ impl Mesh {
         }
         let works = self.reach.paths.get(&peer).is_some_and(Paths::works_directly);
         if (works || self.is_met_on_link(peer)) && self.via(peer).is_none() {
-            return self.relays.seekers.entry(peer).or_default().leave(relay);
+            self.relays.seekers.entry(peer).or_default().leave(relay);
+            return;
         }
         let seeker = self.relays.seekers.entry(peer).or_default();
         let is_news = match choice {

@@ -98,14 +98,17 @@ impl Paths {
             self.moving = None;
             return Course::Settled;
         };
-        match (endpoint == moving.from, moving.is_over()) {
-            (true, false) if moving.looks == LAST_PATIENT_LOOK => return Course::Held,
-            (true, false) => return Course::Astray,
-            (false, false) => return Course::Settled,
-            (false, true) => (self.moving, self.stay) = (None, None),
-            (true, true) => self.moving = None,
+        let is_back = endpoint == moving.from;
+        if !moving.is_over() {
+            return match is_back {
+                true if moving.looks == LAST_PATIENT_LOOK => Course::Held,
+                true => Course::Astray,
+                false => Course::Settled,
+            };
         }
-        if endpoint != moving.from {
+        self.moving = None;
+        if !is_back {
+            self.stay = None;
             return Course::Settled;
         }
         let times = self.stay.filter(|stay| stay.from == moving.to).map_or(0, |stay| stay.times);

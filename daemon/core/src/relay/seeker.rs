@@ -219,15 +219,10 @@ impl Seeker {
         is_news
     }
 
-    /// Lets go of a relay that passes on nothing more, as was wanted. Returns the address that it had.
-    pub fn give_up(&mut self, relay: PublicKey) -> Option<SocketAddr> {
-        self.leases.remove(&relay)?.address()
-    }
-
-    /// Lets go of a relay of which nothing bad is known.
-    pub fn leave(&mut self, relay: PublicKey) {
-        self.leases.remove(&relay);
+    /// Lets go of a relay of which nothing bad is known. Returns the address that it had.
+    pub fn leave(&mut self, relay: PublicKey) -> Option<SocketAddr> {
         self.comeback = Comeback::default();
+        self.leases.remove(&relay)?.address()
     }
 
     /// Notes that the peer says that the tunnel is up there.
