@@ -11,20 +11,23 @@ pub enum Cut {
     /// All, in both directions.
     Both,
     /// All that the first sends.
-    OneWay,
+    There,
+    /// All that the second sends.
+    Back,
     /// Those of more than 1,280 bytes, in both directions.
     Large,
 }
 
 impl Cut {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Both, Self::OneWay, Self::Large];
+    pub const ALL: [Self; 4] = [Self::Both, Self::There, Self::Back, Self::Large];
 
     /// Returns what to call it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Both => "both directions",
-            Self::OneWay => "one direction",
+            Self::There => "one direction, there",
+            Self::Back => "one direction, back",
             Self::Large => "only large packets",
         }
     }
@@ -38,11 +41,12 @@ impl Cut {
     /// Begins it beside others, under a name of its own; it does not end.
     pub fn begin_as(self, table: &str, hosts: [&Host; 2], links: [&str; 2], only: [&str; 2]) {
         let length = match self {
-            Self::Both | Self::OneWay => "",
+            Self::Both | Self::There | Self::Back => "",
             Self::Large => "meta length > 1280 ",
         };
         for (index, host) in hosts.into_iter().enumerate() {
-            if index == 0 && self == Self::OneWay {
+            // What comes in at one is what the other sends.
+            if matches!((self, index), (Self::There, 0) | (Self::Back, 1)) {
                 continue;
             }
             let (link, only) = (links[index], only[index]);
