@@ -1,8 +1,8 @@
 //! The one task that writes to the kernel: it holds the kernel at the newest [`Goal`], level-triggered.
 //!
-//! It acts when a goal arrives, when the kernel gives notice that something changed, and every [`INTERVAL`] as a
-//! safety net. Each turn compares the goal with the kernel and writes the difference; a converged node writes
-//! nothing.
+//! It acts when a goal arrives, when the kernel gives notice that something changed, when somebody asks for a [`Look`],
+//! and every [`INTERVAL`] as a safety net. Each turn compares the goal with the kernel and writes the difference; a
+//! converged node writes nothing.
 //!
 //! What it knows of the kernel is a mirror: the last reading, plus its own writes that were acknowledged since. A
 //! new goal is compared with the mirror, so that a newcomer's peer is set without reading a thousand others first,
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 use wgmesh_core::forwarding::Forwarding;
@@ -91,6 +91,23 @@ pub struct Outcome {
     pub failures: Vec<KernelError>,
     /// What has come of passing packets on, when it was last looked at.
     pub passage: Arc<Passage>,
+}
+
+/// Has the kernel read at once for somebody who wants the counters of this moment.
+#[derive(Clone, Debug)]
+pub struct Look {
+    asked: mpsc::Sender<oneshot::Sender<()>>,
+}
+
+impl Look {
+    /// Returns when the kernel has been read, with the report sent; where nothing is wanted of the kernel there is none.
+    pub async fn take(&self) {
+        let (done, taken) = oneshot::channel();
+        // An applier that has ended ends the daemon too.
+        if self.asked.send(done).await.is_ok() {
+            let _ = taken.await;
+        }
+    }
 }
 
 /// Why a goal was not followed; it is tried again.
@@ -186,6 +203,8 @@ pub struct Applier<N> {
     goals: watch::Receiver<Goal>,
     notices: Arc<Notify>,
     reports: watch::Sender<Report>,
+    look: Look,
+    looks: mpsc::Receiver<oneshot::Sender<()>>,
     pulse: Arc<Pulse>,
     mirror: Option<Arc<Observed>>,
     /// Whether there were notices since everything was read.
@@ -224,6 +243,7 @@ impl<N: Net> Applier<N> {
     pub fn new(net: N, owner: OwnerMark, mut goals: watch::Receiver<Goal>, notices: Arc<Notify>) -> Self {
         goals.mark_changed();
         let (reports, _) = watch::channel(Report { generation: 0, result: Ok(Outcome::default()) });
+        let (asked, looks) = mpsc::channel(1);
         let pulse = Arc::default();
         Self {
             net,
@@ -231,6 +251,8 @@ impl<N: Net> Applier<N> {
             goals,
             notices,
             reports,
+            look: Look { asked },
+            looks,
             pulse,
             mirror: None,
             noticed: false,
@@ -253,6 +275,11 @@ impl<N: Net> Applier<N> {
         self.reports.subscribe()
     }
 
+    /// Returns what asks for a reading at once.
+    pub fn look(&self) -> Look {
+        self.look.clone()
+    }
+
     /// Returns the counters.
     pub fn pulse(&self) -> Arc<Pulse> {
         Arc::clone(&self.pulse)
@@ -270,6 +297,11 @@ impl<N: Net> Applier<N> {
                     Ok(()) => due = self.turn(Cause::Goal, self.reading_for_goal(), due).await,
                     Err(_) => return,
                 },
+                Some(done) = self.looks.recv() => {
+                    due = self.turn(Cause::Reading, Reading::Whole, due).await;
+                    // Whoever asked may be gone.
+                    let _ = done.send(());
+                }
                 reading = wait_for_reading(&self.net, mirror, due) => {
                     due = self.turn(Cause::Reading, reading, due).await;
                 }

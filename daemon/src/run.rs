@@ -35,7 +35,7 @@ use wgmesh_core::secret::MeshSecret;
 use wgmesh_core::time::Monotonic;
 
 use crate::api::{self, ApiRequest, Leaving};
-use crate::applier::{Applier, ApplyFailure, Goal, Pulse, Report, Want};
+use crate::applier::{Applier, ApplyFailure, Goal, Look, Pulse, Report, Want};
 use crate::clock;
 use crate::config::File;
 use crate::ebpf::EbpfSettings;
@@ -160,10 +160,10 @@ pub async fn run(config: File, secret: MeshSecret, journal: journal::Handle) -> 
     let node = Node::new(keys, remembered, underlay.clone())?;
     let (goals, wanted) = watch::channel(Goal { generation: 0, want: Want::Nothing });
     let applier = Applier::new(kernel.clone(), owner, wanted, Arc::clone(&changes.mesh));
-    let (reports, pulse) = (applier.reports(), applier.pulse());
+    let (reports, look, pulse) = (applier.reports(), applier.look(), applier.pulse());
     tasks.spawn(applier.with_reading(Arc::clone(&observed)).run());
     let timer = Timer::new().map_err(system("get a timer"))?;
-    let outside = Outside { kernel, changes, goals, reports, pulse, traffic, timer, journal };
+    let outside = Outside { kernel, changes, goals, reports, look, pulse, traffic, timer, journal };
     let mut daemon = Daemon::start(config, node, outside, observed, &underlay);
     let watched = daemon.watched();
     let ended = tokio::select! {
@@ -191,6 +191,7 @@ struct Outside {
     changes: Changes,
     goals: watch::Sender<Goal>,
     reports: watch::Receiver<Report>,
+    look: Look,
     pulse: Arc<Pulse>,
     traffic: Traffic,
     timer: Timer,
@@ -288,7 +289,7 @@ impl Daemon {
                 event = self.network.next() => self.feed(event),
                 () = self.outside.changes.underlay.notified() => self.on_underlay().await,
                 change = self.outside.traffic.changed() => self.on_traffic(change),
-                Some(question) = questions.recv() => self.answer(question, notifier).await,
+                Some(question) = questions.recv() => self.answer(question, notifier).await?,
                 due = self.outside.timer.until(deadline) => {
                     due.map_err(system("wait"))?;
                     self.feed(Event::Timeout);
@@ -366,7 +367,8 @@ impl Daemon {
             }
             Err(ApplyFailure::Kernel(KernelError::PortInUse { .. })) => Err(KernelTrouble::PortInUse),
             Err(failure) if !self.ready && is_fatal(&failure) => return Err(failure.into()),
-            Err(failure) => Err(KernelTrouble::Other(failure.to_string())),
+            Err(ApplyFailure::Refused(refusal)) => Err(KernelTrouble::Refused(refusal.to_string())),
+            Err(ApplyFailure::Kernel(error)) => Err(KernelTrouble::Other(error.to_string())),
         };
         let is_up = outcome.is_ok();
         self.feed(Event::Kernel(KernelReport { generation, outcome, fresh }));

@@ -293,7 +293,6 @@ impl Mesh {
             Event::RelayPortTaken(port) => self.on_relay_port_taken(port, now),
             Event::Gossip { from, bytes } => self.on_gossip(from, &bytes, now),
             Event::Kernel(report) => self.on_kernel(report, now),
-            Event::Looked(observed) => self.on_looked(observed, now),
             Event::AddPeer(key, endpoint) => self.add_named(key, endpoint, now),
             Event::ReleasePeer(key) => self.release_named(key),
             Event::RemovePeer(key) => self.remove_peer(key, now),

@@ -84,6 +84,7 @@ struct Bench {
     net: FakeNet,
     goals: watch::Sender<Goal>,
     reports: watch::Receiver<Report>,
+    look: Look,
     pulse: Arc<Pulse>,
 }
 
@@ -91,9 +92,9 @@ fn start() -> Bench {
     let net = FakeNet::default();
     let (goals, receiver) = watch::channel(Goal { generation: 0, want: Want::Nothing });
     let applier = Applier::new(net.clone(), owner(), receiver, Arc::clone(&net.notices));
-    let (reports, pulse) = (applier.reports(), applier.pulse());
+    let (reports, look, pulse) = (applier.reports(), applier.look(), applier.pulse());
     tokio::spawn(applier.run());
-    Bench { net, goals, reports, pulse }
+    Bench { net, goals, reports, look, pulse }
 }
 
 impl Bench {
@@ -380,6 +381,42 @@ async fn a_roamed_endpoint_is_reported_and_left() {
 
     assert_eq!(outcome.observed.peers[&key(1)].endpoint, roamed);
     assert_eq!(outcome.writes, 0);
+}
+
+/// What `status` has seen is not taken back by the next report, which reads nothing.
+#[tokio::test(start_paused = true)]
+async fn a_look_is_what_later_reports_build_on() {
+    let mut bench = start();
+    bench.converge().await;
+    let received =
+        async |bench: &mut Bench| bench.report().await.result.unwrap().observed.peers[&key(1)].rx_bytes;
+    // Of its counters the kernel gives no notice.
+    bench.net.with(|state| state.observed.peers.get_mut(&key(1)).unwrap().rx_bytes = 148);
+    let begin = Instant::now();
+
+    bench.look.take().await;
+    assert_eq!(received(&mut bench).await, 148);
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+
+    bench.want(2, Want::Present(Arc::new(desired(&[1, 2]))));
+    assert_eq!(received(&mut bench).await, 148);
+}
+
+/// A look heals what it finds, and says why it could not.
+#[tokio::test(start_paused = true)]
+async fn a_look_at_a_kernel_that_is_not_as_planned_reports_that() {
+    let mut bench = start();
+    bench.converge().await;
+    let foreign = Observed { link: Link::OtherKind { kind: "bridge".into() }, ..Observed::default() };
+    bench.net.with(|state| state.observed = foreign);
+
+    for _ in 0..2 {
+        bench.look.take().await;
+        assert!(matches!(bench.report().await.result, Err(ApplyFailure::Refused(_))));
+    }
+
+    bench.want(2, Want::Nothing);
+    bench.look.take().await;
 }
 
 /// W-D46: what is passed on follows the plan, is looked at with every reading while it is anything, and goes at the end.

@@ -1,13 +1,11 @@
 //! What the command line is told, and what it sets off.
 
-use std::sync::Arc;
-
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::mesh::Event;
 use wgmesh_core::status::{Source, SourceState, Status};
 
-use super::Daemon;
 use super::storage::Job;
+use super::{Daemon, Error};
 use crate::api::{Answer, ApiRequest};
 use crate::clock;
 use crate::config::StaticPeer;
@@ -16,10 +14,14 @@ use crate::pins::{Pin, Removal};
 
 impl Daemon {
     /// Answers a question. That whoever asked may be gone meanwhile is no error.
-    pub(super) async fn answer(&mut self, question: ApiRequest, notifier: &Notifier) {
+    ///
+    /// # Errors
+    /// If the kernel was looked at for it and what was found ends the daemon's start.
+    pub(super) async fn answer(&mut self, question: ApiRequest, notifier: &Notifier) -> Result<(), Error> {
         match question {
             ApiRequest::Status(reply) => {
-                let status = self.status().await;
+                self.look(notifier).await?;
+                let status = self.status();
                 let _ = reply.send(status);
             }
             ApiRequest::CheckNat(reply) => {
@@ -56,6 +58,17 @@ impl Daemon {
             ApiRequest::Reload(reply) => {
                 let _ = reply.send(self.reload(notifier).map_err(|error| error.to_string()));
             }
+        }
+        Ok(())
+    }
+
+    /// Takes in what the kernel counts at this moment.
+    async fn look(&mut self, notifier: &Notifier) -> Result<(), Error> {
+        self.outside.look.take().await;
+        // Where nothing is wanted of the kernel yet, nothing was read.
+        match self.outside.reports.has_changed() {
+            Ok(true) => self.on_report(notifier),
+            Ok(false) | Err(_) => Ok(()),
         }
     }
 
@@ -103,11 +116,8 @@ impl Daemon {
         Some(Answer { last, kind })
     }
 
-    /// Takes stock, with the kernel's counters of this moment.
-    async fn status(&mut self) -> Status {
-        if let Ok(observed) = self.outside.kernel.observe().await {
-            self.feed(Event::Looked(Arc::new(observed)));
-        }
+    /// Takes stock.
+    fn status(&self) -> Status {
         let mut status = self.mesh.status(clock::now());
         self.outside.traffic.describe(&mut status);
         status.relay.traffic = self.network.relay_traffic();

@@ -187,7 +187,7 @@ impl Applier {
                 None
             }
             Err(refusal) => {
-                let trouble = KernelTrouble::Other(refusal.to_string());
+                let trouble = KernelTrouble::Refused(refusal.to_string());
                 Some(self.finish(generation, Err(trouble), was_read, now.monotonic))
             }
         }

@@ -58,8 +58,6 @@ pub enum Event {
     },
     /// The applier has looked at the kernel, and perhaps changed it.
     Kernel(KernelReport),
-    /// The kernel as somebody wanted to see it just now, which says nothing of whether the plan is carried out.
-    Looked(Arc<Observed>),
     /// The operator names a peer, and perhaps where its WireGuard answers.
     AddPeer(PublicKey, Option<SocketAddr>),
     /// The operator names a peer no longer; it stays for as long as it tells of itself.
@@ -129,6 +127,8 @@ pub struct KernelReport {
 pub enum KernelTrouble {
     /// Another program has WireGuard's port.
     PortInUse,
+    /// A link that is not ours is in the place of ours, so none of our tunnels is there; in words.
+    Refused(String),
     /// Anything else, in words; the applier tries again by itself.
     Other(String),
 }

@@ -69,17 +69,12 @@ impl Mesh {
                 self.on_observed(observed, report.fresh, now);
             }
             Err(KernelTrouble::PortInUse) => self.move_port(now),
+            Err(trouble @ KernelTrouble::Refused(_)) => {
+                self.planned.trouble = Some(trouble);
+                self.on_observed(Arc::default(), report.fresh, now);
+            }
             Err(trouble @ KernelTrouble::Other(_)) => self.planned.trouble = Some(trouble),
         }
-    }
-
-    /// Takes the kernel as it is. Of a link that is somebody else's nothing is taken: ours is not there.
-    pub(super) fn on_looked(&mut self, observed: Arc<Observed>, now: Now) {
-        let observed = match is_ours(&observed.link, &OwnerMark::new(self.keys.owner_tag())) {
-            true => self.clock.correct(observed, now),
-            false => Arc::default(),
-        };
-        self.on_observed(observed, true, now);
     }
 
     /// Lets go of a peer and everything kept for it outside the store.

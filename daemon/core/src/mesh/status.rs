@@ -245,6 +245,6 @@ fn in_milliseconds(rtt: Duration) -> u32 {
 fn describe(trouble: &KernelTrouble) -> String {
     match trouble {
         KernelTrouble::PortInUse => "another program has WireGuard's port".to_owned(),
-        KernelTrouble::Other(text) => text.clone(),
+        KernelTrouble::Refused(text) | KernelTrouble::Other(text) => text.clone(),
     }
 }

@@ -4,7 +4,9 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::config::{Hostname, RelayMode, RelaySettings, Sharing};
+use crate::kernel::Link;
 use crate::pool::Places;
+use crate::reconcile::{apply_to, diff};
 use crate::secret::MeshSecret;
 use crate::status::SourceState;
 use crate::time::WallClock;
@@ -285,16 +287,26 @@ fn each_source_tells_of_itself() {
     assert_eq!(states(&node), [failing, starting("manual"), starting("gossip"), running("cache")]);
 }
 
-/// A look at the kernel, as `wgmesh status` takes it, is no word on whether the plan was carried out.
+/// Where somebody else's link is in the place of ours, our tunnels are gone, and `status` says why.
 #[test]
-fn who_looks_at_the_kernel_learns_why_it_is_not_as_planned() {
+fn a_link_in_the_place_of_ours_is_no_tunnel_and_told_of() {
     let mut node = Node::start(1, now(0));
     node.settle(now(1));
-    let refused = KernelTrouble::Other("wgmesh0 is a bridge".to_owned());
+    let refused = KernelTrouble::Refused("wgmesh0 is a bridge".to_owned());
     let generation = node.mesh.planned.generation;
-    node.mesh.handle(Event::Kernel(KernelReport { generation, outcome: Err(refused), fresh: true }), now(2));
-    node.mesh.handle(Event::Looked(Arc::default()), now(3));
-    let status = node.mesh.status(now(3));
-    assert!(!status.kernel.converged);
-    assert_eq!(status.problems, ["wgmesh0 is a bridge"]);
+    let desired = node.mesh.desired().unwrap();
+    let mut observed = Observed::default();
+    let writes = diff(desired, &observed).unwrap();
+    apply_to(&mut observed, &writes);
+    let outcome = Ok(Arc::new(observed));
+    node.mesh.handle(Event::Kernel(KernelReport { generation, outcome, fresh: true }), now(1));
+    assert!(matches!(node.mesh.observed.as_ref().unwrap().link, Link::WireGuard { .. }));
+    for at in [2, 3] {
+        let report = KernelReport { generation, outcome: Err(refused.clone()), fresh: false };
+        node.mesh.handle(Event::Kernel(report), now(at));
+        assert_eq!(node.mesh.observed.as_ref().unwrap().link, Link::Missing);
+        let status = node.mesh.status(now(at));
+        assert!(!status.kernel.converged);
+        assert_eq!(status.problems, ["wgmesh0 is a bridge"]);
+    }
 }
