@@ -77,6 +77,11 @@ impl Churn {
         Ok(())
     }
 
+    /// Returns how many nodes all that run hold, together.
+    pub fn held(&self) -> usize {
+        (0..self.scale.count()).filter_map(|node| self.scale.mesh(node)).map(|mesh| mesh.store().len()).sum()
+    }
+
     /// Says in a line what has been seen so far.
     pub fn summary(&self) -> String {
         let running = (0..self.scale.count()).filter(|&node| self.scale.runs(node)).count();
