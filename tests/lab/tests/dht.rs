@@ -152,7 +152,9 @@ fn hosts_that_only_others_publish_are_found() {
     let started = Instant::now();
     let met = strangers.meet(PATIENCE);
     println!("a newcomer: {:.2} s", met.saturating_duration_since(started).as_secs_f64());
-    assert_eq!(direct_peers(&strangers.daemons[4]), 4);
+    // On a busy machine a relay may be quicker.
+    eventually(PATIENCE, || direct_peers(&strangers.daemons[4]) == 4);
+    println!("  directly: {:.2} s", started.elapsed().as_secs_f64());
 }
 
 /// who never had any nodes but the bootstrap hosts says that those are gone, and finds the others once they are
