@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::log::show;
+
 /// How long to wait between two looks: short beside what is measured, long beside what a look costs.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -17,13 +19,14 @@ pub fn eventually(timeout: Duration, mut condition: impl FnMut() -> bool) -> Dur
 }
 
 /// Counts what an action costs, such as lost packets, and tries up to three times: a busy machine may lose one by itself,
-/// but a fault shows every time. Returns the least.
+/// but a fault shows every time. Returns the least, and shows the others.
 pub fn least_of_three(mut attempt: impl FnMut() -> u32) -> u32 {
     let mut least = attempt();
-    for _ in 1..3 {
+    for number in 1..3 {
         if least == 0 {
             break;
         }
+        show(&format!("attempt {number} of at most three cost {least}"));
         least = least.min(attempt());
     }
     least
