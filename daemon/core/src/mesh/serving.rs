@@ -58,6 +58,7 @@ impl Mesh {
             _ if !self.may_serve() => Err(Refusal::NotServing),
             Some(_) if peer != key => {
                 let rng = &mut self.rng;
+                self.relays.server.avoid(self.listen_port);
                 self.relays.server.allocate(key, peer, || rng.next_u32(), now.monotonic)
             }
             Some(_) | None => Err(Refusal::Unreached),
@@ -117,6 +118,7 @@ impl Mesh {
     pub(super) fn on_relay_port_taken(&mut self, port: u16, now: Now) {
         tracing::debug!(port, "another program has a port of the relay");
         let rng = &mut self.rng;
+        self.relays.server.avoid(self.listen_port);
         let Some(moved) = self.relays.server.move_ports(port, || rng.next_u32()) else { return };
         let [(one, port_of_one), (other, port_of_other)] = moved;
         self.tell_allocated(one, other, port_of_one, now);
