@@ -359,6 +359,7 @@ impl Daemon {
                     self.network.answer_probes(index, &self.mesh);
                 }
                 self.network.follow_mesh(&outcome.observed);
+                self.outside.traffic.follow_sessions(&outcome.observed.peers);
                 let taken =
                     outcome.failures.iter().any(|failure| matches!(failure, KernelError::PortInUse { .. }));
                 self.failures = outcome.failures.first().map(ToString::to_string);

@@ -13,16 +13,19 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use wgmesh_core::kernel::{Desired, HandshakeSeen, PeerTraffic, Underlay};
+use wgmesh_core::kernel::{Desired, HandshakeSeen, ObservedPeer, PeerTraffic, Underlay};
 use wgmesh_core::key::PublicKey;
 use wgmesh_core::relay::Forwarding;
 use wgmesh_core::status;
 
 use crate::ebpf::{EbpfError, EbpfSettings, EbpfTraffic, Handshakes};
 
-/// Loading waits until the plan has stood still for this long: the verifier takes a good part of a second on a slow
-/// machine, and a mesh that is forming has better use for it.
+/// Loading waits until the plan and the sessions have stood still for this long: the verifier takes a good part of a second
+/// on a slow machine, and a mesh that is forming has better use for it.
 const CALM: Duration = Duration::from_secs(3);
+
+/// And for this long while peers have no session yet: longer than the kernel is left unread.
+const CALM_WITHOUT_SESSIONS: Duration = Duration::from_secs(6);
 
 /// But no longer than this after the link was made.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -44,6 +47,7 @@ pub enum Change {
 pub struct Traffic {
     state: State,
     peers: BTreeMap<PublicKey, BTreeSet<IpNet>>,
+    sessions: Sessions,
     underlay: Vec<Underlay>,
     /// Whom this host relays for.
     pairs: Arc<Vec<Forwarding>>,
@@ -52,6 +56,15 @@ pub struct Traffic {
     /// When loading begins; `None` until there is a link.
     load_at: Option<Instant>,
     load_at_latest: Instant,
+}
+
+/// How far a mesh has formed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sessions {
+    /// Peers that have had one.
+    there: usize,
+    /// Peers that have had none.
+    missing: usize,
 }
 
 enum State {
@@ -86,6 +99,7 @@ impl Traffic {
         Self {
             state,
             peers: BTreeMap::new(),
+            sessions: Sessions::default(),
             underlay: Vec::new(),
             pairs: Arc::default(),
             listen_port: 0,
@@ -143,6 +157,16 @@ impl Traffic {
         }
         self.wait_for_calm();
         self.with_active(EbpfTraffic::attach_mesh);
+    }
+
+    /// Has loading wait for sessions that come about.
+    pub fn follow_sessions(&mut self, peers: &BTreeMap<PublicKey, ObservedPeer>) {
+        let there = peers.values().filter(|peer| peer.last_handshake.is_some()).count();
+        let sessions = Sessions { there, missing: peers.len() - there };
+        if self.sessions != sessions {
+            self.sessions = sessions;
+            self.wait_for_calm();
+        }
     }
 
     /// Counts for the peers of this plan.
@@ -250,7 +274,8 @@ impl Traffic {
     }
 
     fn wait_for_calm(&mut self) {
-        self.load_at = self.link.map(|_| (Instant::now() + CALM).min(self.load_at_latest));
+        let calm = if self.sessions.missing > 0 { CALM_WITHOUT_SESSIONS } else { CALM };
+        self.load_at = self.link.map(|_| (Instant::now() + calm).min(self.load_at_latest));
     }
 
     fn with_active(&mut self, task: impl FnOnce(&mut EbpfTraffic) -> Result<(), EbpfError>) {

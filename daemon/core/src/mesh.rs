@@ -46,6 +46,7 @@ mod gossip;
 mod handshakes;
 mod health;
 mod kernel;
+mod lag;
 mod lan;
 mod manual;
 mod memory;
@@ -108,6 +109,7 @@ pub struct Mesh {
     orphans: BTreeMap<PublicKey, ObservedPeer>,
     journeys: explain::Journeys,
     clock: clock::Clock,
+    lag: lag::Lag,
     proved: BTreeMap<PublicKey, SocketAddr>,
     handshakes: handshakes::Handshakes,
     planned: Planned,
@@ -225,6 +227,7 @@ impl Mesh {
             orphans: BTreeMap::new(),
             journeys: explain::Journeys::default(),
             clock: clock::Clock::default(),
+            lag: lag::Lag::default(),
             proved: BTreeMap::new(),
             handshakes: handshakes::Handshakes::default(),
             planned: Planned::default(),
@@ -250,6 +253,7 @@ impl Mesh {
     /// Takes in events that came together. What is to be said about them is said once, after the last: a peer whose
     /// answer waits behind others is not asked again before it is read.
     pub fn handle_all(&mut self, events: impl IntoIterator<Item = Event>, now: Now) {
+        self.note_lag(now.monotonic);
         self.follow_clocks(now);
         for event in events {
             if self.stopped {
@@ -375,6 +379,13 @@ impl Mesh {
     /// Returns how many inputs were dropped, by reason.
     pub const fn drops(&self) -> &BTreeMap<&'static str, u64> {
         &self.drops
+    }
+
+    /// Notes how late it is for what was due first of what is done with peers.
+    fn note_lag(&mut self, now: Monotonic) {
+        if let Some(due) = self.contacts.first().into_iter().chain(self.reach.paths.first()).min() {
+            self.lag.note(due, now);
+        }
     }
 
     fn on_time(&mut self, now: Now) {

@@ -118,6 +118,8 @@ pub struct Paths {
     last_answer: Option<LastAnswer>,
     history: History,
     mtu: PathMtu,
+    /// How late this node is to be expected to do what is due.
+    lag: Duration,
     window: ReplayWindow,
     pub(crate) credit: Credit,
 }
@@ -284,6 +286,11 @@ impl Paths {
         }
         candidate.pings.push(Sent { id, at: now, mtu });
         Some(Ping { to, id, mtu })
+    }
+
+    /// Takes note of how late this node comes to do what is due: then answers may take longer, and fewer are asked for.
+    pub const fn set_lag(&mut self, lag: Duration) {
+        self.lag = lag;
     }
 
     /// Whether an attempt has begun that the peer should hear of.

@@ -295,7 +295,10 @@ impl Host {
         }
         self.read_sockets(now);
         self.probe(now);
-        let due = |process: &Process| process.mesh.poll_timeout().is_some_and(|(at, _)| at <= now.monotonic);
+        let due = |process: &Process| {
+            let is_free = process.free_at <= now.monotonic;
+            is_free && process.mesh.poll_timeout().is_some_and(|(at, _)| at <= now.monotonic)
+        };
         if self.process.as_ref().is_some_and(due) {
             self.calls_at_once = if self.called_at == now.monotonic { self.calls_at_once + 1 } else { 0 };
             self.called_at = now.monotonic;
@@ -312,7 +315,7 @@ impl Host {
         let process = self.process.as_ref().filter(|_| !self.is_hung);
         let daemon = process.into_iter().flat_map(|process| {
             let inbox = process.inbox.front().map(|_| process.free_at);
-            let mesh = process.mesh.poll_timeout().map(|(at, _)| at);
+            let mesh = process.mesh.poll_timeout().map(|(at, _)| at.max(process.free_at));
             [Some(process.applier.poll_timeout()), inbox, mesh, process.probing.poll_timeout()]
         });
         let next = daemon.chain([self.kernel.poll_timeout()]).flatten().min()?;

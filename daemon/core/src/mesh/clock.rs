@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::lag::Lag;
 use super::{Command, Mesh};
 use crate::kernel::Observed;
 use crate::key::PublicKey;
@@ -47,6 +48,7 @@ impl Mesh {
         self.clock.follow(&mut self.observed, now);
         if let Some(gap) = gap.filter(|&gap| gap >= STANDSTILL) {
             tracing::info!(seconds = gap.as_secs(), "this daemon stood still");
+            self.lag = Lag::default();
             self.store.skip(gap);
             self.restart_stun(now);
             self.verify_paths(now);
@@ -60,6 +62,7 @@ impl Mesh {
     /// end says something.
     pub(super) fn on_woke(&mut self, slept: Duration, now: Now) {
         tracing::info!(milliseconds = %slept.as_millis(), "this host was asleep");
+        self.lag = Lag::default();
         let until_sleep =
             now.wall.as_millis().saturating_sub(u64::try_from(slept.as_millis()).unwrap_or(u64::MAX));
         self.clock.slept_at = Some(WallClock::from_millis(until_sleep));

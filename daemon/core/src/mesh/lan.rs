@@ -134,7 +134,7 @@ impl Mesh {
 
     /// Sends every hello that is due.
     pub(super) fn send_hellos(&mut self, now: Now) {
-        let (sequence, retry) = (self.record.record().sequence, self.first_retry());
+        let (sequence, retry) = (self.record.record().sequence, self.first_retry(now));
         for key in self.contacts.due(now.monotonic) {
             let contact = self.contacts.get_mut(&key);
             let Some(plan) = contact.and_then(|contact| contact.poll_hello(sequence, retry, now.monotonic))
@@ -148,8 +148,9 @@ impl Mesh {
     }
 
     /// Returns how long to wait for the first answer of a peer.
-    pub(super) fn first_retry(&self) -> Duration {
-        first_retry(self.contacts.iter().filter(|(_, contact)| contact.is_being_met()).count())
+    pub(super) fn first_retry(&self, now: Now) -> Duration {
+        let being_met = self.contacts.iter().filter(|(_, contact)| contact.is_being_met()).count();
+        first_retry(being_met) + self.lag.now(now.monotonic) * 2
     }
 
     fn announce(&mut self, sequence: Sequence, record: Option<minicbor::bytes::ByteVec>, now: Now) {
@@ -294,7 +295,7 @@ impl Mesh {
 
     /// Answers the announce of a peer whose record we hold.
     fn greet(&mut self, key: PublicKey, place: Place, token: Token, now: Now) {
-        let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry());
+        let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry(now));
         let contact = self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, now.monotonic));
         if self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key)) {
             contact.handle_installed(true, now.monotonic);

@@ -51,9 +51,10 @@ impl Mesh {
         // Whoever was told of by another is at no link as far as we know: the same private networks are in every house.
         let of_our_links = |source: &Source| matches!(source, Source::Lan | Source::Cache);
         let may_be_met = self.settings.lan && peer.sources.keys().all(of_our_links);
+        let grace = LAN_GRACE + self.lag.now(now.monotonic) * 2;
         let paths = self.reach.paths.entry(key).or_default();
         match (may_be_met, !news.is_empty()) {
-            (true, _) => paths.begin_at(now.monotonic + LAN_GRACE),
+            (true, _) => paths.begin_at(now.monotonic + grace),
             (false, true) => paths.begin(now.monotonic),
             (false, false) => paths.begin_at(now.monotonic),
         }
@@ -170,9 +171,11 @@ impl Mesh {
         let works = self.is_reached(key, now);
         let hopeless = self.is_hopeless(key);
         let answers_soon = self.contacts.get(&key).is_some_and(Contact::expects_answer_on_link);
+        let lag = self.lag.now(now.monotonic);
         let Some(paths) = self.reach.paths.get_mut(&key) else { return };
+        paths.set_lag(lag);
         if answers_soon && paths.current().is_none() {
-            paths.put_off(now.monotonic + LAN_GRACE);
+            paths.put_off(now.monotonic + LAN_GRACE + lag * 2);
         }
         paths.expect_nothing(hopeless);
         if works && (paths.current().is_none() || (paths.works_directly() && paths.is_resting())) {
@@ -291,7 +294,9 @@ impl Mesh {
             }
             return false;
         }
+        let lag = self.lag.now(now.monotonic);
         let Some(paths) = self.reach.paths.get_mut(&key) else { return false };
+        paths.set_lag(lag);
         let Some(answered) = paths.handle_pong(from, id, now.monotonic) else {
             self.drop_input("unasked", from);
             return false;
@@ -347,7 +352,7 @@ impl Mesh {
         let others = u32::try_from(self.store.len() - 1).unwrap_or(u32::MAX);
         let paths = self.reach.paths.entry(key).or_default();
         if paths.current().is_none_or(|current| current == endpoint) {
-            paths.take_up(endpoint, Kind::Lan, others, now.monotonic);
+            paths.take_up(endpoint, Kind::Lan, others, || self.rng.next_u32(), now.monotonic);
         }
     }
 
@@ -363,7 +368,7 @@ impl Mesh {
             // The peer's own tunnel has no part in it.
             return;
         }
-        let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry());
+        let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry(now));
         let installed = self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key));
         let contact = self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, now.monotonic));
         if installed {

@@ -128,14 +128,14 @@ fn asked() -> (Node, Vec<Event>) {
 #[test]
 fn nobody_is_asked_again_whose_answer_waits() {
     let (mut one, answer) = asked();
-    one.mesh.handle(Event::Timeout, now(400));
+    one.mesh.handle(Event::Timeout, now(500));
     assert_eq!(one.sent().len(), 1, "without an answer, the question is repeated");
     drop(answer);
 
     let (mut one, answer) = asked();
-    one.mesh.handle_all(std::iter::once(Event::Timeout).chain(answer), now(400));
+    one.mesh.handle_all(std::iter::once(Event::Timeout).chain(answer), now(500));
     assert_eq!(one.sent().len(), 1, "only the answer is confirmed");
-    one.mesh.handle(Event::Timeout, now(401));
+    one.mesh.handle(Event::Timeout, now(501));
     assert_eq!(one.sent().len(), 0);
 }
 

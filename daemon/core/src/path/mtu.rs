@@ -46,6 +46,14 @@ const CALM: Duration = Duration::from_millis(300);
 const CALM_PER_PEER: Duration = Duration::from_millis(150);
 const LONGEST_CALM: Duration = Duration::from_secs(3);
 
+/// After it they measure one after the other, each path at some moment of so much time for each other peer.
+const SPREAD_PER_PEER: Duration = Duration::from_millis(500);
+const LONGEST_SPREAD: Duration = Duration::from_secs(15);
+
+/// How much longer the first answer there may take for each other peer: all of them may be busy.
+const PATIENCE_PER_PEER: Duration = Duration::from_millis(50);
+const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long a small MTU is believed before a larger one is looked for (RFC 8899 §5.1.1, `PMTU_RAISE_TIMER`).
 const RAISE_AFTER: Duration = Duration::from_secs(600);
 
@@ -65,7 +73,15 @@ pub(super) struct PathMtu {
     /// When the peer's pings last had the path measured anew.
     followed: Option<Monotonic>,
     /// Where a hello has proved the peer, without any ping.
-    met: Option<SocketAddr>,
+    met: Option<Met>,
+}
+
+/// A path that came up on a common link.
+#[derive(Clone, Copy, Debug)]
+struct Met {
+    address: SocketAddr,
+    /// For how long its first answer is waited for at least.
+    patience: Duration,
 }
 
 /// What a search has found.
@@ -201,6 +217,10 @@ impl PathMtu {
         }
     }
 
+    fn is_sought_over(&self, address: SocketAddr) -> bool {
+        self.search.as_ref().is_some_and(|search| search.address == address)
+    }
+
     /// Measures a path over which long packets may have stopped to come through. What it carried before is tried with the
     /// rest: where that is answered nothing has changed.
     pub(super) fn search(&mut self, address: SocketAddr, now: Monotonic) {
@@ -277,14 +297,25 @@ impl Paths {
         std::mem::replace(&mut self.mtu.has_changed, false)
     }
 
-    /// Takes up a path that was found otherwise than by pings, and measures it some time later, when all that comes up at
-    /// once has come up: so many `others` are known.
-    pub fn take_up(&mut self, address: SocketAddr, kind: Kind, others: u32, now: Monotonic) {
+    /// Takes up a path that was found otherwise than by pings, and measures it at a `random` moment later, when all that comes
+    /// up at once has come up: so many `others` are known.
+    pub fn take_up(
+        &mut self,
+        address: SocketAddr,
+        kind: Kind,
+        others: u32,
+        random: impl FnOnce() -> u32,
+        now: Monotonic,
+    ) {
         self.follow_kernel(address, kind, now);
-        if self.mtu.latest().is_none() && self.current() == Some(address) {
-            self.mtu.met = Some(address);
+        let is_new = self.mtu.latest().is_none() && !self.mtu.is_sought_over(address);
+        if is_new && self.current() == Some(address) {
+            let for_others = |each: Duration, longest: Duration| each.saturating_mul(others).min(longest);
+            self.mtu.met = Some(Met { address, patience: for_others(PATIENCE_PER_PEER, LONGEST_PATIENCE) });
             let calm = (CALM + CALM_PER_PEER.saturating_mul(others)).min(LONGEST_CALM);
-            self.mtu.begin(address, now + calm);
+            let share = f64::from(random()) / f64::from(u32::MAX);
+            let turn = for_others(SPREAD_PER_PEER, LONGEST_SPREAD).mul_f64(share);
+            self.mtu.begin(address, now + calm + turn);
         }
     }
 
@@ -311,14 +342,18 @@ impl Paths {
             let search = self.mtu.search.as_mut()?;
             let address = search.address;
             let is_used = self.current.is_some_and(|current| current.address == address && !current.lost);
-            let is_met = self.mtu.met == Some(address);
-            let Some(candidate) =
-                self.candidates.get(&address).filter(|one| is_used && (is_met || one.answered.is_some()))
+            let met = self.mtu.met.filter(|met| met.address == address);
+            let Some(candidate) = self
+                .candidates
+                .get(&address)
+                .filter(|one| is_used && (met.is_some() || one.answered.is_some()))
             else {
                 self.mtu.search = None;
                 return None;
             };
-            if let Some(length) = search.poll(candidate.patience(), now) {
+            let patience = candidate.patience().max(met.map(|met| met.patience).unwrap_or_default());
+            let patience = patience + self.lag * 2;
+            if let Some(length) = search.poll(patience, now) {
                 return Some((address, (length != SHORT).then_some(length)));
             }
             if !search.is_over(now) {

@@ -76,9 +76,9 @@ impl Current {
         Self { address, next_ping, unanswered: None, is_suspected: false, lost: false }
     }
 
-    fn ask(&mut self, candidate: &Candidate, mtu: Option<u16>, now: Monotonic) -> Due {
+    fn ask(&mut self, candidate: &Candidate, mtu: Option<u16>, lag: Duration, now: Monotonic) -> Due {
         let round_trip = candidate.rtt.unwrap_or_default().min(LONGEST_ROUND_TRIP);
-        let patience = candidate.patience();
+        let patience = candidate.patience() + lag;
         let Some(unanswered) = &mut self.unanswered else {
             let long = u32::from(mtu.is_some());
             self.unanswered =
@@ -86,7 +86,7 @@ impl Current {
             self.next_ping = Some(now + patience);
             return Due::Ping(mtu);
         };
-        if unanswered.pings >= MISSES && now.since(unanswered.since) >= LOST_AFTER + round_trip {
+        if unanswered.pings >= MISSES && now.since(unanswered.since) >= LOST_AFTER + round_trip + lag * 2 {
             self.next_ping = None;
             return Due::Lost;
         }
@@ -102,7 +102,7 @@ impl Current {
         if mtu.is_some() {
             (unanswered.long, unanswered.last_long) = (unanswered.long + 1, now);
         }
-        self.next_ping = Some(now + (round_trip / 4).clamp(QUICKEST_PAUSE, SLOWEST_PAUSE));
+        self.next_ping = Some(now + (round_trip / 4).max(lag / 2).clamp(QUICKEST_PAUSE, SLOWEST_PAUSE));
         Due::Ping(mtu)
     }
 }
@@ -182,7 +182,7 @@ impl Paths {
         let current = self.current.as_mut()?;
         current.next_ping.filter(|&at| at <= now)?;
         let candidate = self.candidates.get(&current.address)?;
-        match current.ask(candidate, self.mtu.of(current.address), now) {
+        match current.ask(candidate, self.mtu.of(current.address), self.lag, now) {
             Due::Ping(mtu) => return Some((current.address, mtu)),
             Due::TooLong => self.mtu.search(current.address, now),
             Due::Lost if !std::mem::replace(&mut current.lost, true) => {
@@ -196,7 +196,7 @@ impl Paths {
 
     /// Follows an answer over the path in use; `mtu` says whether the ping was a long one.
     pub(super) fn follow_answer_of_current(&mut self, mtu: Option<u16>, now: Monotonic) {
-        let next_ping = self.is_used(now).then_some(now + WATCH_INTERVAL);
+        let next_ping = self.is_used(now).then_some(now + WATCH_INTERVAL + self.lag * 2);
         let Some(current) = &mut self.current else { return };
         match &mut current.unanswered {
             Some(unanswered) if mtu.is_none() && unanswered.long > 0 => {

@@ -4,12 +4,17 @@ use super::*;
 use crate::timed::Deadline as _;
 
 /// A path that was met on a link beside so many other peers, which carries so much and answers after so long, in
-/// milliseconds, or never.
-fn met(carries: u16, rtt: Option<u64>, others: u32) -> Peer {
+/// milliseconds, or never; `random` is the moment at which it is measured.
+fn met_beside(others: u32, random: u32, carries: u16, rtt: Option<u64>) -> Peer {
     let mut peer = Peer::new(&[(1, Kind::Lan, rtt)]);
     peer.largest = carries;
-    peer.paths.take_up(address(1), Kind::Lan, others, at(0));
+    peer.paths.take_up(address(1), Kind::Lan, others, || random, at(0));
     peer
+}
+
+/// One that was met alone.
+fn met(carries: u16, rtt: Option<u64>) -> Peer {
+    met_beside(0, u32::MAX, carries, rtt)
 }
 
 /// A path in use that carries so much, after a while.
@@ -72,7 +77,7 @@ fn a_suspected_path_carries_packets_again_within_a_second() {
 
 #[test]
 fn a_path_that_was_met_on_a_link_is_measured_before_anybody_needs_it() {
-    let mut peer = met(1300, Some(2), 0);
+    let mut peer = met(1300, Some(2));
     peer.run(0, 295);
     assert_eq!(peer.long_pings, 0, "the tunnel comes first");
     peer.run(295, 2000);
@@ -96,15 +101,21 @@ fn a_ping_that_measures_less_has_this_side_measured_too() {
     assert!(peer.paths.mtu.search.is_none(), "the peer cannot have it measured all the time");
 }
 
-/// Where many start together the tunnels of all come first.
+/// Where many start together the tunnels of all come first, and not all are measured at once.
 #[test]
-fn a_path_that_was_met_beside_many_is_measured_later() {
-    for (others, calm) in [(1, 450), (9, 1650), (19, 3000), (999, 3000)] {
-        let mut peer = met(1500, Some(2), others);
-        peer.run(0, calm - 5);
-        assert_eq!(peer.long_pings, 0, "{others} others");
-        peer.run(calm - 5, calm + 100);
-        assert_eq!(peer.paths.mtu(), Some(1420), "{others} others");
+fn a_path_that_was_met_beside_many_is_measured_at_some_later_moment() {
+    for (others, first, latest) in
+        [(1, 450_u64, 950), (9, 1650, 6150), (19, 3000, 12_500), (999, 3000, 18_000)]
+    {
+        for (random, calm) in [(0, first), (u32::MAX / 2, first.midpoint(latest)), (u32::MAX, latest)] {
+            let mut peer = met_beside(others, random, 1500, Some(2));
+            peer.run(0, calm - 5);
+            assert_eq!(peer.long_pings, 0, "{others} others");
+            peer.paths.take_up(address(1), Kind::Lan, others, || 0, at(calm - 5));
+            peer.run(calm - 5, calm + 100);
+            assert_eq!(peer.paths.mtu(), Some(1420), "{others} others");
+            assert_eq!(peer.long_pings, 1, "{others} others");
+        }
     }
 }
 
@@ -113,7 +124,7 @@ fn a_path_that_was_met_beside_many_is_measured_later() {
 #[test]
 fn a_peer_that_is_busy_is_not_taken_for_a_narrow_path() {
     for rtt in [400, 1500, 3000] {
-        let mut peer = met(1500, Some(rtt), 0);
+        let mut peer = met(1500, Some(rtt));
         peer.run(0, 10_000);
         assert_eq!(peer.paths.mtu(), Some(1420), "{rtt} ms");
         assert!(!peer.paths.take_mtu_change(), "{rtt} ms");
@@ -123,7 +134,7 @@ fn a_peer_that_is_busy_is_not_taken_for_a_narrow_path() {
 
 #[test]
 fn a_path_that_falls_silent_in_between_says_nothing() {
-    let mut peer = met(1300, Some(2), 0);
+    let mut peer = met(1300, Some(2));
     peer.run(0, 700);
     assert_eq!(peer.long_pings, COPIES, "short pings were answered, and none of full length");
     peer.rtt.clear();
@@ -133,7 +144,7 @@ fn a_path_that_falls_silent_in_between_says_nothing() {
 
 #[test]
 fn a_path_that_answers_nothing_is_not_asked_for_its_mtu_forever() {
-    let mut peer = met(1500, None, 0);
+    let mut peer = met(1500, None);
     peer.run(0, 60_000);
     assert_eq!(peer.long_pings, COPIES * (1 + RETRIES));
     assert_eq!(peer.paths.mtu(), None);
