@@ -9,13 +9,14 @@
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::num::NonZeroU16;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use mainline::async_dht::AsyncDht;
 use mainline::errors::PutMutableError;
 use mainline::{Id, MutableItem, SigningKey};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use wgmesh_core::dht::{DhtEvent, Failure, ItemKey, Order, Request, RequestId};
@@ -26,10 +27,6 @@ pub const PUBLIC_BOOTSTRAP: [&str; 4] = mainline::DEFAULT_BOOTSTRAP_NODES;
 /// How long a node of the DHT may take to answer. Whoever takes longer is no good place to store anything, and every
 /// lookup waits this long for those that are gone.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
-
-/// How often a slot is looked up that seems empty while most nodes were silent: on a slow host many answers come at once, and
-/// some are read too late. The other lookups of the round are over by then.
-const LOOKUPS: usize = 2;
 
 /// The most nodes that are remembered.
 const MAX_REMEMBERED: usize = 64;
@@ -49,6 +46,8 @@ pub struct Dht {
     remembered: Vec<SocketAddrV4>,
     starts: usize,
     node: Option<AsyncDht>,
+    /// Whoever holds it looks up a slot once more.
+    again: Arc<Mutex<()>>,
     tell: mpsc::Sender<DhtEvent>,
     told: mpsc::Receiver<DhtEvent>,
     tasks: JoinSet<()>,
@@ -60,7 +59,8 @@ impl Dht {
     pub fn new(port: Option<NonZeroU16>, remembered: Vec<SocketAddrV4>) -> Self {
         let (tell, told) = mpsc::channel(WAITING_EVENTS);
         let (bootstrap, tasks) = (Vec::new(), JoinSet::new());
-        Self { port, bootstrap, remembered, starts: 0, node: None, tell, told, tasks }
+        let again = Arc::default();
+        Self { port, bootstrap, remembered, starts: 0, node: None, again, tell, told, tasks }
     }
 
     /// Takes the addresses of the hosts to begin with. The DHT itself is IPv4.
@@ -114,10 +114,10 @@ impl Dht {
 
     fn ask(&mut self, id: RequestId, request: Request) {
         let node = self.running();
-        let tell = self.tell.clone();
+        let (tell, again) = (self.tell.clone(), Arc::clone(&self.again));
         self.tasks.spawn(async move {
             let outcome = match node {
-                Ok(node) => carry_out(&node, id, request, &tell).await,
+                Ok(node) => carry_out(&node, id, request, &tell, &again).await,
                 Err(error) => Err(Failure::Trouble(error)),
             };
             // Nobody listens at the end of the daemon.
@@ -165,6 +165,7 @@ async fn carry_out(
     id: RequestId,
     request: Request,
     tell: &mpsc::Sender<DhtEvent>,
+    again: &Mutex<()>,
 ) -> Result<(), Failure> {
     match request {
         Request::FindPeers { swarm } => {
@@ -178,7 +179,17 @@ async fn carry_out(
             let announced = node.announce_peer(Id::from(swarm.0), Some(port)).await;
             announced.map(drop).map_err(|error| Failure::Trouble(error.to_string()))
         }
-        Request::Get { key } => get(node, id, &key, tell).await,
+        Request::Get { key } => {
+            // On a slow host the answers to all the lookups of a round come at once, and many are read too late.
+            let mut seen = get(node, id, &key, tell).await;
+            if seen.is_doubtful() {
+                let _alone = again.lock().await;
+                seen = seen.or(get(node, id, &key, tell).await);
+            }
+            seen.answered
+                .then_some(())
+                .ok_or_else(|| Failure::Trouble("no node of the DHT answers".to_owned()))
+        }
         Request::Put { key, sequence, replaces, value } => {
             let signer = SigningKey::from_bytes(&key.seed);
             let item = MutableItem::new(signer, &value, sequence, Some(&key.salt));
@@ -189,33 +200,41 @@ async fn carry_out(
     }
 }
 
-async fn get(
-    node: &AsyncDht,
-    id: RequestId,
-    key: &ItemKey,
-    tell: &mpsc::Sender<DhtEvent>,
-) -> Result<(), Failure> {
+/// What a lookup of a slot has shown.
+#[derive(Clone, Copy)]
+struct Seen {
+    item: bool,
+    answered: bool,
+    most_are_silent: bool,
+}
+
+impl Seen {
+    /// Whether the slot may hold something all the same.
+    const fn is_doubtful(self) -> bool {
+        !self.item && self.most_are_silent
+    }
+
+    const fn or(self, other: Self) -> Self {
+        Self { answered: self.answered || other.answered, ..other }
+    }
+}
+
+async fn get(node: &AsyncDht, id: RequestId, key: &ItemKey, tell: &mpsc::Sender<DhtEvent>) -> Seen {
     let public = SigningKey::from_bytes(&key.seed).verifying_key().to_bytes();
-    let (mut newest, mut has_answer) = (None, false);
-    for _ in 0..LOOKUPS {
-        let mut found = node.get_mutable_detailed(&public, Some(&key.salt), None);
-        while let Some(item) = found.items.next().await {
-            // Most nodes have the same.
-            if newest < Some(item.seq()) {
-                newest = Some(item.seq());
-                let event = DhtEvent::Item { id, sequence: item.seq(), value: item.value().to_vec() };
-                let _ = tell.send(event).await;
-            }
-        }
-        let outcome = found.outcome.recv().await;
-        let (answered, silent) = (outcome.responded(), outcome.timed_out());
-        tracing::debug!(answered, silent, ?newest, "looked up a slot in the DHT");
-        has_answer |= answered > 0;
-        if newest.is_some() || silent <= answered || answered == 0 {
-            break;
+    let mut newest = None;
+    let mut found = node.get_mutable_detailed(&public, Some(&key.salt), None);
+    while let Some(item) = found.items.next().await {
+        // Most nodes have the same.
+        if newest < Some(item.seq()) {
+            newest = Some(item.seq());
+            let event = DhtEvent::Item { id, sequence: item.seq(), value: item.value().to_vec() };
+            let _ = tell.send(event).await;
         }
     }
-    has_answer.then_some(()).ok_or_else(|| Failure::Trouble("no node of the DHT answers".to_owned()))
+    let outcome = found.outcome.recv().await;
+    let (answered, silent) = (outcome.responded(), outcome.timed_out());
+    tracing::debug!(answered, silent, ?newest, "looked up a slot in the DHT");
+    Seen { item: newest.is_some(), answered: answered > 0, most_are_silent: silent > answered }
 }
 
 fn unstored(error: PutMutableError) -> Failure {

@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use mainline::Testnet;
 use wgmesh_core::dht::Swarm;
 
@@ -78,6 +80,21 @@ async fn failures_are_told() {
     dead.set_bootstrap([silent.local_addr().unwrap()]);
     let events = ask(&mut dead, 1, Request::Get { key: KEY }).await;
     assert_eq!(error(&events), "no node of the DHT answers");
+}
+
+/// Found wanting in the lab: what was looked up again at once, with all the others, was read too late again, for minutes.
+#[tokio::test]
+async fn slots_are_looked_up_again_one_after_the_other() {
+    let silent = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut dead = Dht::new(None, Vec::new());
+    dead.set_bootstrap([silent.local_addr().unwrap()]);
+    let begin = Instant::now();
+    (1..=3)
+        .for_each(|id| dead.carry_out(Order::Ask { id: RequestId(id), request: Request::Get { key: KEY } }));
+    for _ in 0..3 {
+        assert!(matches!(dead.next().await, DhtEvent::Done { outcome: Err(_), .. }));
+    }
+    assert!(begin.elapsed() >= ANSWER_PATIENCE * 4, "{:?}", begin.elapsed());
 }
 
 /// A host that is too slow for all the answers at once must not take a slot for empty.
