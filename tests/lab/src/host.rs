@@ -162,6 +162,11 @@ pub struct Process {
 }
 
 impl Process {
+    /// Returns its process id.
+    pub fn id(&self) -> u32 {
+        self.child.as_ref().expect("only taken by what consumes it").id()
+    }
+
     /// Waits for its end.
     pub fn wait(mut self) -> Output {
         let child = self.child.take().expect("only taken here and when dropped");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use wgmesh_lab::{Daemon, Memory, Usage};
+use wgmesh_lab::{Daemon, Lan, Memory, Usage};
 
 use super::fleet::Fleet;
 
@@ -20,10 +20,16 @@ const PROCESSOR_GOAL: f64 = 0.05;
 pub(super) fn measure(nodes: u8, time: Duration) {
     let fleet = Fleet::start(nodes, false);
     std::thread::sleep(SETTLING);
+    // What the machine takes to wake something that does next to nothing, twice a second.
+    let other = Lan::address(1).to_string();
+    let ping = fleet.lan.hosts[0].spawn(["ping", "-q", "-i", "1", &other]);
+    std::thread::sleep(Duration::from_secs(1));
+    let ping_before = Usage::of(ping.id());
     let writes_before = writes(&fleet.daemons);
     let (usage_before, processes_before) = (usage(&fleet.daemons), processes_made());
     std::thread::sleep(time);
     let (usage_after, processes_after) = (usage(&fleet.daemons), processes_made());
+    let ping = [Usage::of(ping.id()) - ping_before];
     let memory: Vec<_> = fleet.daemons.iter().map(|daemon| Memory::of(daemon.id())).collect();
     let writes = writes(&fleet.daemons) - writes_before;
 
@@ -40,7 +46,9 @@ pub(super) fn measure(nodes: u8, time: Duration) {
     let processor = |usage: &Usage| usage.processor.as_secs_f64() / minutes;
     print("processor seconds a minute", &spent, processor, Some(PROCESSOR_GOAL));
     let wakeups = |usage: &Usage| usage.wakeups as f64 / minutes;
+    print("  of a ping each second, for comparison", &ping, processor, None);
     print("wakeups a minute", &spent, wakeups, None);
+    print("  of that ping", &ping, wakeups, None);
     print("bytes sent on the link, per second", &spent, per_second(|usage| usage.sent.bytes), None);
     print("packets sent on the link, per second", &spent, per_second(|usage| usage.sent.packets), None);
     println!("kernel writes of all nodes: {writes} (goal 0)");

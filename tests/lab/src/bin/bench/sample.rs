@@ -52,4 +52,12 @@ impl Sample {
             println!("  goal: {name} ≤ {:.3} s: {verdict}", goal.as_secs_f64());
         }
     }
+
+    /// Prints whether the median is no more than this share of what the same thing made by hand took in the same run, which
+    /// is the goal on a machine of any speed.
+    pub(super) fn print_share_goal(&self, by_hand: &Self, goal: f64) {
+        let share = self.median().as_secs_f64() / by_hand.median().as_secs_f64();
+        let verdict = if share <= goal { "met" } else { "MISSED" };
+        println!("  goal: median ≤ {goal:.2} of that made by hand: {verdict} ({share:.2})");
+    }
 }
