@@ -352,3 +352,42 @@ fn load(settings: &EbpfSettings) -> Loaded {
     ebpf.attach_mesh()?;
     Ok(Box::new(ebpf))
 }
+
+#[cfg(test)]
+mod tests {
+    use wgmesh_core::time::WallClock;
+
+    use super::*;
+
+    fn peers(there: u8, missing: u8) -> BTreeMap<PublicKey, ObservedPeer> {
+        let peer = |number| {
+            let last_handshake = (number < there).then_some(WallClock::from_millis(1));
+            (PublicKey::from_bytes([number; 32]), ObservedPeer { last_handshake, ..ObservedPeer::default() })
+        };
+        (0..there + missing).map(peer).collect()
+    }
+
+    /// Found wanting in the lab: twenty daemons that started together on a slow machine loaded eBPF in the middle of their
+    /// handshakes, which took several times as long for that.
+    #[tokio::test(start_paused = true)]
+    async fn loading_waits_for_the_sessions_of_a_mesh_that_forms() {
+        let mut traffic = Traffic::start(EbpfSettings::new("wg0".parse().unwrap()));
+        let begin = Instant::now();
+        let at = |seconds| Some(begin + Duration::from_secs(seconds));
+        assert_eq!(traffic.load_at, None);
+        traffic.follow_link(7);
+        assert_eq!(traffic.load_at, at(3));
+        traffic.follow_sessions(&peers(0, 2));
+        assert_eq!(traffic.load_at, at(6));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        traffic.follow_sessions(&peers(0, 2));
+        assert_eq!(traffic.load_at, at(6), "nothing has changed");
+        traffic.follow_sessions(&peers(1, 1));
+        assert_eq!(traffic.load_at, at(11));
+        traffic.follow_sessions(&peers(2, 0));
+        assert_eq!(traffic.load_at, at(8));
+        tokio::time::advance(Duration::from_secs(22)).await;
+        traffic.follow_sessions(&peers(2, 9));
+        assert_eq!(traffic.load_at, at(30), "but it does not wait for ever");
+    }
+}

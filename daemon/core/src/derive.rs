@@ -15,7 +15,7 @@ use crate::secret::MeshKey;
 use crate::time::WallClock;
 
 const SALT: &[u8] = b"wgmesh v1";
-const SECONDS_PER_HOUR: u64 = 3600;
+pub(crate) const SECONDS_PER_HOUR: u64 = 3600;
 
 /// The lowest port that a mesh's exchange may listen on (seed 000).
 const FIRST_EXCHANGE_PORT: u16 = 51_821;

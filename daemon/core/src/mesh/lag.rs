@@ -5,13 +5,10 @@ use std::time::Duration;
 
 use crate::time::Monotonic;
 
-/// What was seen counts half after each second.
-const HALF_LIFE_NANOS: u64 = 1_000_000_000;
-
 /// The most that counts: whoever comes later than that has stood still, which says nothing of the next second.
 const LONGEST: Duration = Duration::from_secs(2);
 
-/// How late it came, lately.
+/// How late it came, lately: what was seen counts half after each second.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Lag {
     seen: Duration,
@@ -29,11 +26,8 @@ impl Lag {
 
     /// Returns how late the node is to be expected to come.
     pub(super) fn now(self, now: Monotonic) -> Duration {
-        let halvings = now.since(self.at).as_nanos() / u128::from(HALF_LIFE_NANOS);
-        u32::try_from(halvings)
-            .ok()
-            .and_then(|n| 1_u32.checked_shl(n))
-            .map_or(Duration::ZERO, |n| self.seen / n)
+        let halvings = u32::try_from(now.since(self.at).as_secs()).unwrap_or(u32::MAX);
+        1_u32.checked_shl(halvings).map_or(Duration::ZERO, |parts| self.seen / parts)
     }
 }
 
