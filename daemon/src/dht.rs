@@ -181,14 +181,13 @@ async fn carry_out(
         }
         Request::Get { key } => {
             // On a slow host the answers to all the lookups of a round come at once, and many are read too late.
-            let mut seen = get(node, id, &key, tell).await;
+            let seen = get(node, id, &key, tell).await;
+            let mut answered = seen.answered;
             if seen.is_doubtful() {
                 let _alone = again.lock().await;
-                seen = seen.or(get(node, id, &key, tell).await);
+                answered |= get(node, id, &key, tell).await.answered;
             }
-            seen.answered
-                .then_some(())
-                .ok_or_else(|| Failure::Trouble("no node of the DHT answers".to_owned()))
+            answered.then_some(()).ok_or_else(|| Failure::Trouble("no node of the DHT answers".to_owned()))
         }
         Request::Put { key, sequence, replaces, value } => {
             let signer = SigningKey::from_bytes(&key.seed);
@@ -201,7 +200,6 @@ async fn carry_out(
 }
 
 /// What a lookup of a slot has shown.
-#[derive(Clone, Copy)]
 struct Seen {
     item: bool,
     answered: bool,
@@ -210,12 +208,8 @@ struct Seen {
 
 impl Seen {
     /// Whether the slot may hold something all the same.
-    const fn is_doubtful(self) -> bool {
+    const fn is_doubtful(&self) -> bool {
         !self.item && self.most_are_silent
-    }
-
-    const fn or(self, other: Self) -> Self {
-        Self { answered: self.answered || other.answered, ..other }
     }
 }
 

@@ -210,6 +210,7 @@ mod tests {
     #[test]
     fn a_clock_off_by_hours_is_tolerated_a_few_times_a_second() {
         let mut opener = Opener::new(at_hour(20));
+        assert!(opener.open(&keys(1), &sealed(), at_hour(9)).is_ok(), "a tag that was good is not for ever");
         let refused = (0..30).filter(|_| opener.open(&keys(1), &sealed(), at_hour(20)).is_err()).count();
         assert_eq!(refused, 10);
     }

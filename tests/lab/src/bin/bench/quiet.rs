@@ -20,7 +20,7 @@ const PROCESSOR_GOAL: f64 = 0.05;
 pub(super) fn measure(nodes: u8, time: Duration) {
     let fleet = Fleet::start(nodes, false);
     std::thread::sleep(SETTLING);
-    // What the machine takes to wake something that does next to nothing, twice a second.
+    // What the machine takes to wake something that does next to nothing, about as often.
     let other = Lan::address(1).to_string();
     let ping = fleet.lan.hosts[0].spawn(["ping", "-q", "-i", "1", &other]);
     std::thread::sleep(Duration::from_secs(1));
