@@ -230,12 +230,22 @@ pub enum DiscoBody {
         #[n(0)]
         answer: bool,
     },
-    /// Be a relay no more between the sender and another node, if that one says so too; from a relay, that both have said so.
+    /// Be a relay no more between the sender and another node, if that one says so too.
     #[n(10)]
     Release {
         /// Who that is.
         #[n(0)]
         peer: PublicKey,
+    },
+    /// Another node needs the sender no more as a relay to you.
+    #[n(11)]
+    Released {
+        /// Who that is.
+        #[n(0)]
+        peer: PublicKey,
+        /// Whether you have said so too, and it is none any more; else you are to say it if it is so.
+        #[n(1)]
+        agreed: bool,
     },
 }
 

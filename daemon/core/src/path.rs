@@ -37,7 +37,7 @@ pub use candidate::{Answered, Candidate, Kind, LastAnswer, Origin, Ping};
 use candidate::{FARTHER, Sent};
 use history::History;
 pub use history::PastAttempt;
-pub use moving::Course;
+pub use moving::{Course, Look};
 use moving::{Move, Stay};
 use mtu::PathMtu;
 pub use mtu::probe_bytes;
@@ -251,7 +251,7 @@ impl Paths {
             self.recalls += u8::from(is_astray);
             return if is_astray { Course::Astray } else { Course::Settled };
         }
-        if course.is_astray() {
+        if course == Course::Astray {
             return course;
         }
         self.add(address, Origin::Kernel, kind, now);

@@ -27,7 +27,7 @@ mod trial;
 
 pub use router::Router;
 pub use seeker::{Seeker, Step};
-pub use server::{Bound, Limits, Server};
+pub use server::{Bound, Limits, Released, Server};
 pub use trial::{Doubt, Lie};
 
 /// The most relays that one offer names.

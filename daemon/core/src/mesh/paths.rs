@@ -134,23 +134,18 @@ impl Mesh {
             let (Some(age), Some(endpoint)) = (age, peer.endpoint) else { continue };
             let kind = self.kind_at(key, endpoint);
             let is_barred = self.is_barred(key, kind);
-            let mut is_held = false;
             let paths = self.reach.paths.entry(key).or_default();
             if !is_barred && age <= SESSION_LIFETIME && (is_settled || paths.current().is_none()) {
                 let course = paths.follow_kernel(endpoint, kind, now.monotonic);
-                if course.is_astray() && self.proved.remove(&key).is_some() {
+                if course == Course::Astray && self.proved.remove(&key).is_some() {
                     self.dirty = true;
                 }
-                is_held = course == Course::Held;
             }
             if has_traffic {
                 paths.note_traffic(now.monotonic);
             }
             if age > SESSION_OVERDUE {
                 paths.verify(now.monotonic);
-            }
-            if is_held {
-                self.release_relay(key, endpoint, now);
             }
             self.follow_relayed(key, has_traffic, peer.rx_bytes, now);
         }
@@ -186,8 +181,11 @@ impl Mesh {
         while let Some(ping) = paths.poll_ping(now.monotonic, || self.rng.next_u64()) {
             pings.push(ping);
         }
-        if self.reach.paths.get_mut(&key).is_some_and(|paths| paths.take_look_due(now.monotonic)) {
+        if let Some(look) = paths.take_look(now.monotonic) {
             self.commands.push_back(Command::Look);
+            if let Some(left) = look.held_on {
+                self.release_relay(key, left, now);
+            }
         }
         let lost = self.reach.paths.get_mut(&key).is_some_and(Paths::take_loss);
         let offer = self.reach.paths.get_mut(&key).is_some_and(Paths::take_offer_due);
@@ -265,7 +263,8 @@ impl Mesh {
                 self.on_routed(key, peer, choice.as_deref().map(Vec::as_slice), from, now);
             }
             DiscoBody::Direct { answer } => self.on_direct(key, answer, from, now),
-            DiscoBody::Release { peer } => self.on_release(key, peer, now),
+            DiscoBody::Release { peer } => self.on_release(key, peer, from, now),
+            DiscoBody::Released { peer, agreed } => self.on_released(key, peer, agreed, now),
         }
     }
 

@@ -203,17 +203,18 @@ impl Mesh {
         self.send_disco(relay, endpoint, DiscoBody::Release { peer: key }, now);
     }
 
-    /// Follows a node that needs this relay no more, or a relay that both have released.
-    pub(super) fn on_release(&mut self, key: PublicKey, peer: PublicKey, now: Now) {
-        if self.relays.server.release(key, peer, now.monotonic) {
-            for (one, other) in [(key, peer), (peer, key)] {
-                if let Some(endpoint) = self.direct_endpoint(one, now) {
-                    self.send_disco(one, endpoint, DiscoBody::Release { peer: other }, now);
-                }
-            }
-        } else if let Some(address) = self.relays.seekers.get_mut(&peer).and_then(|seeker| seeker.leave(key))
+    /// Follows a relay that says that a peer needs it no more. Only one end may notice that the relay leads both kernels to and
+    /// fro, as each looks at its own now and then.
+    pub(super) fn on_released(&mut self, relay: PublicKey, peer: PublicKey, agreed: bool, now: Now) {
+        if agreed {
+            let address = self.relays.seekers.get_mut(&peer).and_then(|seeker| seeker.leave(relay));
+            self.drop_relay_path(peer, address);
+        } else if let Some(paths) = self.reach.paths.get(&peer)
+            && let Some(current) = paths.current().filter(|_| paths.works())
+            && self.relay_at(peer, current) != Some(relay)
+            && let Some(endpoint) = self.direct_endpoint(relay, now)
         {
-            self.drop_relay_path(peer, Some(address));
+            self.send_disco(relay, endpoint, DiscoBody::Release { peer }, now);
         }
     }
 

@@ -11,7 +11,7 @@ use super::{BindReceived, Command, Mesh};
 use crate::key::PublicKey;
 use crate::message::{Bind, DiscoBody, Unproved};
 use crate::nat::NatType;
-use crate::relay::{Forwarding, Refusal, RelayEnd};
+use crate::relay::{Forwarding, Refusal, RelayEnd, Released};
 use crate::seal::Kind;
 use crate::time::Now;
 
@@ -111,6 +111,25 @@ impl Mesh {
         if !bound.is_complete && self.take_carry(key, now) {
             // What told the other of its port may be lost.
             self.tell_allocated(bound.peer, key, bound.port, now);
+        }
+    }
+
+    /// Follows a node that needs this relay no more for a peer. The peer is asked too, and where it has said the same, both are
+    /// told that the relay is none any more.
+    pub(super) fn on_release(&mut self, key: PublicKey, peer: PublicKey, from: SocketAddr, now: Now) {
+        if !self.take_carry(key, now) {
+            return self.drop_input("carry limit", from);
+        }
+        let told: &[_] = match self.relays.server.release(key, peer, now.monotonic) {
+            Released::Unknown => &[],
+            Released::ByOne => &[(peer, key)],
+            Released::ByBoth => &[(key, peer), (peer, key)],
+        };
+        for &(to, other) in told {
+            if let Some(endpoint) = self.direct_endpoint(to, now) {
+                let body = DiscoBody::Released { peer: other, agreed: told.len() > 1 };
+                self.send_disco(to, endpoint, body, now);
+            }
         }
     }
 

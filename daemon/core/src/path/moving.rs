@@ -2,8 +2,8 @@
 //!
 //! WireGuard sends to wherever the peer's last packet came from. What is under way on the old path when both ends take the new
 //! one leads their kernels back, and what they send then leads the other end back in turn. So the kernel is looked at a
-//! few times after a move, each time a little later, and called back. If the old path holds it even then, as it does while
-//! much is sent both ways, the relay that it leads through is told so, and passes on nothing more once both ends say that.
+//! few times after a move, and called back. If the old path holds it even then, as it does while much is sent both ways, the
+//! relay that it leads through is told so, and passes on nothing more once both ends say that.
 //! Where the peer does not move, or no relay is between, both paths work all the same: the move is tried again later, and ever
 //! more rarely.
 
@@ -13,11 +13,15 @@ use std::time::Duration;
 use super::Paths;
 use crate::time::Monotonic;
 
-/// When the kernel is looked at, each time after so many milliseconds more.
-const LOOKS_MS: [u64; 7] = [50, 100, 200, 400, 100, 200, 400];
+/// When the kernel is looked at, each time after so many milliseconds more. What is sent at even intervals leads it to and fro
+/// at even intervals too; so no two looks come at the same time within 20, 50 or 100 ms.
+const LOOKS_MS: [u64; 7] = [47, 89, 183, 391, 95, 187, 381];
 
-/// With this look, what keeps the old path in use is ended, where that can be: it is a relay's.
-const LAST_PATIENT_LOOK: usize = 4;
+/// From this look on, it is not what was under way at the move that has led the kernel back.
+const SETTLED_LOOK: usize = 2;
+
+/// After so many looks, what keeps the old path in use is ended, where that can be: it is a relay's.
+const PATIENT_LOOKS: usize = 4;
 
 /// How long a path is not taken that the kernel was led back from; twice as long each time.
 const FIRST_STAY: Duration = Duration::from_secs(2);
@@ -31,12 +35,14 @@ pub(super) struct Move {
     /// How many looks were taken.
     looks: usize,
     last_look: Monotonic,
+    /// Whether the old path keeps leading the kernel back. One look tells little, as it is led to and fro.
+    is_held: bool,
 }
 
 impl Move {
     /// Begins one that was just decided.
     pub(super) fn begin(from: SocketAddr, to: SocketAddr, now: Monotonic) -> Self {
-        Self { from, to, looks: 0, last_look: now }
+        Self { from, to, looks: 0, last_look: now, is_held: false }
     }
 
     const fn is_over(&self) -> bool {
@@ -64,26 +70,25 @@ pub enum Course {
     Settled,
     /// The kernel was led back to a path that was left, and is to be called from there.
     Astray,
-    /// So it is, and not for the first time: what is sent both ways keeps the old path in use.
-    Held,
     /// The old path was kept.
     Stays,
 }
 
-impl Course {
-    /// Whether the kernel is to be told again where to send.
-    pub const fn is_astray(self) -> bool {
-        matches!(self, Self::Astray | Self::Held)
-    }
+/// A look at the kernel that is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// The path that was left, if it keeps leading the kernel back.
+    pub held_on: Option<SocketAddr>,
 }
 
 impl Paths {
     /// Whether it is time to look where the kernel sends, because the path in use was just taken.
-    pub fn take_look_due(&mut self, now: Monotonic) -> bool {
+    pub fn take_look(&mut self, now: Monotonic) -> Option<Look> {
         let is_due = |moving: &&mut Move| moving.poll_timeout().is_some_and(|at| at <= now);
-        let Some(moving) = self.moving.as_mut().filter(is_due) else { return false };
+        let moving = self.moving.as_mut().filter(is_due)?;
         (moving.looks, moving.last_look) = (moving.looks + 1, now);
-        true
+        let is_held = moving.is_held && moving.looks > PATIENT_LOOKS;
+        Some(Look { held_on: is_held.then_some(moving.from) })
     }
 
     /// Whether an address is not to be taken although it is better.
@@ -94,18 +99,16 @@ impl Paths {
     /// Follows a move by what a reading says of the kernel's endpoint.
     pub(super) fn follow_move(&mut self, endpoint: SocketAddr, now: Monotonic) -> Course {
         let chosen = self.current().filter(|_| self.works());
-        let Some(moving) = self.moving.filter(|moving| chosen == Some(moving.to)) else {
+        let Some(moving) = self.moving.as_mut().filter(|moving| chosen == Some(moving.to)) else {
             self.moving = None;
             return Course::Settled;
         };
         let is_back = endpoint == moving.from;
+        moving.is_held |= is_back && moving.looks >= SETTLED_LOOK;
         if !moving.is_over() {
-            return match is_back {
-                true if moving.looks == LAST_PATIENT_LOOK => Course::Held,
-                true => Course::Astray,
-                false => Course::Settled,
-            };
+            return if is_back { Course::Astray } else { Course::Settled };
         }
+        let moving = *moving;
         self.moving = None;
         if !is_back {
             self.stay = None;

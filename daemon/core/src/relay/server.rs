@@ -45,6 +45,17 @@ pub struct Bound {
     pub is_complete: bool,
 }
 
+/// What a node's word has changed that it needs the relay no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// Nothing: there is no such pair.
+    Unknown,
+    /// The other node has not said so lately.
+    ByOne,
+    /// The pair is no more.
+    ByBoth,
+}
+
 /// The pairs of one relay.
 #[derive(Clone, Debug)]
 pub struct Server {
@@ -137,14 +148,16 @@ impl Server {
         Some([0, 1].map(|side| (pair[side], ports[side])))
     }
 
-    /// Ends one pair if both of its nodes say so at about the same time. Returns whether it has ended with this word.
-    pub fn release(&mut self, by: PublicKey, peer: PublicKey, now: Monotonic) -> bool {
+    /// Ends one pair if both of its nodes say so at about the same time.
+    pub fn release(&mut self, by: PublicKey, peer: PublicKey, now: Monotonic) -> Released {
         let pair = sorted(by, peer);
-        let Some(allocation) = self.pairs.get_mut(&pair) else { return false };
-        let is_agreed =
-            allocation.released.is_some_and(|(who, at)| who == peer && now.since(at) < RELEASE_LIFETIME);
-        allocation.released = Some((by, now));
-        is_agreed && self.remove(pair).is_some()
+        let Some(allocation) = self.pairs.get_mut(&pair) else { return Released::Unknown };
+        let word = allocation.released.replace((by, now));
+        if word.is_none_or(|(who, at)| who != peer || now.since(at) >= RELEASE_LIFETIME) {
+            return Released::ByOne;
+        }
+        self.remove(pair);
+        Released::ByBoth
     }
 
     /// Ends every pair of a node.
@@ -334,11 +347,13 @@ mod tests {
     fn a_pair_ends_when_both_release_it() {
         let mut server = server(10, 10);
         server.allocate(key(1), key(2), counter(), at(0)).unwrap();
-        assert!(!server.release(key(1), key(3), at(1)));
-        assert!(!server.release(key(1), key(2), at(1)) && !server.release(key(1), key(2), at(1)));
-        assert!(!server.release(key(2), key(1), at(2)), "the other's word is old");
+        assert_eq!(server.release(key(1), key(3), at(1)), Released::Unknown);
+        for _ in 0..2 {
+            assert_eq!(server.release(key(1), key(2), at(1)), Released::ByOne);
+        }
+        assert_eq!(server.release(key(2), key(1), at(2)), Released::ByOne, "the other's word is old");
         assert_eq!(server.len(), 1);
-        assert!(server.release(key(1), key(2), at(2)));
+        assert_eq!(server.release(key(1), key(2), at(2)), Released::ByBoth);
         assert!(server.is_empty());
     }
 

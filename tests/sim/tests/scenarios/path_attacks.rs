@@ -277,6 +277,26 @@ fn a_member_that_floods_an_introducer_with_offers_is_held_back() -> Result<(), V
     Ok(())
 }
 
+/// Who says that a relay is not needed any more says so for itself: the other end is asked, and goes on while it sends there.
+#[test]
+fn a_relay_that_one_end_alone_releases_goes_on() -> Result<(), Violation> {
+    let mut meeting = Meeting::with_relays(9, [Kind::Symmetric; 2], 1);
+    meeting.meet_and_talk()?;
+    let before = endpoints(&meeting);
+    let relay = meeting.relay().expect("it is relayed");
+    let peer = meeting.world.host(meeting.nodes[1]).public_key();
+    meeting.world.take_longest_silence();
+    for counter in 0..100 {
+        tell_introducer(&mut meeting, DiscoBody::Release { peer }, counter);
+        meeting.world.run_for(millis(50))?;
+    }
+    assert_eq!((endpoints(&meeting), meeting.relay()), (before, Some(relay)));
+    let silence = meeting.world.take_longest_silence();
+    assert!(silence < millis(300), "{silence:?}");
+    assert!(drops(&meeting.world, meeting.introducer, "carry limit") > 50, "and it is asked only so often");
+    Ok(())
+}
+
 #[test]
 fn a_storm_of_noise_on_wireguards_port_ends_no_tunnel() -> Result<(), Violation> {
     let mut meeting = Meeting::new(8, [Kind::FullCone, Kind::None]);
@@ -323,10 +343,15 @@ impl Forged {
 
 /// Has the first node ask the introducer to carry an offer to a node.
 fn carry(meeting: &mut Meeting, offer: Vec<u8>, to: PublicKey, counter: u64) {
+    tell_introducer(meeting, DiscoBody::Carry { to, offer: offer.into() }, counter);
+}
+
+/// Has the first node say something to the introducer.
+fn tell_introducer(meeting: &mut Meeting, body: DiscoBody, counter: u64) {
     let member = meeting.nodes[0];
     let claimed = meeting.world.host(member).public_key();
     let forged = Forged { member, claimed, to: meeting.introducer, counter };
-    let bytes = forged.disco(&mut meeting.world, DiscoBody::Carry { to, offer: offer.into() });
+    let bytes = forged.disco(&mut meeting.world, body);
     let address = SocketAddr::new(meeting.world.address(meeting.introducer), PORT);
     meeting.world.inject(member, PORT, address, &Payload::Daemon(bytes.into()));
 }

@@ -313,10 +313,11 @@ fn the_nearest_relay_is_taken_and_kept_until_another_is_much_nearer() -> Result<
 }
 
 /// L-15, W-D12: what is under way on a slow path leads both kernels back to it again and again while much is sent both ways. The
-/// move to a nearer relay, and that to a direct path, is over soon all the same, and stays.
+/// move to a nearer relay, and that to a direct path, is over soon all the same, and stays. Found wanting with one seed of
+/// twenty: one end alone noticed, and the relay waited for the other's word in vain.
 #[test]
 fn a_pair_that_talks_moves_from_a_slow_path_once_and_for_all() -> Result<(), Violation> {
-    for seed in 0..6 {
+    for seed in 0..20 {
         let mut meeting = Meeting::with_relays(seed, [Kind::Symmetric; 2], 2);
         let introducer = meeting.introducer;
         meeting.set_latencies(&[millis(40), millis(10)]);
