@@ -44,6 +44,9 @@ pub const FANOUT: usize = 3;
 /// How often a summary goes out (seed 000, W-X14).
 pub const ROUND: Duration = Duration::from_secs(10);
 
+/// A round comes so much sooner where the node is awake anyway, so that nothing has to wake it.
+const EARLY: Duration = Duration::from_secs(2);
+
 /// News within this time goes out together.
 const NEWS_DELAY: Duration = Duration::from_millis(50);
 
@@ -278,13 +281,23 @@ impl Gossip {
         Ok(())
     }
 
-    /// Does what is due. Call it at [`Gossip::poll_timeout`].
+    /// Whether there is something to do for a node that is awake anyway.
+    #[must_use]
+    pub fn wants_turn(&self, now: Monotonic) -> bool {
+        self.poll_timeout() <= now || self.may_begin_round(now)
+    }
+
+    fn may_begin_round(&self, now: Monotonic) -> bool {
+        self.round_at <= now + EARLY
+    }
+
+    /// Does what is due. Call it at [`Gossip::poll_timeout`], or sooner where [`Gossip::wants_turn`].
     pub fn handle_timeout<R: Records>(&mut self, company: &Company, context: &Context<'_, R>) {
         let now = context.now;
         if self.flush_at.is_some_and(|at| at <= now) {
             self.flush(company, context);
         }
-        if self.round_at <= now {
+        if self.may_begin_round(now) {
             self.round(company, context);
         }
         self.ask_again(context);
@@ -345,7 +358,7 @@ impl Gossip {
     fn round<R: Records>(&mut self, company: &Company, context: &Context<'_, R>) {
         let now = context.now;
         let jitter = u64::from(self.rng.next_u32()) % 2000;
-        self.round_at = now + ROUND * 9 / 10 + Duration::from_millis(jitter);
+        self.round_at = now + ROUND + Duration::from_millis(jitter);
         self.partners.retain(|_, partner| !partner.is_forgettable(now));
         let fanout = if now < self.restless_until { FANOUT } else { 1 };
         let summary = Body::Sync(Message::Summary(Summary::of(context.records)));

@@ -141,6 +141,8 @@ struct Planned {
 struct Announcing {
     /// How many announces were made since the start or the last change.
     since_change: u32,
+    /// Whether the record was signed anew, and says what it said before.
+    is_renewed: bool,
     last_announce: Option<Monotonic>,
     last_heard: Option<Monotonic>,
     announce_at: Option<Monotonic>,

@@ -142,6 +142,22 @@ fn nodes_that_hold_the_same_send_one_small_datagram_a_round() {
     assert!(world.bytes <= world.sent * 24, "{} bytes in {} datagrams", world.bytes, world.sent);
 }
 
+/// Whoever is awake anyway need not be woken for a round.
+#[test]
+fn a_round_comes_sooner_where_something_else_has_woken_the_node() {
+    let mut world = World::resting(2);
+    let latest = world.nodes[&key(0)].1.poll_timeout();
+    world.now = latest - EARLY;
+    world.on(key(0), |gossip, company, context| {
+        assert!(!gossip.wants_turn(latest - EARLY - Duration::from_millis(1)));
+        assert!(gossip.wants_turn(context.now));
+        gossip.handle_timeout(company, context);
+        assert!(!gossip.wants_turn(context.now + ROUND - EARLY - SECOND));
+        assert!(gossip.poll_timeout() <= context.now + ROUND + EARLY);
+    });
+    assert_eq!(world.flying.len(), 1);
+}
+
 #[test]
 fn a_third_of_all_datagrams_lost_only_costs_time() {
     let mut world = World::new(20);

@@ -82,7 +82,7 @@ impl Mesh {
     /// Does what is due in gossip, and what follows from it.
     pub(super) fn drive_gossip(&mut self, now: Now) {
         let Some(talk) = &self.talk else { return };
-        if talk.gossip.poll_timeout() <= now.monotonic {
+        if talk.gossip.wants_turn(now.monotonic) {
             let company = self.company(now);
             self.with_gossip(now, |gossip, context| gossip.handle_timeout(&company, context));
         }

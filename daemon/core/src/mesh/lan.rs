@@ -17,13 +17,13 @@ use crate::seal::{Kind, OVERHEAD_BYTES, Unopened, seal};
 use crate::store::{Claim, Outcome, Refused, Source};
 use crate::time::{Monotonic, Now};
 
-/// The pace of announces of a node that knows one peer or none (seed 000, W-X3). After a start or a change it is doubled
-/// from announce to announce, up to this for each peer: so whoever listens at rest is woken as often by many as by one.
+/// The pace of announces of a node that knows nobody (seed 000, W-X3). After a start or a change it is doubled from announce
+/// to announce, up to twice this for each peer: so whoever listens at rest is woken as often by many as by one.
 pub const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The slowest pace of announces: newcomers are answered at once anyway, so this only bounds how long two halves
-/// of a link that was cut take to notice each other.
-const MAX_ANNOUNCE_INTERVAL: Duration = Duration::from_secs(60);
+/// of a link that was cut take to notice each other. The first announce of any node does that.
+const MAX_ANNOUNCE_INTERVAL: Duration = Duration::from_secs(120);
 
 /// After a start or a change the record itself goes out this often, the second time after
 /// [`REPEAT_ANNOUNCE`]; later announces only name its sequence.
@@ -79,12 +79,19 @@ impl Mesh {
         self.announcing.announce_at = Some(now.monotonic);
     }
 
+    /// Has the record go out once. Whoever misses that asks for it at the next announce.
+    pub(super) fn announce_renewal(&mut self, now: Now) {
+        self.announcing.is_renewed = true;
+        self.announcing.announce_at = Some(now.monotonic);
+    }
+
     pub(super) fn announce_if_due(&mut self, now: Now) {
         if self.announcing.announce_at.is_none_or(|at| now.monotonic < at) {
             return;
         }
-        let record =
-            (self.announcing.since_change < ANNOUNCES_IN_FULL).then(|| attach(&self.record)).flatten();
+        let is_news = std::mem::take(&mut self.announcing.is_renewed)
+            || self.announcing.since_change < ANNOUNCES_IN_FULL;
+        let record = is_news.then(|| attach(&self.record)).flatten();
         self.announcing.since_change += 1;
         self.announce(self.record.record().sequence, record, now);
         self.announcing.last_announce = Some(now.monotonic);
@@ -176,8 +183,8 @@ impl Mesh {
         let Some(step) = self.announcing.since_change.checked_sub(ANNOUNCES_IN_FULL) else {
             return REPEAT_ANNOUNCE;
         };
-        let peers = u32::try_from(self.store.len()).unwrap_or(u32::MAX).max(1);
-        let multiple = peers.min(1_u32.checked_shl(step).unwrap_or(u32::MAX));
+        let peers = u32::try_from(self.store.len()).unwrap_or(u32::MAX);
+        let multiple = peers.saturating_mul(2).max(1).min(1_u32.checked_shl(step).unwrap_or(u32::MAX));
         let pause = ANNOUNCE_INTERVAL.saturating_mul(multiple).min(MAX_ANNOUNCE_INTERVAL);
         // Nodes that started at once would else speak at once for ever.
         pause - pause / 8 * (self.rng.next_u32() % 1000) / 1000

@@ -39,11 +39,13 @@ impl Mesh {
         self.signed_at = now.monotonic;
         self.spread_refresh(now);
         self.save_state();
-        match record.record().is_renewal_of(before.record()) {
-            true => self.tell_of_renewal(&record, now),
-            false => self.tell(&record, None, now),
+        if record.record().is_renewal_of(before.record()) {
+            self.tell_of_renewal(&record, now);
+            self.announce_renewal(now);
+        } else {
+            self.tell(&record, None, now);
+            self.announce_soon(now);
         }
-        self.announce_soon(now);
     }
 
     /// Sets when the record is signed anew: after half its lifetime or somewhat sooner, so that nodes which started together

@@ -7,7 +7,7 @@ use wgmesh_sim::host::HostPlan;
 use wgmesh_sim::network::Conditions;
 use wgmesh_sim::world::{Violation, World};
 
-use crate::fleet::{Fleet, millis, secs};
+use crate::fleet::{Fleet, millis, mins, secs};
 
 #[test]
 fn a_second_node_has_its_tunnel_within_tens_of_milliseconds() -> Result<(), Violation> {
@@ -164,4 +164,20 @@ fn processors_that_take_milliseconds_for_a_datagram_cause_no_storm() -> Result<(
     assert!(span < secs(1), "{span:?}");
     fleet.world.run_for(secs(20))?;
     fleet.world.check_quiet(secs(60))
+}
+
+/// DESIGN 4, 14: whoever listens at rest is woken every eight to ten seconds by all together, and a lone node seeks company every
+/// five (W-X3).
+#[test]
+fn announces_at_rest_become_no_more_with_the_number_of_nodes() -> Result<(), Violation> {
+    for (count, expected) in [(1, 110..=150), (2, 110..=150), (5, 60..=95), (10, 60..=85)] {
+        let mut fleet = Fleet::starting(1, count, &HostPlan::default(), Conditions::CLEAN)?;
+        fleet.world.run_for(mins(10))?;
+        fleet.world.record();
+        fleet.world.run_for(mins(10))?;
+        let announces =
+            fleet.world.take_recording().iter().filter(|sent| sent.to.ip().is_multicast()).count();
+        assert!(expected.contains(&announces), "{announces} of {count} nodes in ten minutes");
+    }
+    Ok(())
 }
