@@ -40,8 +40,8 @@ const PACKAGES: &[&str] = &[
     "dnsmasq",
 ];
 
-/// A node of Mainline DHT that is not ours; one release is enough to meet it.
-const TRIXIE_PACKAGES: &[&str] = &["transmission-daemon"];
+/// A node of Mainline DHT that is not ours, and a mesh to compare with; one release is enough for both.
+const TRIXIE_PACKAGES: &[&str] = &["transmission-daemon", "tinc"];
 
 /// A Debian release, chosen for its kernel and its systemd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

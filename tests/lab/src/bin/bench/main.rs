@@ -16,6 +16,7 @@ mod quiet;
 mod relay;
 mod sample;
 mod stream;
+mod tinc;
 
 use std::fs;
 use std::time::Duration;
