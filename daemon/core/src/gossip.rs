@@ -6,7 +6,8 @@
 //! - **News** goes at once to [`FANOUT`] peers, and from each of them to as many: a node's own record and goodbyes in
 //!   full, what is known of others by its sequence, to be asked for.
 //! - **Rounds** find what news has missed: each [`ROUND`] a summary goes to one peer, or to [`FANOUT`] while there are
-//!   differences. Between two nodes that hold the same that is all.
+//!   differences. Between two nodes that hold the same that is all, and it is the other's round too: at rest a node that has
+//!   been told the same leaves out every other round of its own (as in Trickle, RFC 6206 §4.2).
 //! - **Silence**: a node that this one has not heard for [`SILENCE_TO_ASK`] may well be heard by others. They are asked, and
 //!   tell for how long they have not heard it. Nobody's word makes a node younger than somebody has really heard it,
 //!   so the dead stay dead.
@@ -23,14 +24,17 @@ use rand_core::{Rng as _, SeedableRng as _};
 use crate::bucket::TokenBucket;
 use crate::identity::Sequence;
 use crate::key::PublicKey;
-use crate::record::{InvalidRecord, SignedRecord};
+use crate::record::SignedRecord;
 use crate::sync::{self, Answer, Entry, Message, Records, Summary, Told};
 use crate::time::Monotonic;
 
 mod body;
+mod output;
 mod partner;
 #[cfg(test)]
 mod tests;
+
+pub use output::{Output, Refused};
 
 use body::{Body, Silence, decode, encode};
 use partner::Partner;
@@ -81,75 +85,6 @@ const MEETINGS: u32 = 3;
 /// What a message may take: the longest datagram less the version and the head of the body.
 const MESSAGE_BYTES: usize = MAX_GOSSIP_BYTES - 4;
 
-/// What follows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// The shell sends a datagram to a peer's mesh address.
-    Send {
-        /// The peer.
-        to: PublicKey,
-        /// The datagram.
-        bytes: Vec<u8>,
-    },
-    /// A record whose signature holds and that is news, or the sender's own.
-    Record {
-        /// The record.
-        record: SignedRecord,
-        /// Who sent it.
-        from: PublicKey,
-        /// When anybody is known to have heard its node.
-        heard_at: Monotonic,
-    },
-    /// Somebody has heard a peer.
-    Heard {
-        /// The peer.
-        key: PublicKey,
-        /// When.
-        at: Monotonic,
-    },
-    /// A peer wants a record published, whose signature holds.
-    Stem {
-        /// The record.
-        record: SignedRecord,
-        /// Who sent it.
-        from: PublicKey,
-        /// How many nodes it was sent to.
-        hops: u8,
-    },
-    /// A record that was sent to a peer to be published is published.
-    Done {
-        /// Which.
-        entry: Entry,
-        /// The peer.
-        from: PublicKey,
-    },
-}
-
-/// Why a datagram was dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// The sender says more than any honest node.
-    #[error("it says too much")]
-    Flood,
-    /// It is no gossip of this version.
-    #[error("it is no gossip")]
-    Malformed,
-    /// A record in it is none.
-    #[error("a record in it is refused: {0}")]
-    Record(#[from] InvalidRecord),
-}
-
-impl Refused {
-    /// Returns the reason under which it is counted.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Flood => "gossip flood",
-            Self::Malformed => "malformed gossip",
-            Self::Record(_) => "bad record in gossip",
-        }
-    }
-}
-
 /// What gossip needs to know of its node.
 pub struct Context<'a, R> {
     /// The mesh.
@@ -194,6 +129,8 @@ pub struct Gossip {
     /// Where peers are met on a link that is over before gossip could help.
     begin: Monotonic,
     round_at: Monotonic,
+    /// Whether a round was left out since the last one.
+    is_spared: bool,
     restless_until: Monotonic,
     meetings: TokenBucket,
     /// Peers to which a tunnel has just come up, at most [`MEETINGS`].
@@ -215,6 +152,7 @@ impl Gossip {
             flush_at: None,
             begin,
             round_at: now + ROUND,
+            is_spared: false,
             restless_until: now,
             meetings: TokenBucket::new(MEETINGS, ROUND, now),
             met: BTreeSet::new(),
@@ -359,6 +297,8 @@ impl Gossip {
         let now = context.now;
         let jitter = u64::from(self.rng.next_u32()) % 2000;
         self.round_at = now + ROUND + Duration::from_millis(jitter);
+        // Who is to be asked after somebody is not kept from it.
+        self.is_spared = !company.silent.is_empty();
         self.partners.retain(|_, partner| !partner.is_forgettable(now));
         let fanout = if now < self.restless_until { FANOUT } else { 1 };
         let summary = Body::Sync(Message::Summary(Summary::of(context.records)));
@@ -382,6 +322,9 @@ impl Gossip {
         if !answer.messages.is_empty() {
             partner.sync.on_difference(now);
             self.restless_until = now + RESTLESS;
+        } else if !self.is_spared && now >= self.restless_until {
+            self.is_spared = true;
+            self.round_at = self.round_at + ROUND;
         }
         self.say(from, answer.messages);
     }
