@@ -159,6 +159,7 @@ pub struct EbpfTraffic {
     hook: Hook,
     tables: Tables,
     listen_port: Array<MapData, u32>,
+    awaited: Array<MapData, u32>,
     ring: Option<RingBuf<MapData>>,
     received: SchedClassifier,
     sent: SchedClassifier,
@@ -193,6 +194,7 @@ impl EbpfTraffic {
             relay: Relay::new(&mut loaded, settings.interface.as_str(), settings.rates, &pins)?,
             tables: Tables::new(&mut loaded)?,
             listen_port: loaded.take_map("LISTEN_PORT")?,
+            awaited: loaded.take_map(object::AWAITED)?,
             ring: Some(loaded.take_map(object::RING)?),
             received: loaded.take_program("wgmesh_rx")?,
             sent: loaded.take_program("wgmesh_tx")?,
@@ -251,6 +253,14 @@ impl EbpfTraffic {
     /// The kernel refused, which it has no reason to.
     pub fn set_listen_port(&mut self, port: u16) -> Result<(), EbpfError> {
         Ok(self.listen_port.set(0, u32::from(port), 0)?)
+    }
+
+    /// Has handshakes that are answered told at once, or with the next event of another kind; see [`Handshakes::waiting`].
+    ///
+    /// # Errors
+    /// The kernel refused, which it has no reason to.
+    pub fn await_handshakes(&mut self, awaits: bool) -> Result<(), EbpfError> {
+        Ok(self.awaited.set(0, u32::from(awaits), 0)?)
     }
 
     /// Makes the programs count for exactly these peers. Who stays keeps its counters; who left and comes back

@@ -350,6 +350,9 @@ impl Daemon {
     }
 
     fn on_report(&mut self, notifier: &Notifier) -> Result<(), Error> {
+        if let Some(change) = self.outside.traffic.take_waiting() {
+            self.on_traffic(change);
+        }
         let Report { generation, result } = self.outside.reports.borrow_and_update().clone();
         let fresh = result.as_ref().is_ok_and(|outcome| outcome.fresh);
         let outcome = match result {

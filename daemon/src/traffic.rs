@@ -48,6 +48,8 @@ pub struct Traffic {
     state: State,
     peers: BTreeMap<PublicKey, BTreeSet<IpNet>>,
     sessions: Sessions,
+    /// Who has had a session.
+    met: BTreeSet<PublicKey>,
     underlay: Vec<Underlay>,
     /// Whom this host relays for.
     pairs: Arc<Vec<Forwarding>>,
@@ -100,6 +102,7 @@ impl Traffic {
             state,
             peers: BTreeMap::new(),
             sessions: Sessions::default(),
+            met: BTreeSet::new(),
             underlay: Vec::new(),
             pairs: Arc::default(),
             listen_port: 0,
@@ -161,7 +164,11 @@ impl Traffic {
 
     /// Has loading wait for sessions that come about.
     pub fn follow_sessions(&mut self, peers: &BTreeMap<PublicKey, ObservedPeer>) {
-        let there = peers.values().filter(|peer| peer.last_handshake.is_some()).count();
+        let awaited = self.awaits_sessions();
+        let met = peers.iter().filter(|(_, peer)| peer.last_handshake.is_some());
+        self.met = met.map(|(&key, _)| key).collect();
+        self.follow_awaited(awaited);
+        let there = self.met.len();
         let sessions = Sessions { there, missing: peers.len() - there };
         if self.sessions != sessions {
             self.sessions = sessions;
@@ -175,7 +182,9 @@ impl Traffic {
             desired.peers.iter().map(|(&key, peer)| (key, peer.allowed_ips.clone())).collect();
         if self.peers != peers {
             self.wait_for_calm();
+            let awaited = self.awaits_sessions();
             self.peers = peers;
+            self.follow_awaited(awaited);
             let peers = std::mem::take(&mut self.peers);
             self.with_active(|ebpf| ebpf.sync_peers(&peers));
             self.peers = peers;
@@ -185,6 +194,12 @@ impl Traffic {
             self.listen_port = port;
             self.with_active(|ebpf| ebpf.set_listen_port(port));
         }
+    }
+
+    /// Returns the handshakes that nobody has been woken for, if there were any.
+    pub fn take_waiting(&mut self) -> Option<Change> {
+        let State::Active { handshakes: Some(handshakes), .. } = &mut self.state else { return None };
+        Some(handshakes.waiting()).filter(|seen| !seen.is_empty()).map(Change::Handshakes)
     }
 
     /// Watches these links for handshakes, and no others.
@@ -261,6 +276,7 @@ impl Traffic {
     fn activate(&mut self, mut ebpf: Box<EbpfTraffic>) {
         let caught_up = ebpf
             .set_listen_port(self.listen_port)
+            .and_then(|()| ebpf.await_handshakes(self.awaits_sessions()))
             .and_then(|()| ebpf.sync_peers(&self.peers))
             .and_then(|()| attach_underlay(&mut ebpf, &self.underlay))
             .and_then(|()| ebpf.relay_for(&self.pairs))
@@ -271,6 +287,17 @@ impl Traffic {
         };
         tracing::info!(hook = ebpf.hook(), "eBPF counts the traffic of every peer");
         self.state = State::Active { ebpf, handshakes, error };
+    }
+
+    fn awaits_sessions(&self) -> bool {
+        self.peers.keys().any(|key| !self.met.contains(key))
+    }
+
+    fn follow_awaited(&mut self, before: bool) {
+        let awaits = self.awaits_sessions();
+        if awaits != before {
+            self.with_active(|ebpf| ebpf.await_handshakes(awaits));
+        }
     }
 
     fn wait_for_calm(&mut self) {

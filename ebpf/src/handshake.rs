@@ -1,5 +1,6 @@
 //! Noticing WireGuard's handshake messages on the links below the mesh.
 
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, RingBuf};
@@ -12,10 +13,14 @@ use crate::packet::{self, IPV4, IPV4_HEADER, IPV6, IPV6_HEADER, UDP, UDP_HEADER}
 #[map]
 static LISTEN_PORT: Array<u32> = Array::with_max_entries(1, 0);
 
+/// Whether the daemon waits for some peer's first session: only then it is woken for a handshake.
+#[map]
+static AWAITED: Array<u32> = Array::with_max_entries(1, 0);
+
 /// Where the events go. A full ring loses the newest events, which is harmless: the reader looks at WireGuard's
 /// own state, and one event is enough to make it look.
 #[map]
-pub(crate) static HANDSHAKES: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
+static HANDSHAKES: RingBuf = RingBuf::with_byte_size(RING_BYTES, 0);
 
 /// Bytes of a handshake initiation (whitepaper §5.4.2).
 const INITIATION_LENGTH: u32 = 148;
@@ -62,7 +67,17 @@ pub(crate) fn note(context: &TcContext, direction: u8) -> Option<()> {
         message,
         direction,
     };
-    HANDSHAKES.output::<HandshakeEvent>(&event, 0).ok()
+    let is_awaited = message == RESPONSE && *AWAITED.get(0)? != 0;
+    let is_urgent = is_awaited || HANDSHAKES.query(BPF_RB_AVAIL_DATA.into()) > u64::from(RING_BYTES / 2);
+    tell(&event, is_urgent)
+}
+
+/// Tells of an event. One that is not urgent is read with the next one that is, or when the daemon is awake anyway.
+#[inline(always)]
+pub(crate) fn tell(event: &HandshakeEvent, is_urgent: bool) -> Option<()> {
+    // Left to itself the kernel wakes a reader only for the first event that was not read.
+    let wake = if is_urgent { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    HANDSHAKES.output::<HandshakeEvent>(event, wake.into()).ok()
 }
 
 /// Returns the other end's address and where UDP starts, if this is an unfragmented UDP packet.

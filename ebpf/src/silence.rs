@@ -9,7 +9,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::LruHashMap;
 use wgmesh_ebpf_common::{Counters, HandshakeEvent, RECEIVED, SENT, Silence, UNANSWERED};
 
-use crate::handshake::HANDSHAKES;
+use crate::handshake;
 use crate::packet::{self, Address};
 
 /// For how long nothing must have come in, in nanoseconds; also how often an event is told.
@@ -82,5 +82,5 @@ fn sent(account: &Address, now: u64) -> Option<()> {
     let address = packet::bytes(*account);
     let event =
         HandshakeEvent { at: now, address, interface: 0, port: 0, message: UNANSWERED, direction: SENT };
-    HANDSHAKES.output::<HandshakeEvent>(&event, 0).ok()
+    handshake::tell(&event, true)
 }

@@ -44,8 +44,8 @@ impl Handshakes {
         Ok(Self { ring, not_before: Instant::now(), unanswered: Vec::new() })
     }
 
-    /// Waits for messages and returns what was seen, each once, in the order of first sight. It is nothing where there is
-    /// only word of unanswered packets. Cancel-safe.
+    /// Waits for messages that are awaited ([`super::EbpfTraffic::await_handshakes`]) and returns what was seen, each once, in
+    /// the order of first sight. It is nothing where there is only word of unanswered packets. Cancel-safe.
     ///
     /// # Errors
     /// The reactor is gone: no further call will succeed.
@@ -66,6 +66,11 @@ impl Handshakes {
                 return Ok(batch);
             }
         }
+    }
+
+    /// Returns the messages that nobody has been woken for, as [`Self::next_batch`] does.
+    pub fn waiting(&mut self) -> Vec<HandshakeSeen> {
+        drain(self.ring.get_mut(), &mut self.unanswered).0
     }
 
     /// Returns the inner addresses that leave packets unanswered, as told beside the last batch. IPv4 ones are mapped.

@@ -2,8 +2,8 @@
 //!
 //! Maps that carry something worth keeping are pinned: what an earlier run left is adopted if it has the very shape
 //! that this object wants, and made anew if it has not (an upgrade changed the layout; counters then start at zero).
-//! The ring buffer is not pinned, nor what is remembered of silences, nor the meter of all that is relayed: they are worth
-//! nothing to a later run.
+//! The ring buffer is not pinned, nor what the daemon waits for, nor what is remembered of silences, nor the meter of all that
+//! is relayed: they are worth nothing to a later run.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -29,6 +29,7 @@ pub(super) const PINNED: [&str; 6] =
 /// The maps that are not: what they hold is worth nothing to a later run.
 pub(super) const RING: &str = "HANDSHAKES";
 pub(super) const RELAY_METER: &str = "RELAY_METER";
+pub(super) const AWAITED: &str = "AWAITED";
 #[cfg(test)]
 const SILENCES: &str = "SILENCES";
 
@@ -182,7 +183,7 @@ mod tests {
         let mut programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
         maps.sort_unstable();
         programs.sort_unstable();
-        let mut expected = [&[RELAY_METER, RING, SILENCES], &PINNED[..]].concat();
+        let mut expected = [&[AWAITED, RELAY_METER, RING, SILENCES], &PINNED[..]].concat();
         expected.sort_unstable();
         assert_eq!(maps, expected);
         assert_eq!(programs, ["wgmesh_hs_rx", "wgmesh_hs_tx", "wgmesh_relay", "wgmesh_rx", "wgmesh_tx"]);

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use aya::maps::{Array, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use nix::sched::{CloneFlags, setns};
-use wgmesh::ebpf::{EbpfSettings, EbpfTraffic};
-use wgmesh_core::kernel::{Direction, HandshakeMessage, PeerTraffic};
+use wgmesh::ebpf::{EbpfSettings, EbpfTraffic, Handshakes};
+use wgmesh_core::kernel::{Direction, HandshakeMessage, HandshakeSeen, PeerTraffic};
 use wgmesh_core::key::PublicKey;
 use wgmesh_lab::eventually;
 
@@ -101,23 +101,26 @@ fn handshakes_are_seen_in_both_directions_and_families() {
     pair.in_a(|| {
         let mut ebpf = pair.load();
         ebpf.set_listen_port(51820).unwrap();
+        ebpf.await_handshakes(true).unwrap();
         ebpf.attach_underlay("eth0", index_of("eth0")).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut handshakes = runtime.block_on(async { ebpf.handshakes().unwrap().unwrap() });
-        let mut gather = |count: usize| {
+        let read = |seen: Vec<HandshakeSeen>| {
+            seen.into_iter().map(|seen| (seen.endpoint, seen.message, seen.direction))
+        };
+        let gather = |handshakes: &mut Handshakes, count: usize| {
             let mut all = Vec::new();
             runtime.block_on(async {
                 while all.len() < count {
                     let batch = tokio::time::timeout(Duration::from_secs(10), handshakes.next_batch());
-                    let batch = batch.await.expect("no handshake was seen").unwrap();
-                    all.extend(batch.iter().map(|seen| (seen.endpoint, seen.message, seen.direction)));
+                    all.extend(read(batch.await.expect("no handshake was seen").unwrap()));
                 }
             });
             all
         };
 
         ping("10.77.0.2", 1, 8);
-        let seen = gather(2);
+        let seen = gather(&mut handshakes, 2);
         let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let expected = |endpoint: &str, pairs: [(HandshakeMessage, Direction); 2]| {
             let endpoint: SocketAddr = endpoint.parse().unwrap();
@@ -128,11 +131,21 @@ fn handshakes_are_seen_in_both_directions_and_families() {
 
         // The other side starts, over IPv6 link-local addresses.
         run("ip netns exec", &format!("{} wg set wg0 peer {} remove", pair.b, pair.key_a));
-        let endpoint = format!("[fe80::1%{}]:51820", index_in(&pair.b, "eth0"));
-        pair.add_peer(&pair.b, &pair.key_a, &endpoint, "10.77.0.1/32,fd77::1/128");
+        let endpoint_of_a = format!("[fe80::1%{}]:51820", index_in(&pair.b, "eth0"));
+        pair.add_peer(&pair.b, &pair.key_a, &endpoint_of_a, "10.77.0.1/32,fd77::1/128");
         run("ip netns exec", &format!("{} ping -q -c 1 -W 5 10.77.0.1", pair.b));
-        let seen = gather(2);
+        let seen = gather(&mut handshakes, 2);
         let endpoint = format!("[fe80::2%{}]:51820", index_of("eth0"));
+        assert_eq!(seen, expected(&endpoint, [(Initiation, Received), (Response, Sent)]));
+
+        // Nobody waits: then nobody is woken, and all is there to be read.
+        ebpf.await_handshakes(false).unwrap();
+        run("ip netns exec", &format!("{} wg set wg0 peer {} remove", pair.b, pair.key_a));
+        pair.add_peer(&pair.b, &pair.key_a, &endpoint_of_a, "10.77.0.1/32,fd77::1/128");
+        run("ip netns exec", &format!("{} ping -q -c 1 -W 5 10.77.0.1", pair.b));
+        let woken = async { tokio::time::timeout(Duration::from_secs(1), handshakes.next_batch()).await };
+        assert!(runtime.block_on(woken).is_err(), "nobody waits");
+        let seen: Vec<_> = read(handshakes.waiting()).collect();
         assert_eq!(seen, expected(&endpoint, [(Initiation, Received), (Response, Sent)]));
         ebpf.withdraw().unwrap();
     });
