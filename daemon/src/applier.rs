@@ -8,7 +8,7 @@
 //! new goal is compared with the mirror, so that a newcomer's peer is set without reading a thousand others first,
 //! and the report goes out right after the acknowledgement. A notice throws the mirror away. Our own writes cause
 //! notices too; those are gathered for [`SETTLE`] and cost one reading in all. The interval reads only what gives no
-//! notice, the WireGuard device, and everything at every [`WHOLE_EVERY`]th time.
+//! notice, the WireGuard device, and wakes nobody where that shows nothing new; each [`REPORT_INTERVAL`] everything is read.
 //!
 //! Goals and reports travel in `watch` channels: the newest value replaces the one that nobody took yet. That loses
 //! nothing, because each goal is the whole plan and each report the whole state, with the generation it follows.
@@ -16,7 +16,8 @@
 //! Cancel-safe: dropped at any point it leaves the kernel between two writes, each of which is whole in itself. The
 //! next applier adopts what is there and writes what is missing.
 
-use std::future::Future;
+mod net;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -26,17 +27,20 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 use wgmesh_core::forwarding::Forwarding;
 use wgmesh_core::kernel::{Desired, Link, Observed, OwnerMark, Write};
+use wgmesh_core::mesh::REPORT_INTERVAL;
 use wgmesh_core::reconcile::{Refusal, apply_to, diff, withdraw};
 
-use crate::kernel::{Kernel, KernelError, Passage};
+use crate::kernel::{KernelError, Passage, Reading};
 use crate::notify::Progress;
+
+pub use net::Net;
 
 /// The longest time between two readings of the kernel. WireGuard gives no notice of a peer that somebody removed.
 pub const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Everything is read at least once a minute, in case the kernel's notices are not to be trusted: a reading of the device
-/// may stand for two.
-const WHOLE_EVERY: u32 = 6;
+/// The longest time between two readings of everything while the host passes packets on: of what others do to the rules for
+/// that there is no notice either.
+const PASSING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long notices are gathered before the kernel is read: a change of a link comes as several, and healing must
 /// begin within 50 ms. It doubles with each turn in a row that found something to write, so that a contest with
@@ -121,55 +125,6 @@ pub enum ApplyFailure {
     Kernel(#[from] KernelError),
 }
 
-/// A kernel to observe and to write to: the real one, or a model of it in tests (W-D54).
-pub trait Net {
-    /// Reads everything that the kernel holds of our interface.
-    fn observe(&self) -> impl Future<Output = Result<Observed, KernelError>> + Send;
-
-    /// Waits until `when`, then reads the WireGuard device anew, and takes the rest from an earlier reading; where that is
-    /// the same as the earlier one, it may do so once more after [`INTERVAL`] before it returns. Nothing is read if the
-    /// future is dropped before.
-    fn refresh_at(
-        &self,
-        when: Instant,
-        earlier: Arc<Observed>,
-    ) -> impl Future<Output = Result<Observed, KernelError>> + Send;
-
-    /// Carries out the writes in order; see [`Kernel::apply`].
-    fn apply(
-        &self,
-        writes: Arc<[Write]>,
-    ) -> impl Future<Output = Result<Vec<KernelError>, KernelError>> + Send;
-
-    /// Makes the host pass on what is wanted; see [`Kernel::forward`].
-    fn forward(&self, want: Forwarding) -> impl Future<Output = Result<Passage, KernelError>> + Send;
-
-    /// Returns the index of our link as it was last read or made.
-    fn link_index(&self) -> Option<u32>;
-}
-
-impl Net for Kernel {
-    async fn observe(&self) -> Result<Observed, KernelError> {
-        Kernel::observe(self).await
-    }
-
-    async fn refresh_at(&self, when: Instant, earlier: Arc<Observed>) -> Result<Observed, KernelError> {
-        Kernel::refresh_at(self, when.into_std(), INTERVAL, earlier).await
-    }
-
-    async fn apply(&self, writes: Arc<[Write]>) -> Result<Vec<KernelError>, KernelError> {
-        Kernel::apply(self, writes).await
-    }
-
-    async fn forward(&self, want: Forwarding) -> Result<Passage, KernelError> {
-        Kernel::forward(self, want).await
-    }
-
-    fn link_index(&self) -> Option<u32> {
-        Kernel::link_index(self)
-    }
-}
-
 /// Counters that others may read at any time.
 #[derive(Debug, Default)]
 pub struct Pulse {
@@ -178,8 +133,7 @@ pub struct Pulse {
 }
 
 impl Pulse {
-    /// Returns the number of turns of the loop. It rises at least every other [`INTERVAL`] while the applier lives and
-    /// the kernel answers, which is what the watchdog wants to see.
+    /// Returns the number of turns of the loop.
     pub fn turns(&self) -> u64 {
         self.turns.count()
     }
@@ -209,8 +163,8 @@ pub struct Applier<N> {
     mirror: Option<Arc<Observed>>,
     /// Whether there were notices since everything was read.
     noticed: bool,
-    /// Readings of the device alone since everything was read.
-    refreshes: u32,
+    /// When everything was last read.
+    read_at: Instant,
     /// Readings in a row that found something to write, and wrote it.
     contested: u32,
     /// Turns in a row that failed, wholly or in part.
@@ -229,12 +183,12 @@ enum Cause {
 }
 
 /// Where a turn has its picture of the kernel from.
-enum Reading {
-    /// From the mirror.
-    Nothing,
-    /// From the mirror and a new reading of the WireGuard device.
-    Device(Result<Observed, KernelError>),
-    /// From a reading of everything, yet to be made.
+enum Picture {
+    /// The mirror.
+    Mirror,
+    /// A reading that was waited for.
+    Polled(Result<Reading, KernelError>),
+    /// A reading of everything, yet to be made.
     Whole,
 }
 
@@ -256,7 +210,7 @@ impl<N: Net> Applier<N> {
             pulse,
             mirror: None,
             noticed: false,
-            refreshes: 0,
+            read_at: Instant::now(),
             contested: 0,
             failed: 0,
             told: Vec::new(),
@@ -290,39 +244,43 @@ impl<N: Net> Applier<N> {
         let mut due = Instant::now() + INTERVAL;
         loop {
             self.pulse.turns.step();
-            let mirror = self.mirror_to_refresh();
+            let (mirror, whole_at) = (self.mirror_to_refresh(), self.whole_at());
             tokio::select! {
                 biased;
                 goal = self.goals.changed() => match goal {
-                    Ok(()) => due = self.turn(Cause::Goal, self.reading_for_goal(), due).await,
+                    Ok(()) => due = self.turn(Cause::Goal, self.picture_for_goal(), due).await,
                     Err(_) => return,
                 },
                 Some(done) = self.looks.recv() => {
-                    due = self.turn(Cause::Reading, Reading::Whole, due).await;
+                    due = self.turn(Cause::Reading, Picture::Whole, due).await;
                     // Whoever asked may be gone.
                     let _ = done.send(());
                 }
-                reading = wait_for_reading(&self.net, mirror, due) => {
-                    due = self.turn(Cause::Reading, reading, due).await;
+                picture = wait_for_reading(&self.net, mirror, due, whole_at) => {
+                    due = self.turn(Cause::Reading, picture, due).await;
                 }
                 // After a failure there is nothing to compare a change with, and a retry is due already.
                 () = self.notices.notified(), if self.mirror.is_some() => {
+                    let settled = Instant::now() + doubled(SETTLE, self.contested);
+                    // The reading that was due may have been made and have told nothing new.
+                    let is_ahead = self.noticed || due > Instant::now();
+                    due = if is_ahead { due.min(settled) } else { settled };
                     self.noticed = true;
-                    due = due.min(Instant::now() + doubled(SETTLE, self.contested));
                 }
+                never = self.pulse.turns.step_when_asked() => match never {},
             }
         }
     }
 
     /// Follows the goal once, reports, and returns when the kernel must be read next.
-    async fn turn(&mut self, cause: Cause, reading: Reading, due: Instant) -> Instant {
+    async fn turn(&mut self, cause: Cause, picture: Picture, due: Instant) -> Instant {
         let Goal { generation, want } = self.goals.borrow_and_update().clone();
-        let is_read = !matches!(reading, Reading::Nothing);
-        let is_quiet = matches!(reading, Reading::Device(_));
+        let is_read = !matches!(picture, Picture::Mirror);
+        let is_quiet = matches!(picture, Picture::Polled(_));
         let result = match want {
             Want::Nothing => return Instant::now() + INTERVAL,
             Want::Present(desired) => {
-                let done = self.follow(reading, |observed| diff(&desired, observed)).await;
+                let done = self.follow(picture, |observed| diff(&desired, observed)).await;
                 match done {
                     // Not before the link is there: it has a switch of its own.
                     Ok(outcome) => {
@@ -335,7 +293,7 @@ impl<N: Net> Applier<N> {
             Want::Withdrawn => {
                 let owner = self.owner.clone();
                 match self.pass_on(&Forwarding::default(), true, Outcome::default()).await {
-                    Ok(_) => self.follow(reading, |observed| Ok(withdraw(observed, &owner))).await,
+                    Ok(_) => self.follow(picture, |observed| Ok(withdraw(observed, &owner))).await,
                     Err(failure) => Err(failure),
                 }
             }
@@ -349,39 +307,49 @@ impl<N: Net> Applier<N> {
         }
     }
 
-    fn reading_for_goal(&self) -> Reading {
-        if self.mirror.is_some() { Reading::Nothing } else { Reading::Whole }
+    fn picture_for_goal(&self) -> Picture {
+        if self.mirror.is_some() { Picture::Mirror } else { Picture::Whole }
     }
 
     /// Returns the mirror if, when a reading is due, that of the device will do.
     fn mirror_to_refresh(&self) -> Option<Arc<Observed>> {
-        let must_read_all = self.noticed || self.refreshes + 1 >= WHOLE_EVERY;
         let wants_nothing = matches!(self.goals.borrow().want, Want::Nothing);
-        if must_read_all || wants_nothing { None } else { self.mirror.clone() }
+        // What failed is tried again whatever a reading shows.
+        let must_turn = self.noticed || self.failed > 0 || wants_nothing;
+        if must_turn { None } else { self.mirror.clone() }
     }
 
-    async fn read(&mut self, reading: Reading) -> Result<Arc<Observed>, KernelError> {
-        match (reading, self.mirror.take()) {
-            (Reading::Nothing, Some(mirror)) => Ok(mirror),
-            (Reading::Device(refreshed), _) => {
-                self.refreshes += 1;
-                refreshed.map(Arc::new)
+    async fn read(&mut self, picture: Picture) -> Result<Arc<Observed>, KernelError> {
+        match (picture, self.mirror.take()) {
+            (Picture::Mirror, Some(mirror)) => Ok(mirror),
+            (Picture::Polled(reading), _) => {
+                let Reading { observed, is_whole } = reading?;
+                if is_whole {
+                    self.read_at = Instant::now();
+                }
+                Ok(Arc::new(observed))
             }
-            (Reading::Whole, _) | (Reading::Nothing, None) => {
+            (Picture::Whole, _) | (Picture::Mirror, None) => {
                 // Before the reading: what changes while it goes on is not part of it.
-                (self.noticed, self.refreshes) = (false, 0);
+                (self.noticed, self.read_at) = (false, Instant::now());
                 self.net.observe().await.map(Arc::new)
             }
         }
     }
 
+    /// Returns when everything is to be read again, notices or not.
+    fn whole_at(&self) -> Instant {
+        let passes_on = self.passing.as_ref().is_some_and(|(want, _)| !want.is_nothing());
+        self.read_at + if passes_on { PASSING_INTERVAL } else { REPORT_INTERVAL }
+    }
+
     async fn follow(
         &mut self,
-        reading: Reading,
+        picture: Picture,
         decide: impl Fn(&Observed) -> Result<Vec<Write>, Refusal>,
     ) -> Result<Outcome, ApplyFailure> {
-        let is_read = !matches!(reading, Reading::Nothing);
-        let mut observed = self.read(reading).await?;
+        let is_read = !matches!(picture, Picture::Mirror);
+        let mut observed = self.read(picture).await?;
         let writes: Arc<[Write]> = decide(&observed)?.into();
         let mut failures = Vec::new();
         if !writes.is_empty() {
@@ -479,14 +447,19 @@ impl<N: Net> Applier<N> {
     }
 }
 
-/// Waits until a reading is due. That of the device is left to the kernel's own thread, wait and all: so a reading wakes
-/// this thread once, with the answer, where a timer of the runtime's and a question would wake it four times.
-async fn wait_for_reading<N: Net>(net: &N, mirror: Option<Arc<Observed>>, due: Instant) -> Reading {
+/// Waits until a reading is due. Where there is a mirror that is left to the kernel's own thread, wait and all: so a reading
+/// wakes this thread once, with the answer, where a timer of the runtime's and a question would wake it four times.
+async fn wait_for_reading<N: Net>(
+    net: &N,
+    mirror: Option<Arc<Observed>>,
+    due: Instant,
+    whole_at: Instant,
+) -> Picture {
     match mirror {
-        Some(mirror) => Reading::Device(net.refresh_at(due, mirror).await),
+        Some(mirror) => Picture::Polled(net.poll(due, whole_at, mirror).await),
         None => {
             sleep_until(due).await;
-            Reading::Whole
+            Picture::Whole
         }
     }
 }

@@ -38,7 +38,13 @@ pub use error::{KernelError, Refused};
 pub use forwarding::{Passage, chains_that_drop_input};
 pub use watch::{Changes, Watcher};
 pub use way::{Router, Way};
-use worker::{Job, Later, LinkIndex, Worker};
+use worker::{Job, LinkIndex, Polling, Worker};
+
+use crate::notify::Progress;
+
+/// What a peer's traffic may grow by between two reports and be nothing new where eBPF watches it: hardly more than
+/// WireGuard's own messages and gossip in half a minute, so that a packet each five seconds is told of within fifteen.
+const QUIET_BYTES: u64 = 400;
 
 /// Jobs that may wait for the thread. When there are more, whoever asks waits for a place: only the applier and
 /// the mesh task ask, one question at a time each.
@@ -55,6 +61,16 @@ pub struct Kernel {
     index: LinkIndex,
     /// Whether eBPF tells of traffic, so that counters alone are no news.
     ebpf_tells: Arc<AtomicBool>,
+    progress: Progress,
+}
+
+/// A reading that [`Kernel::poll`] has made.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    /// What it shows.
+    pub observed: Observed,
+    /// Whether links, addresses and routes were read too.
+    pub is_whole: bool,
 }
 
 impl Kernel {
@@ -64,13 +80,14 @@ impl Kernel {
     /// If the kernel grants no netlink socket, or no thread can be started.
     pub fn open(interface: InterfaceName) -> Result<Self, KernelError> {
         let index = LinkIndex::default();
-        let worker = Worker::open(interface.clone(), index.clone())?;
+        let progress = Progress::default();
+        let worker = Worker::open(interface.clone(), index.clone(), progress.clone())?;
         let (jobs, queue) = mpsc::channel(JOBS);
         let thread = std::thread::Builder::new().name("netlink".into());
         thread
             .spawn(move || worker.run(queue))
             .map_err(|error| KernelError::at("start the netlink thread", error.into()))?;
-        Ok(Self { jobs, interface, index, ebpf_tells: Arc::default() })
+        Ok(Self { jobs, interface, index, ebpf_tells: Arc::default(), progress })
     }
 
     /// Reads everything that the kernel holds of our interface.
@@ -81,26 +98,28 @@ impl Kernel {
         self.ask(Job::Observe).await
     }
 
-    /// Waits until `when`, then reads the WireGuard device anew, and takes links, addresses and routes from an earlier
-    /// reading: for those the kernel gives notice of every change. A reading that finds nothing new is made once more after
-    /// `again`, and only then answered: at rest nobody is woken for each. Where [`Kernel::leave_traffic_to_ebpf`] was
-    /// called, traffic is nothing new. The thread waits, not the caller's timer. It waits for one such reading at a time:
-    /// whoever asks for another takes the place of the first.
+    /// Reads the WireGuard device at `first` and after each `interval`, and from `whole_at` on everything, until a reading is
+    /// a whole one or tells something that `earlier` does not; links, addresses and routes are taken from there, because for
+    /// those the kernel gives notice of every change. So at rest nobody is woken for each reading: the thread waits, not the
+    /// caller's timer. Where [`Kernel::leave_traffic_to_ebpf`] was called, a little traffic is nothing new. The thread does
+    /// this once at a time: whoever asks anew takes the place of the first.
     ///
     /// # Errors
     /// As [`Kernel::observe`].
-    pub async fn refresh_at(
+    pub async fn poll(
         &self,
-        when: Instant,
-        again: Duration,
+        first: Instant,
+        interval: Duration,
+        whole_at: Instant,
         earlier: Arc<Observed>,
-    ) -> Result<Observed, KernelError> {
-        let is_traffic_news = !self.ebpf_tells.load(Ordering::Relaxed);
-        let later = |answer| Later { when, again: Some(again), is_traffic_news, earlier, answer };
-        self.ask(|answer| Job::RefreshAt(later(answer))).await
+    ) -> Result<Reading, KernelError> {
+        let (next, is_first) = (first, true);
+        let quiet_bytes = if self.ebpf_tells.load(Ordering::Relaxed) { QUIET_BYTES } else { 0 };
+        let polling = |answer| Polling { next, interval, whole_at, quiet_bytes, earlier, is_first, answer };
+        self.ask(|answer| Job::Poll(polling(answer))).await
     }
 
-    /// Has readings tell of changed counters late, because eBPF tells at once of packets that are not answered; or no more.
+    /// Has readings tell late of a little traffic, because eBPF tells at once of packets that are not answered; or no more.
     pub fn leave_traffic_to_ebpf(&self, ebpf_tells: bool) {
         self.ebpf_tells.store(ebpf_tells, Ordering::Relaxed);
     }
@@ -121,6 +140,11 @@ impl Kernel {
     /// [`KernelError::ThreadGone`]; what the kernel would not do is part of the answer.
     pub async fn forward(&self, want: Forwarding) -> Result<Passage, KernelError> {
         self.ask(|answer| Job::Forward(want, answer)).await
+    }
+
+    /// Returns the counter of what the thread did, readings that tell nothing new included.
+    pub fn progress(&self) -> Progress {
+        self.progress.clone()
     }
 
     /// Returns the index of our link as it was last read or made.

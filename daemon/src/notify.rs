@@ -1,9 +1,10 @@
 //! What systemd is told: ready, reloading, stopping, one line of status, and the watchdog's food.
 //!
-//! The watchdog is fed only after every watched task has progressed since the last feeding. A task that hangs
-//! therefore starves it, even while the rest of the process is well, and systemd kills and starts us anew; the
+//! The watchdog is fed only after every watched task has progressed since it was last fed, when they were asked to. A task that
+//! hangs therefore starves it, even while the rest of the process is well, and systemd kills and starts us anew; the
 //! kernel carries the mesh's packets meanwhile. Without `NOTIFY_SOCKET` nothing is sent.
 
+use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::sync::Notify;
 
 /// The line to systemd.
 #[derive(Debug)]
@@ -79,7 +81,7 @@ impl Notifier {
     /// Feeds the watchdog, forever, while everything watched progresses. Returns at once if systemd set no
     /// watchdog. Cancel-safe.
     ///
-    /// Whatever is watched must step at least once in a quarter of `WatchdogSec=` when all is well.
+    /// Whatever is watched must step when it is [asked](Progress::ask), or at least once in a quarter of `WatchdogSec=`.
     pub async fn feed_watchdog(&self, watched: Vec<Watched>) {
         if let Some(timeout) = sd_notify::watchdog_enabled() {
             self.feed(timeout, Watchdog::new(watched)).await;
@@ -95,23 +97,44 @@ impl Notifier {
                 None => self.send(&[NotifyState::Watchdog]),
                 Some(name) => tracing::debug!(task = name, "no progress since the last watchdog message"),
             }
+            watchdog.ask();
         }
     }
 }
 
 /// A counter that a task steps whenever it went once around its loop.
 #[derive(Clone, Debug, Default)]
-pub struct Progress(Arc<AtomicU64>);
+pub struct Progress(Arc<Rounds>);
+
+#[derive(Debug, Default)]
+struct Rounds {
+    count: AtomicU64,
+    asked: Notify,
+}
 
 impl Progress {
     /// Counts one more round.
     pub fn step(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.count.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Returns how many rounds were counted.
     pub fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.count.load(Ordering::Relaxed)
+    }
+
+    /// Has the task show that it goes on.
+    pub fn ask(&self) {
+        self.0.asked.notify_one();
+    }
+
+    /// Counts a round whenever the task is [asked](Self::ask), and never ends: for a task that waits for other things, to be
+    /// waited for beside them. Cancel-safe.
+    pub async fn step_when_asked(&self) -> Infallible {
+        loop {
+            self.0.asked.notified().await;
+            self.step();
+        }
     }
 }
 
@@ -143,6 +166,11 @@ impl Watchdog {
             *fed_at = task.progress.count();
         }
         None
+    }
+
+    /// Has every task show that it goes on, so that one without anything to do need not wake for that.
+    fn ask(&self) {
+        self.watched.iter().for_each(|(task, _)| task.progress.ask());
     }
 }
 
@@ -206,6 +234,31 @@ mod tests {
     #[test]
     fn without_systemd_nothing_happens() {
         Notifier { socket: None }.ready("fine");
+    }
+
+    /// A task that has nothing to do goes on as long as it answers.
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_asks_those_that_have_nothing_to_do() {
+        let (systemd, notifier) = Systemd::start();
+        let idle = watched("mesh");
+        let timeout = Duration::from_secs(40);
+        let feeding = notifier.feed(timeout, Watchdog::new(vec![idle.clone()]));
+        let fed = async |rounds: u32| {
+            tokio::time::sleep(timeout / 4 * rounds + Duration::from_secs(1)).await;
+            std::iter::from_fn(|| systemd.received()).count()
+        };
+        let check = async {
+            tokio::select! {
+                never = idle.progress.step_when_asked() => match never {},
+                fed = fed(3) => assert_eq!(fed, 3),
+            }
+            // What it has answered by then counts once more.
+            assert_eq!(fed(3).await, 1);
+        };
+        tokio::select! {
+            () = feeding => unreachable!("feeding never ends"),
+            () = check => {}
+        }
     }
 
     /// C-7: the watchdog is fed only while every watched task progresses.

@@ -57,8 +57,9 @@ const WITHDRAW_PATIENCE: Duration = Duration::from_secs(5);
 /// Questions from the command line that may wait.
 const WAITING_QUESTIONS: usize = 4;
 
-/// How often the state is written to the log (seed 003, W-D52).
-const TELL_INTERVAL: Duration = Duration::from_secs(30);
+/// How often the state is written to the log at most: at rest it is with the applier's report of each half minute (seed 003,
+/// W-D52).
+const TELL_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Why a daemon has ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -266,10 +267,11 @@ impl Daemon {
         vec![
             Watched { name: "mesh", progress: self.progress.clone() },
             Watched { name: "applier", progress: pulse.progress() },
+            Watched { name: "netlink", progress: self.outside.kernel.progress() },
         ]
     }
 
-    /// Goes round until a signal comes. The applier's report every few seconds makes sure that it does.
+    /// Goes round until a signal comes.
     async fn live(
         &mut self,
         mut signals: Signals,
@@ -294,6 +296,7 @@ impl Daemon {
                     due.map_err(system("wait"))?;
                     self.feed(Event::Timeout);
                 }
+                never = self.progress.step_when_asked() => match never {},
             }
             if self.leaving.is_some() {
                 break Stop::Withdraw;
@@ -396,7 +399,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Writes to the log every half minute who is reached and how. The applier's reports come more often than that.
+    /// Writes to the log every half minute or so who is reached and how.
     fn tell_state(&mut self) {
         let now = clock::now();
         if !self.ready || self.told_at.is_some_and(|at| now.monotonic.since(at) < TELL_INTERVAL) {

@@ -196,10 +196,11 @@ impl Traffic {
         }
     }
 
-    /// Returns the handshakes that nobody has been woken for, if there were any.
+    /// Returns the handshakes that nobody has been woken for, if there were any or there is word of unanswered packets.
     pub fn take_waiting(&mut self) -> Option<Change> {
         let State::Active { handshakes: Some(handshakes), .. } = &mut self.state else { return None };
-        Some(handshakes.waiting()).filter(|seen| !seen.is_empty()).map(Change::Handshakes)
+        let seen = handshakes.waiting();
+        (!seen.is_empty() || handshakes.has_unanswered()).then_some(Change::Handshakes(seen))
     }
 
     /// Watches these links for handshakes, and no others.

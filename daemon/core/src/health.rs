@@ -35,7 +35,8 @@ use std::time::Duration;
 use crate::key::PublicKey;
 use crate::time::Monotonic;
 
-/// How often tunnels are judged (seed 003, W-D21). It needs no timer: the kernel is read more often than that anyway.
+/// How often tunnels are judged (seed 003, W-D21). While a session is overdue the kernel is read more often than that anyway;
+/// while somebody is tried again a reading is asked for.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(20);
 
 /// A handshake is fresh for this long (seed 003, W-D22): whoever has begun the session and sends renews it after 120 s,
@@ -164,23 +165,64 @@ struct Patient {
     trouble: Trouble,
 }
 
+impl Patient {
+    /// Whether its tunnel is one to be judged.
+    const fn is_tried(&self) -> bool {
+        match self.trouble {
+            Trouble::Reconnecting | Trouble::Offline(_) => true,
+            Trouble::Removing | Trouble::Restoring | Trouble::Evicted => false,
+        }
+    }
+
+    const fn left_out_until(&self) -> Option<Monotonic> {
+        match self.trouble {
+            Trouble::Offline(until) => Some(until),
+            Trouble::Removing | Trouble::Restoring | Trouble::Reconnecting | Trouble::Evicted => None,
+        }
+    }
+}
+
 /// The state of every tunnel.
 #[derive(Clone, Debug, Default)]
 pub struct Health {
     checked: Option<Monotonic>,
+    /// When a reading was asked for to judge by.
+    asked: Option<Monotonic>,
     tunnels: BTreeMap<PublicKey, Tunnel>,
     patients: BTreeMap<PublicKey, Patient>,
     counts: Counts,
 }
 
 impl Health {
+    /// Returns when to call [`Health::handle_timeout`].
+    pub fn poll_timeout(&self) -> Option<Monotonic> {
+        let over = self.patients.values().filter_map(Patient::left_out_until).min();
+        over.into_iter().chain(self.next_check()).min()
+    }
+
+    /// Returns the peers that have been left out for long enough, for the kernel to take again, and whether it is to be read,
+    /// because it is time to judge.
+    pub fn handle_timeout(&mut self, now: Monotonic) -> (Vec<PublicKey>, bool) {
+        let wants_reading = self.next_check().is_some_and(|at| at <= now);
+        if wants_reading {
+            self.asked = Some(now);
+        }
+        let is_over = |patient: &Patient| patient.left_out_until().is_some_and(|until| until <= now);
+        let over = self.patients.iter_mut().filter(|(_, patient)| is_over(patient));
+        let over = over.map(|(&key, patient)| {
+            patient.trouble = Trouble::Reconnecting;
+            key
+        });
+        (over.collect(), wants_reading)
+    }
+
     /// Follows a reading of the kernel, of all peers that are known. Returns what has become of which.
     pub fn follow(
         &mut self,
         readings: &BTreeMap<PublicKey, Reading>,
         now: Monotonic,
     ) -> Vec<(PublicKey, Verdict)> {
-        let mut verdicts = self.follow_patients(readings, now);
+        let mut verdicts = self.follow_patients(readings);
         self.follow_tunnels(readings, now);
         if self.checked.is_none_or(|at| now.since(at) >= CHECK_INTERVAL) {
             self.checked = Some(now);
@@ -231,8 +273,8 @@ impl Health {
         }
         // First it is begun with anew.
         let patient = self.patients.get_mut(&key)?;
-        tunnel.probes_lost = 0;
         patient.trouble = Trouble::Offline(now + OFFLINE_FOR);
+        self.tunnels.remove(&key);
         self.counts.offline += 1;
         Some(Verdict::Offline)
     }
@@ -282,30 +324,22 @@ impl Health {
         self.counts
     }
 
-    fn follow_patients(
-        &mut self,
-        readings: &BTreeMap<PublicKey, Reading>,
-        now: Monotonic,
-    ) -> Vec<(PublicKey, Verdict)> {
-        let mut verdicts = Vec::new();
+    /// Returns when a reading is to be asked for, so as to judge in time those that are being tried.
+    fn next_check(&self) -> Option<Monotonic> {
+        let last = self.checked.max(self.asked)?;
+        self.patients.values().any(Patient::is_tried).then_some(last + CHECK_INTERVAL)
+    }
+
+    fn follow_patients(&mut self, readings: &BTreeMap<PublicKey, Reading>) -> Vec<(PublicKey, Verdict)> {
         let tunnels = &self.tunnels;
-        self.patients.retain(|&key, patient| {
-            let reading = readings.get(&key);
-            let before = tunnels.get(&key).map(|tunnel| tunnel.received);
+        let recovers = |key: &PublicKey, _: &mut Patient| {
+            let reading = readings.get(key);
+            let before = tunnels.get(key).map(|tunnel| tunnel.received);
             let has_grown = reading.zip(before).is_some_and(|(reading, before)| reading.received > before);
-            if has_grown || reading.is_some_and(Reading::is_fresh) {
-                verdicts.push((key, Verdict::Recovered));
-                return false;
-            }
-            if let Trouble::Offline(until) = patient.trouble
-                && until <= now
-            {
-                patient.trouble = Trouble::Reconnecting;
-                verdicts.push((key, Verdict::Restored));
-            }
-            true
-        });
-        verdicts
+            has_grown || reading.is_some_and(Reading::is_fresh)
+        };
+        let recovered = self.patients.extract_if(.., recovers);
+        recovered.map(|(key, _)| (key, Verdict::Recovered)).collect()
     }
 
     fn follow_tunnels(&mut self, readings: &BTreeMap<PublicKey, Reading>, now: Monotonic) {
@@ -338,11 +372,7 @@ impl Health {
         let is_anybody_heard = self.tunnels.values().any(|tunnel| !tunnel.is_quiet(now));
         let mut verdicts = Vec::new();
         for (key, patient) in &self.patients {
-            let is_tried = match patient.trouble {
-                Trouble::Reconnecting | Trouble::Offline(_) => true,
-                Trouble::Removing | Trouble::Restoring | Trouble::Evicted => false,
-            };
-            if is_tried
+            if patient.is_tried()
                 && is_anybody_heard
                 && !patient.is_pinned
                 && now.since(patient.since) >= CHECK_INTERVAL

@@ -24,6 +24,9 @@ use crate::time::{Monotonic, WallClock};
 /// `include/uapi/linux/rtnetlink.h` nor in iproute2's `rt_protos`.
 pub const ROUTE_PROTOCOL: u8 = 0x57;
 
+/// A session this old should have been renewed by a keepalive (`REKEY_AFTER_TIME`, 120 s, and some seconds to do it).
+pub const SESSION_OVERDUE: Duration = Duration::from_secs(135);
+
 /// A Linux interface name: 1 to 15 of `A-Z a-z 0-9 _ - .`, a letter first (`IFNAMSIZ`, `dev_valid_name`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -176,32 +179,39 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Whether another reading differs in nothing but how much traffic there was.
-    pub fn is_same_but_for_traffic(&self, other: &Self) -> bool {
-        let is_same = |one: &ObservedPeer, other: &ObservedPeer| {
+    /// Whether this reading tells nothing that anybody waits for: since the earlier one nothing has changed but traffic, by
+    /// no more than so many bytes each way for each peer, and sessions that were renewed in time.
+    pub fn is_quiet_since(&self, earlier: &Self, traffic: u64) -> bool {
+        let is_quiet = |peer: &ObservedPeer, before: &ObservedPeer| {
             let ObservedPeer {
                 preshared_key,
                 endpoint,
                 keepalive,
                 allowed_ips,
                 last_handshake,
-                rx_bytes: _,
-                tx_bytes: _,
-            } = one;
-            *preshared_key == other.preshared_key
-                && *endpoint == other.endpoint
-                && *keepalive == other.keepalive
-                && *allowed_ips == other.allowed_ips
-                && *last_handshake == other.last_handshake
+                rx_bytes,
+                tx_bytes,
+            } = peer;
+            let is_renewed = |(at, before): (WallClock, WallClock)| at.since(before) <= SESSION_OVERDUE;
+            *preshared_key == before.preshared_key
+                && *endpoint == before.endpoint
+                && *keepalive == before.keepalive
+                && *allowed_ips == before.allowed_ips
+                && (*last_handshake == before.last_handshake
+                    || last_handshake.zip(before.last_handshake).is_some_and(is_renewed))
+                && rx_bytes.abs_diff(before.rx_bytes) <= traffic
+                && tx_bytes.abs_diff(before.tx_bytes) <= traffic
         };
         (&self.link, &self.device, &self.addresses, &self.routes)
-            == (&other.link, &other.device, &other.addresses, &other.routes)
-            && self.peers.len() == other.peers.len()
-            && self
-                .peers
-                .iter()
-                .zip(&other.peers)
-                .all(|(one, other)| one.0 == other.0 && is_same(one.1, other.1))
+            == (&earlier.link, &earlier.device, &earlier.addresses, &earlier.routes)
+            && self.peers.keys().eq(earlier.peers.keys())
+            && self.peers.values().zip(earlier.peers.values()).all(|(peer, before)| is_quiet(peer, before))
+    }
+
+    /// Whether every peer has a session that is not overdue.
+    pub fn has_all_sessions(&self, now: WallClock) -> bool {
+        let is_current = |at: WallClock| now.since(at) <= SESSION_OVERDUE;
+        self.peers.values().all(|peer| peer.last_handshake.is_some_and(is_current))
     }
 }
 
@@ -381,4 +391,66 @@ pub enum Direction {
     Received,
     /// It went out.
     Sent,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u8) -> PublicKey {
+        PublicKey::from_bytes([number; 32])
+    }
+
+    fn second(second: u64) -> WallClock {
+        WallClock::from_millis(second * 1000)
+    }
+
+    /// Two peers with sessions since the seconds 100 and 200.
+    fn reading() -> Observed {
+        let peer =
+            |at| ObservedPeer { last_handshake: Some(second(at)), rx_bytes: 5000, ..ObservedPeer::default() };
+        Observed { peers: [(key(1), peer(100)), (key(2), peer(200))].into(), ..Observed::default() }
+    }
+
+    fn with(change: impl FnOnce(&mut ObservedPeer)) -> Observed {
+        let mut reading = reading();
+        change(reading.peers.get_mut(&key(1)).unwrap());
+        reading
+    }
+
+    #[test]
+    fn little_traffic_and_a_session_renewed_in_time_are_nothing_new() {
+        let quiet = [
+            with(|peer| peer.rx_bytes += 500),
+            with(|peer| peer.tx_bytes += 500),
+            with(|peer| peer.last_handshake = Some(second(221))),
+        ];
+        let news = [
+            with(|peer| peer.rx_bytes += 501),
+            with(|peer| peer.tx_bytes += 501),
+            // As another device of the same name would show.
+            with(|peer| peer.rx_bytes = 0),
+            with(|peer| peer.last_handshake = Some(second(240))),
+            with(|peer| peer.last_handshake = None),
+            with(|peer| peer.endpoint = Some("192.0.2.1:1".parse().unwrap())),
+            with(|peer| peer.keepalive += 1),
+            Observed { peers: reading().peers.into_iter().take(1).collect(), ..Observed::default() },
+            Observed { link: Link::OtherKind { kind: "bridge".to_owned() }, ..reading() },
+            Observed { addresses: ["10.0.0.1/8".parse().unwrap()].into(), ..reading() },
+        ];
+        assert!(quiet.iter().all(|quiet| quiet.is_quiet_since(&reading(), 500)));
+        assert!(quiet[..2].iter().all(|quiet| !quiet.is_quiet_since(&reading(), 0)));
+        for news in news {
+            assert!(!news.is_quiet_since(&reading(), 500), "{news:?}");
+        }
+        let first = with(|peer| peer.last_handshake = None);
+        assert!(!reading().is_quiet_since(&first, 500), "it is the first session");
+    }
+
+    #[test]
+    fn a_session_that_was_not_renewed_in_time_is_missed() {
+        assert!(reading().has_all_sessions(second(235)));
+        assert!(!reading().has_all_sessions(second(236)));
+        assert!(!with(|peer| peer.last_handshake = None).has_all_sessions(second(201)));
+    }
 }

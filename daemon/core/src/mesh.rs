@@ -67,6 +67,7 @@ pub use crate::contact::Via;
 pub use events::{
     BindReceived, Command, Event, KernelReport, KernelTrouble, Recipient, Seed, Stop, TimeoutReason, Transmit,
 };
+pub use kernel::REPORT_INTERVAL;
 pub use lan::ANNOUNCE_INTERVAL;
 pub use record::{RECORD_LIFETIME, RECORD_REFRESH};
 use record::{Whereabouts, sign_record};
@@ -336,6 +337,7 @@ impl Mesh {
             (self.store.next_removal(), TimeoutReason::RemoveStale),
             (self.replan_at, TimeoutReason::Replan),
             (self.next_look(), TimeoutReason::Session),
+            (self.next_trial(), TimeoutReason::Trial),
             (self.reach.stun.poll_timeout(), TimeoutReason::Stun),
             (self.next_relay_step(), TimeoutReason::Relay),
             (self.relays.next_expiry(), TimeoutReason::RelayPairs),
@@ -405,6 +407,7 @@ impl Mesh {
             self.dirty = true;
         }
         self.look_for_sessions(now.monotonic);
+        self.drive_health(now);
         self.remove_stale(now);
         self.announce_if_due(now);
         if self.save_cache_at <= now.monotonic {

@@ -2,7 +2,7 @@
 //!
 //! The programs recognise a message by its form alone, so a stranger can forge one and flood us with them: an event
 //! is only a hint to look at WireGuard's own state. Repeats within a batch are merged, a batch is bounded, and there is
-//! a pause between two batches, so a flood costs a bounded amount of work. A lone event is told at once.
+//! a pause between two batches, so a flood costs a bounded amount of work. A lone event is told at once, if it is awaited.
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -71,6 +71,11 @@ impl Handshakes {
     /// Returns the messages that nobody has been woken for, as [`Self::next_batch`] does.
     pub fn waiting(&mut self) -> Vec<HandshakeSeen> {
         drain(self.ring.get_mut(), &mut self.unanswered).0
+    }
+
+    /// Whether there is word of unanswered packets that nobody has taken.
+    pub const fn has_unanswered(&self) -> bool {
+        !self.unanswered.is_empty()
     }
 
     /// Returns the inner addresses that leave packets unanswered, as told beside the last batch. IPv4 ones are mapped.

@@ -17,7 +17,9 @@ use super::error::{Failure, KernelError, Refused};
 use super::forwarding::{Forwarder, Passage};
 use super::socket::{Request, Socket};
 use super::wireguard::WireGuard;
-use super::{address, link, route, underlay};
+use super::{Reading, address, link, route, underlay};
+use crate::clock;
+use crate::notify::Progress;
 
 /// Addresses and routes sent as one datagram. Their acknowledgements must fit the socket's receive buffer (208 KiB
 /// by default, of which each takes less than one).
@@ -29,21 +31,32 @@ const OBSERVE_ATTEMPTS: usize = 3;
 /// What the thread can be asked to do, and where the answer goes.
 pub(super) enum Job {
     Observe(oneshot::Sender<Result<Observed, KernelError>>),
-    RefreshAt(Later),
+    Poll(Polling),
     Apply(Arc<[Write]>, oneshot::Sender<Result<Vec<KernelError>, KernelError>>),
     Underlay(oneshot::Sender<Result<Vec<Underlay>, KernelError>>),
     Forward(Forwarding, oneshot::Sender<Result<Passage, KernelError>>),
 }
 
-/// A reading whose time has not come.
-pub(super) struct Later {
-    pub(super) when: Instant,
-    /// If it finds nothing new it is made once more after this time, and only then answered.
-    pub(super) again: Option<Duration>,
-    /// Whether counters that have changed are something new.
-    pub(super) is_traffic_news: bool,
+/// Readings to come, of which one that tells something new is answered.
+pub(super) struct Polling {
+    pub(super) next: Instant,
+    pub(super) interval: Duration,
+    /// From then on a reading is a whole one, and answered.
+    pub(super) whole_at: Instant,
+    /// How much a peer's traffic may have grown, in bytes, and be nothing new.
+    pub(super) quiet_bytes: u64,
     pub(super) earlier: Arc<Observed>,
-    pub(super) answer: oneshot::Sender<Result<Observed, KernelError>>,
+    /// Whether none was made yet.
+    pub(super) is_first: bool,
+    pub(super) answer: oneshot::Sender<Result<Reading, KernelError>>,
+}
+
+impl Polling {
+    /// Whether a reading can be kept back: nothing is new. Where a session is missing, that is told by the second one.
+    fn may_keep_back(&self, observed: &Observed) -> bool {
+        observed.is_quiet_since(&self.earlier, self.quiet_bytes)
+            && (self.is_first || observed.has_all_sessions(clock::now().wall))
+    }
 }
 
 /// Our link's index as last seen; zero while there is none.
@@ -68,49 +81,52 @@ pub(super) struct Worker {
     /// Opened when first needed: a kernel may load its WireGuard module only for the first link.
     wireguard: Option<WireGuard>,
     forwarder: Forwarder,
+    progress: Progress,
 }
 
 impl Worker {
-    pub(super) fn open(interface: InterfaceName, index: LinkIndex) -> Result<Self, KernelError> {
+    pub(super) fn open(
+        interface: InterfaceName,
+        index: LinkIndex,
+        progress: Progress,
+    ) -> Result<Self, KernelError> {
         let route = Socket::open(NETLINK_ROUTE).map_err(|f| KernelError::at("open a netlink socket", f))?;
-        Ok(Self { interface, index, route, wireguard: None, forwarder: Forwarder::default() })
+        Ok(Self { interface, index, route, wireguard: None, forwarder: Forwarder::default(), progress })
     }
 
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        let mut waiting: Option<Later> = None;
+        let mut polling: Option<Polling> = None;
         loop {
+            self.progress.step();
             // Whoever asked may have given up; the job is done all the same.
-            match next(&mut jobs, waiting.as_ref().map(|later| later.when)) {
+            match next(&mut jobs, polling.as_ref().map(|polling| polling.next)) {
                 Next::Job(Job::Observe(answer)) => drop(answer.send(self.observe())),
-                Next::Job(Job::RefreshAt(later)) => waiting = Some(later),
+                Next::Job(Job::Poll(newer)) => polling = Some(newer),
                 Next::Job(Job::Apply(writes, answer)) => drop(answer.send(self.apply(&writes))),
                 Next::Job(Job::Underlay(answer)) => drop(answer.send(self.underlay())),
                 Next::Job(Job::Forward(want, answer)) => {
                     let passage = self.forwarder.follow(&mut self.route, &self.interface, &want);
                     drop(answer.send(Ok(passage)));
                 }
-                Next::Due => waiting = waiting.and_then(|later| self.make_due(later)),
+                Next::Due => polling = polling.and_then(|polling| self.poll(polling)),
                 Next::End => return,
             }
         }
     }
 
-    /// Makes a reading whose time has come, and answers it or returns when it is to be made once more.
-    fn make_due(&mut self, later: Later) -> Option<Later> {
-        if later.answer.is_closed() {
+    /// Makes a reading whose time has come, and answers it or returns what goes on.
+    fn poll(&mut self, polling: Polling) -> Option<Polling> {
+        if polling.answer.is_closed() {
             return None;
         }
-        let reading = self.refresh(&later.earlier);
-        let is_news = |reading: &Observed| match later.is_traffic_news {
-            true => *reading != *later.earlier,
-            false => !reading.is_same_but_for_traffic(&later.earlier),
-        };
-        if let Some(again) = later.again
-            && reading.as_ref().is_ok_and(|reading| !is_news(reading))
-        {
-            return Some(Later { when: later.when + again, again: None, ..later });
+        let is_whole = Instant::now() >= polling.whole_at;
+        let observed = if is_whole { self.observe() } else { self.refresh(&polling.earlier) };
+        if !is_whole && observed.as_ref().is_ok_and(|observed| polling.may_keep_back(observed)) {
+            // Where the first one was long due, the others are not all at once.
+            let next = Instant::now() + polling.interval;
+            return Some(Polling { next, is_first: false, ..polling });
         }
-        drop(later.answer.send(reading));
+        drop(polling.answer.send(observed.map(|observed| Reading { observed, is_whole })));
         None
     }
 

@@ -2,14 +2,15 @@
 //!
 //! Like the real one it knows the kernel from its last reading and its own writes since (the mirror), compares a new
 //! goal with that, and reports. The newest goal wins. It reads again some milliseconds after Linux gave notice of a
-//! change, and at the latest after [`INTERVAL`].
+//! change, and at the latest after [`INTERVAL`]; of such a reading it reports what is new, or that nothing is each
+//! [`REPORT_INTERVAL`].
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use wgmesh_core::forwarding::Forwarding;
 use wgmesh_core::kernel::{Desired, Observed, OwnerMark, Write};
-use wgmesh_core::mesh::{KernelReport, KernelTrouble};
+use wgmesh_core::mesh::{KernelReport, KernelTrouble, REPORT_INTERVAL};
 use wgmesh_core::reconcile;
 use wgmesh_core::time::{Monotonic, Now};
 
@@ -23,6 +24,9 @@ const SETTLE: Duration = Duration::from_millis(10);
 
 /// The pause after a failure; doubled each time.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// A peer's traffic is nothing new up to so many bytes: eBPF tells of packets that are not answered.
+const QUIET_BYTES: u64 = 400;
 
 /// How long a real kernel takes.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +56,10 @@ pub struct Applier {
     contested: u32,
     failed: u32,
     turn: Turn,
+    /// What was reported last, when, and how many readings were kept back since.
+    reported: Option<(Arc<Observed>, Monotonic, u32)>,
+    /// Whether the next reading is due for no other reason than that the last one is old.
+    is_regular: bool,
     readings: u64,
     overtaken: u64,
 }
@@ -78,6 +86,8 @@ impl Applier {
             contested: 0,
             failed: 0,
             turn: Turn::Resting,
+            reported: None,
+            is_regular: false,
             readings: 0,
             overtaken: 0,
         }
@@ -97,6 +107,7 @@ impl Applier {
             Turn::Resting if self.mirror.is_some() => {
                 let settle = SETTLE.saturating_mul(1 << self.contested.min(16)).min(INTERVAL);
                 self.due = self.due.min(now + settle);
+                self.is_regular = false;
             }
             Turn::Resting => {}
             Turn::Reading { .. } | Turn::Writing { .. } => self.has_notice = true,
@@ -136,7 +147,13 @@ impl Applier {
             }
             Turn::Reading { .. } => {
                 self.readings += 1;
-                self.mirror = Some(Arc::new(kernel.observe()));
+                let observed = kernel.observe();
+                if self.may_keep_back(&observed, now) {
+                    self.due = now.monotonic + INTERVAL;
+                    self.mirror = self.reported.as_ref().map(|(earlier, ..)| Arc::clone(earlier));
+                    return None;
+                }
+                self.mirror = Some(Arc::new(observed));
                 self.compare(true, kernel, now)
             }
             Turn::Writing { generation, writes, was_read, .. } => {
@@ -153,6 +170,16 @@ impl Applier {
         for write in reconcile::withdraw(&kernel.observe(), &self.owner) {
             kernel.apply(&write, now).expect("what was just read can be deleted");
         }
+    }
+
+    /// Whether nothing is to be told of a reading: as the daemon's netlink thread decides.
+    fn may_keep_back(&mut self, observed: &Observed, now: Now) -> bool {
+        let Some((earlier, at, kept_back)) = &mut self.reported else { return false };
+        let is_quiet = observed.is_quiet_since(earlier, QUIET_BYTES)
+            && (*kept_back == 0 || observed.has_all_sessions(now.wall))
+            && now.monotonic.since(*at) < REPORT_INTERVAL;
+        *kept_back += 1;
+        self.is_regular && !self.has_new_goal && !self.has_notice && is_quiet
     }
 
     fn begin_turn(&mut self, kernel: &mut Kernel, now: Now) -> Option<KernelReport> {
@@ -224,8 +251,10 @@ impl Applier {
             self.failed = 0;
             if was_read {
                 self.due = now + INTERVAL;
+                self.is_regular = true;
             }
         }
+        self.reported = outcome.as_ref().ok().map(|observed| (Arc::clone(observed), now, 0));
         if std::mem::take(&mut self.has_notice) {
             self.notice(now);
         }

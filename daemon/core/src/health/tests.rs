@@ -43,6 +43,12 @@ impl Kernel {
     fn run(&mut self, until: u64) {
         while self.second < until {
             self.second += 5;
+            if self.health.poll_timeout().is_some_and(|due| due <= at(self.second)) {
+                for key in self.health.handle_timeout(at(self.second)).0 {
+                    assert_eq!(key, ONE);
+                    self.take(Verdict::Restored);
+                }
+            }
             let reading = |age, received| Reading {
                 handshake_age: age,
                 received,

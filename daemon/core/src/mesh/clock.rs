@@ -4,8 +4,8 @@
 //! boot, would make every session of the host look dead or newborn. So a step is noticed beside the clock that never
 //! steps, and what was noted before it is told in the time that the wall clock shows now.
 //!
-//! A host that sleeps, or a daemon that was stopped, hears nobody. So a gap between two calls is noticed too: no peer counts
-//! as silent for as long as nobody listened, and whatever may have changed meanwhile is looked at.
+//! A host that sleeps, or a daemon that was stopped, hears nobody. So it is noticed too when a call comes long after it was
+//! due: no peer counts as silent for as long as nobody listened, and whatever may have changed meanwhile is looked at.
 //!
 //! WireGuard forgets its keys before the machine sleeps (`wg_pm_notification`), however shortly, and still tells of the
 //! handshakes. So sessions that are older than the sleep are none: something is said through every tunnel, and where no other
@@ -17,17 +17,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::kernel::REPORT_INTERVAL;
 use super::lag::Lag;
 use super::{Command, Mesh};
 use crate::kernel::Observed;
 use crate::key::PublicKey;
-use crate::time::{Now, WallClock};
+use crate::time::{Monotonic, Now, WallClock};
 
 /// A difference that is no more than this is the clock being steered, not set.
 const STEP: Duration = Duration::from_secs(1);
 
-/// Whoever is not called for this long has stood still: the applier's readings alone come each five seconds.
-const STANDSTILL: Duration = Duration::from_secs(12);
+/// Whoever is called so much later than it was due has stood still.
+const STANDSTILL: Duration = Duration::from_secs(7);
 
 /// The wall clock as it ran so far.
 #[derive(Debug, Default)]
@@ -44,9 +45,9 @@ pub(super) struct Clock {
 impl Mesh {
     /// Follows both clocks.
     pub(super) fn follow_clocks(&mut self, now: Now) {
-        let gap = self.clock.last.map(|last| now.monotonic.since(last.monotonic));
+        let gap = self.standstill(now.monotonic);
         self.clock.follow(&mut self.observed, now);
-        if let Some(gap) = gap.filter(|&gap| gap >= STANDSTILL) {
+        if let Some(gap) = gap {
             tracing::info!(seconds = gap.as_secs(), "this daemon stood still");
             self.lag = Lag::default();
             self.store.skip(gap);
@@ -56,6 +57,15 @@ impl Mesh {
             self.announce_soon(now);
             self.dirty = true;
         }
+    }
+
+    /// Returns how long nobody listened, if this call comes late.
+    pub(super) fn standstill(&self, now: Monotonic) -> Option<Duration> {
+        let last = self.clock.last?.monotonic;
+        let gap = Some(now.since(last)).filter(|&gap| gap >= STANDSTILL)?;
+        let reported = last + REPORT_INTERVAL;
+        let due = self.poll_timeout().map_or(reported, |(at, _)| reported.min(at));
+        (now.since(due) >= STANDSTILL).then_some(gap)
     }
 
     /// Has every session made anew: the kernel has forgotten them, and others go on with theirs, up to 15 s in vain, until this
@@ -139,7 +149,6 @@ fn millis(at: WallClock) -> i128 {
 mod tests {
     use super::*;
     use crate::kernel::ObservedPeer;
-    use crate::time::Monotonic;
 
     fn key() -> PublicKey {
         PublicKey::from_bytes([1; 32])

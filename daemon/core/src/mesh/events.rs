@@ -223,6 +223,8 @@ pub enum TimeoutReason {
     Contact,
     /// A peer should have a session by then.
     Session,
+    /// A peer that answered no probe is to be tried again, or judged.
+    Trial,
     /// Our record wants a new signature.
     RefreshRecord,
     /// A peer has been silent for too long.

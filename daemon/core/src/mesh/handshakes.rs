@@ -1,6 +1,6 @@
 //! Handshakes: those that have just been answered, and those that do not come about.
 //!
-//! Of a handshake eBPF tells at once, of the session only a reading of the kernel. Whoever has answered has a session with the
+//! Of a first handshake eBPF tells at once, of the session only a reading of the kernel. Whoever has answered has a session with the
 //! peer's next packet, a round trip later, so there are several readings ([`NextLook`]).
 //!
 //! WireGuard repeats a lost initiation only after five seconds (`REKEY_TIMEOUT`), but a peer that it was just given

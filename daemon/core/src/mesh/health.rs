@@ -21,7 +21,7 @@ use crate::path::{Paths, probe_bytes};
 use crate::plan;
 use crate::seal::OVERHEAD_BYTES;
 use crate::store::Outcome;
-use crate::time::Now;
+use crate::time::{Monotonic, Now};
 
 /// The slow watch, those in doubt of a relay's route, and what it has had the shell do.
 #[derive(Default)]
@@ -107,6 +107,22 @@ impl Mesh {
             self.follow_verdict(key, verdict, now);
         }
         self.follow_probed(now);
+    }
+
+    /// Returns when [`Mesh::drive_health`] has something to do.
+    pub(super) fn next_trial(&self) -> Option<Monotonic> {
+        self.reach.tunnels.health.poll_timeout()
+    }
+
+    /// Has the kernel take again who was left out for long enough, and be read when it is time to judge.
+    pub(super) fn drive_health(&mut self, now: Now) {
+        let (restored, wants_reading) = self.reach.tunnels.health.handle_timeout(now.monotonic);
+        for key in restored {
+            self.follow_verdict(key, Verdict::Restored, now);
+        }
+        if wants_reading {
+            self.commands.push_back(Command::Look);
+        }
     }
 
     /// Has the kernel take again whom it has let go of, so that WireGuard begins anew.

@@ -16,6 +16,9 @@ use crate::time::Now;
 /// A session is dead this long after its handshake (`REJECT_AFTER_TIME`, WireGuard whitepaper §6.1).
 pub(super) const SESSION_LIFETIME: Duration = Duration::from_secs(180);
 
+/// The shell reports of the kernel at least so often; sooner where anything is new.
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(30);
+
 /// If WireGuard's port is taken, so many next ones are tried (seed 003, W-D43).
 const MAX_PORT_MOVES: u16 = 100;
 
@@ -107,7 +110,7 @@ impl Mesh {
         self.follow_journeys(&observed, now.monotonic);
         self.confirm_proved_endpoints();
         self.follow_handshakes(&observed, fresh, now);
-        self.follow_paths(&observed, before.as_deref(), now);
+        self.follow_paths(&observed, before.as_deref(), fresh, now);
         self.follow_removals(&observed, now);
         if fresh {
             self.follow_tunnels(&observed, now);

@@ -14,7 +14,7 @@ use rand_core::Rng as _;
 use super::kernel::SESSION_LIFETIME;
 use super::{Command, Mesh, Recipient, Transmit};
 use crate::contact::{Contact, Place, Via};
-use crate::kernel::Observed;
+use crate::kernel::{Observed, SESSION_OVERDUE};
 use crate::key::PublicKey;
 use crate::message::{Disco, DiscoBody, PING_PADDING_BYTES, Paired as _, Token, Unproved};
 use crate::nat::{Nat, NatType, Strategy};
@@ -30,15 +30,13 @@ const LAN_GRACE: Duration = Duration::from_millis(500);
 const IPV4_BYTES: usize = 28;
 const IPV6_MORE_BYTES: usize = 20;
 
-/// A session this old should have been renewed by a keepalive (`REKEY_AFTER_TIME`, 120 s, and some seconds to do it).
-pub(super) const SESSION_OVERDUE: Duration = Duration::from_secs(135);
-
 /// For so long a peer counts as being where its last message came from.
 const HEARD_LATELY: Duration = Duration::from_secs(5);
 
-/// Bytes that WireGuard's own keepalives and handshakes may take between two readings; more is traffic, unless it is
-/// this node's own gossip.
-const QUIET_BYTES: u64 = 300;
+/// Bytes that WireGuard's own messages may take in the half minute between two readings: two keepalives, and where both
+/// ends renew the session at once an initiation, the keepalive that confirms it, and a response. More is traffic, unless it
+/// is this node's own gossip.
+const QUIET_BYTES: u64 = 2 * 32 + (148 + 32) + 92;
 
 impl Mesh {
     /// Looks for a path to a peer that has become known, unless it is met on a link.
@@ -118,8 +116,15 @@ impl Mesh {
         }
     }
 
-    /// Follows what a reading says of paths: what the kernel uses, whether there is traffic, what has gone silent.
-    pub(super) fn follow_paths(&mut self, observed: &Observed, before: Option<&Observed>, now: Now) {
+    /// Follows what a reading says of paths: what the kernel uses, whether there is traffic, what has gone silent, if it is
+    /// `fresh`.
+    pub(super) fn follow_paths(
+        &mut self,
+        observed: &Observed,
+        before: Option<&Observed>,
+        fresh: bool,
+        now: Now,
+    ) {
         if !self.settings.punching {
             return;
         }
@@ -144,7 +149,7 @@ impl Mesh {
             if has_traffic {
                 paths.note_traffic(now.monotonic);
             }
-            if age > SESSION_OVERDUE {
+            if fresh && age > SESSION_OVERDUE {
                 paths.verify(now.monotonic);
             }
             self.follow_relayed(key, has_traffic, peer.rx_bytes, now);

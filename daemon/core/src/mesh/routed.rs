@@ -12,9 +12,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use super::paths::SESSION_OVERDUE;
+use super::kernel::REPORT_INTERVAL;
 use super::{Command, Mesh};
-use crate::kernel::Observed;
+use crate::kernel::{Observed, SESSION_OVERDUE};
 use crate::key::PublicKey;
 use crate::message::{Choice, DiscoBody, Paired as _, Unproved};
 use crate::path::{Kind, Origin, Paths};
@@ -210,12 +210,13 @@ impl Mesh {
         }
     }
 
-    /// Returns the proved endpoint of a peer with which the kernel has a session.
+    /// Returns the proved endpoint of a peer with which the kernel has a session. One that was renewed in time is told of with
+    /// the next report that is due anyway.
     fn tunnel_endpoint(&self, key: PublicKey, now: Now) -> Option<SocketAddr> {
         let current = self.reach.paths.get(&key).filter(|paths| paths.works_directly())?.current();
         let observed = self.observed.as_ref()?.peers.get(&key)?;
         let age = now.wall.since(observed.last_handshake?);
-        observed.endpoint.filter(|_| observed.endpoint == current && age <= SESSION_OVERDUE)
+        observed.endpoint.filter(|_| observed.endpoint == current && age <= SESSION_OVERDUE + REPORT_INTERVAL)
     }
 
     /// Takes up the relays that route for this node since an earlier run, as the kernel has them.

@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -200,6 +201,24 @@ fn routes_that_stay_as_they_are_cause_nothing() {
 
     assert!(node.mesh.poll_command().is_none());
     assert_eq!(node.mesh.record.record().sequence, sequence);
+}
+
+/// A node that has nothing to do is not one that was stopped.
+#[test]
+fn only_who_is_called_late_has_stood_still() {
+    let mut node = Node::start(1, now(0));
+    node.settle(now(0));
+    let (due, _) = node.mesh.poll_timeout().unwrap();
+    assert!(due < now(6000).monotonic, "alone it announces itself each five seconds");
+    assert_eq!(node.mesh.standstill(now(12_990).monotonic), Some(Duration::from_millis(12_990)));
+
+    (node.mesh.talk, node.mesh.announcing.announce_at) = (None, None);
+    assert_eq!(
+        node.mesh.standstill(now(36_990).monotonic),
+        None,
+        "a report of the kernel is due each half minute"
+    );
+    assert_eq!(node.mesh.standstill(now(37_000).monotonic), Some(Duration::from_secs(37)));
 }
 
 /// P-9: whoever is named no more may be forgotten like any other peer.

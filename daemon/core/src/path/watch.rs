@@ -15,8 +15,9 @@ use crate::time::Monotonic;
 /// How often a path is pinged while it is used.
 pub const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// For how long a path counts as used after traffic was seen on it: three readings of the kernel's counters.
-pub const USED_FOR: Duration = Duration::from_secs(15);
+/// For how long a path counts as used after traffic was seen on it: four readings of the kernel's counters, since a little
+/// traffic is told of by the third only.
+pub const USED_FOR: Duration = Duration::from_secs(20);
 
 /// A path is lost once nothing has answered for this long after the first ping that was missed, and for a round trip
 /// more. With [`WATCH_INTERVAL`] before it, that calls a cut within some two seconds.
