@@ -96,10 +96,14 @@ impl Guest {
 
     /// Boots until the guest has said so, more than once if need be: nothing of the command has run yet.
     fn boot(&self, console: &Path, result: &Path) -> Result<(Running, Receiver<String>)> {
+        let mut may_hang = true;
         for _ in 1..BOOTS {
             match self.try_boot(console, result) {
                 Err(_) if has_emulator_failed(console) => {
-                    eprintln!("[xtask] {EmulatorFailed}: it boots again")
+                    eprintln!("[xtask] {EmulatorFailed}: it boots again");
+                }
+                Err(error) if error.is::<Hung>() && std::mem::take(&mut may_hang) => {
+                    eprintln!("[xtask] {error}: it boots once more");
                 }
                 outcome => return outcome,
             }
@@ -118,7 +122,7 @@ impl Guest {
         match lines.recv_timeout(BOOT) {
             Ok(line) if line == BOOTED => step.finish(),
             Ok(line) => bail!("the VM said {line:?} where it should say {BOOTED:?}"),
-            Err(RecvTimeoutError::Timeout) => bail!("the VM did not boot within {} s", BOOT.as_secs()),
+            Err(RecvTimeoutError::Timeout) => bail!(Hung),
             Err(RecvTimeoutError::Disconnected) => bail!("the VM died while it booted"),
         }
         Ok((child, lines))
@@ -183,6 +187,18 @@ impl fmt::Display for EmulatorFailed {
         formatter.write_str("QEMU had the VM's kernel trap on code that it had just patched")
     }
 }
+
+/// The VM was started and has never said that it is up.
+#[derive(Debug)]
+struct Hung;
+
+impl fmt::Display for Hung {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "the VM did not boot within {} s", BOOT.as_secs())
+    }
+}
+
+impl std::error::Error for Hung {}
 
 /// A QEMU that does not outlive us.
 struct Running(Child);
