@@ -27,7 +27,7 @@ mod wireguard;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -62,6 +62,7 @@ pub struct Kernel {
     /// Whether eBPF tells of traffic, so that counters alone are no news.
     ebpf_tells: Arc<AtomicBool>,
     progress: Progress,
+    readings: Arc<AtomicU64>,
 }
 
 /// A reading that [`Kernel::poll`] has made.
@@ -81,13 +82,14 @@ impl Kernel {
     pub fn open(interface: InterfaceName) -> Result<Self, KernelError> {
         let index = LinkIndex::default();
         let progress = Progress::default();
-        let worker = Worker::open(interface.clone(), index.clone(), progress.clone())?;
+        let readings = Arc::default();
+        let worker = Worker::open(interface.clone(), index.clone(), progress.clone(), Arc::clone(&readings))?;
         let (jobs, queue) = mpsc::channel(JOBS);
         let thread = std::thread::Builder::new().name("netlink".into());
         thread
             .spawn(move || worker.run(queue))
             .map_err(|error| KernelError::at("start the netlink thread", error.into()))?;
-        Ok(Self { jobs, interface, index, ebpf_tells: Arc::default(), progress })
+        Ok(Self { jobs, interface, index, ebpf_tells: Arc::default(), progress, readings })
     }
 
     /// Reads everything that the kernel holds of our interface.
@@ -145,6 +147,11 @@ impl Kernel {
     /// Returns the counter of what the thread did, readings that tell nothing new included.
     pub fn progress(&self) -> Progress {
         self.progress.clone()
+    }
+
+    /// Returns how often our interface was read, wholly or the device alone.
+    pub fn readings(&self) -> u64 {
+        self.readings.load(Ordering::Relaxed)
     }
 
     /// Returns the index of our link as it was last read or made.

@@ -377,7 +377,7 @@ pub struct Kernel {
     pub release: String,
     /// Whether the last reading showed everything as it should be.
     pub converged: bool,
-    /// How often the kernel was read.
+    /// How often the interface was read; at rest that is each five seconds.
     pub readings: u64,
     /// How many changes were written to the kernel. It stands still on a converged node.
     pub writes: u64,

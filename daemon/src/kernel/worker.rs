@@ -1,7 +1,7 @@
 //! The thread that owns the sockets.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
@@ -82,6 +82,7 @@ pub(super) struct Worker {
     wireguard: Option<WireGuard>,
     forwarder: Forwarder,
     progress: Progress,
+    readings: Arc<AtomicU64>,
 }
 
 impl Worker {
@@ -89,9 +90,11 @@ impl Worker {
         interface: InterfaceName,
         index: LinkIndex,
         progress: Progress,
+        readings: Arc<AtomicU64>,
     ) -> Result<Self, KernelError> {
         let route = Socket::open(NETLINK_ROUTE).map_err(|f| KernelError::at("open a netlink socket", f))?;
-        Ok(Self { interface, index, route, wireguard: None, forwarder: Forwarder::default(), progress })
+        let forwarder = Forwarder::default();
+        Ok(Self { interface, index, route, wireguard: None, forwarder, progress, readings })
     }
 
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
@@ -142,6 +145,7 @@ impl Worker {
     }
 
     fn try_observe(&mut self) -> Result<Observed, Failure> {
+        self.readings.fetch_add(1, Ordering::Relaxed);
         let link = link::read(&mut self.route, &self.interface)?;
         let Link::WireGuard { index, ipv6, .. } = link else {
             self.index.set(None);
@@ -158,6 +162,7 @@ impl Worker {
 
     fn refresh(&mut self, earlier: &Observed) -> Result<Observed, KernelError> {
         let Link::WireGuard { index, .. } = earlier.link else { return self.observe() };
+        self.readings.fetch_add(1, Ordering::Relaxed);
         match self.wireguard().and_then(|wireguard| wireguard.read(index)) {
             Ok((device, peers)) => Ok(Observed {
                 link: earlier.link.clone(),

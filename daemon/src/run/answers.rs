@@ -124,7 +124,7 @@ impl Daemon {
         status.kernel.release = nix::sys::utsname::uname()
             .map(|name| name.release().to_string_lossy().into_owned())
             .unwrap_or_default();
-        status.kernel.readings = self.outside.pulse.turns();
+        status.kernel.readings = self.outside.kernel.readings();
         status.kernel.writes = self.outside.pulse.writes();
         status.kernel.error = status.kernel.error.or_else(|| self.failures.clone());
         status.kernel.forwarding.clone_from(&self.passage.switched);

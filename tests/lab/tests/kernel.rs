@@ -236,11 +236,12 @@ fn whatever_is_taken_away_comes_back() {
 #[test]
 fn a_converged_applier_writes_nothing() {
     isolated(|| async {
-        let (_task, mut applied) = applier(&kernel(), &desired(10));
+        let kernel = kernel();
+        let (_task, mut applied) = applier(&kernel, &desired(10));
         applied.outcome().await;
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let writes = applied.pulse.writes();
-        let turns = applied.pulse.turns();
+        let (writes, turns) = (applied.pulse.writes(), applied.pulse.turns());
+        let readings = kernel.readings();
         let mut monitor = Command::new("timeout");
         monitor.args(["19", "ip", "monitor", "link", "address", "route"]);
         let monitor = monitor.stdout(std::process::Stdio::piped()).spawn().unwrap();
@@ -249,6 +250,8 @@ fn a_converged_applier_writes_nothing() {
 
         assert_eq!(applied.pulse.writes(), writes);
         assert!(applied.pulse.turns() <= turns + 5, "{} turns", applied.pulse.turns() - turns);
+        let readings = kernel.readings() - readings;
+        assert!((3..=5).contains(&readings), "{readings} readings in 20 s");
         let seen = String::from_utf8(monitor.wait_with_output().unwrap().stdout).unwrap();
         assert_eq!(seen, "");
     });
