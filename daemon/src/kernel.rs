@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use wgmesh_core::forwarding::Forwarding;
-use wgmesh_core::kernel::{InterfaceName, Observed, Underlay, Write};
+use wgmesh_core::kernel::{InterfaceName, LITTLE_TRAFFIC, Observed, Underlay, Write};
 
 pub use error::{KernelError, Refused};
 pub use forwarding::{Passage, chains_that_drop_input};
@@ -41,10 +41,6 @@ pub use way::{Router, Way};
 use worker::{Job, LinkIndex, Polling, Worker};
 
 use crate::notify::Progress;
-
-/// What a peer's traffic may grow by between two reports and be nothing new where eBPF watches it: hardly more than
-/// WireGuard's own messages and gossip in half a minute, so that a packet each five seconds is told of within fifteen.
-const QUIET_BYTES: u64 = 400;
 
 /// Jobs that may wait for the thread. When there are more, whoever asks waits for a place: only the applier and
 /// the mesh task ask, one question at a time each.
@@ -116,8 +112,8 @@ impl Kernel {
         earlier: Arc<Observed>,
     ) -> Result<Reading, KernelError> {
         let (next, is_first) = (first, true);
-        let quiet_bytes = if self.ebpf_tells.load(Ordering::Relaxed) { QUIET_BYTES } else { 0 };
-        let polling = |answer| Polling { next, interval, whole_at, quiet_bytes, earlier, is_first, answer };
+        let traffic = if self.ebpf_tells.load(Ordering::Relaxed) { LITTLE_TRAFFIC } else { 0 };
+        let polling = |answer| Polling { next, interval, whole_at, traffic, earlier, is_first, answer };
         self.ask(|answer| Job::Poll(polling(answer))).await
     }
 

@@ -27,6 +27,10 @@ pub const ROUTE_PROTOCOL: u8 = 0x57;
 /// A session this old should have been renewed by a keepalive (`REKEY_AFTER_TIME`, 120 s, and some seconds to do it).
 pub const SESSION_OVERDUE: Duration = Duration::from_secs(135);
 
+/// What a peer's traffic may grow by between two reports and be nothing new where eBPF watches it, in bytes: hardly more than
+/// WireGuard's own messages and gossip in half a minute, so that a packet each five seconds is told of within fifteen.
+pub const LITTLE_TRAFFIC: u64 = 400;
+
 /// A Linux interface name: 1 to 15 of `A-Z a-z 0-9 _ - .`, a letter first (`IFNAMSIZ`, `dev_valid_name`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -179,9 +183,15 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Whether this reading tells nothing that anybody waits for: since the earlier one nothing has changed but traffic, by
-    /// no more than so many bytes each way for each peer, and sessions that were renewed in time.
-    pub fn is_quiet_since(&self, earlier: &Self, traffic: u64) -> bool {
+    /// Whether nobody need be told of this reading: nothing is new since the earlier one. Where a session is missing, that is
+    /// told by the second reading that shows it.
+    pub fn may_be_kept_back(&self, earlier: &Self, traffic: u64, is_first: bool, now: WallClock) -> bool {
+        self.is_quiet_since(earlier, traffic) && (is_first || self.has_all_sessions(now))
+    }
+
+    /// Whether nothing has changed since the earlier reading but traffic, by no more than so many bytes each way for each peer,
+    /// and sessions that were renewed in time.
+    fn is_quiet_since(&self, earlier: &Self, traffic: u64) -> bool {
         let is_quiet = |peer: &ObservedPeer, before: &ObservedPeer| {
             let ObservedPeer {
                 preshared_key,
@@ -209,7 +219,7 @@ impl Observed {
     }
 
     /// Whether every peer has a session that is not overdue.
-    pub fn has_all_sessions(&self, now: WallClock) -> bool {
+    fn has_all_sessions(&self, now: WallClock) -> bool {
         let is_current = |at: WallClock| now.since(at) <= SESSION_OVERDUE;
         self.peers.values().all(|peer| peer.last_handshake.is_some_and(is_current))
     }
@@ -452,5 +462,7 @@ mod tests {
         assert!(reading().has_all_sessions(second(235)));
         assert!(!reading().has_all_sessions(second(236)));
         assert!(!with(|peer| peer.last_handshake = None).has_all_sessions(second(201)));
+        let keeps_back = |is_first| reading().may_be_kept_back(&reading(), 0, is_first, second(236));
+        assert_eq!([true, false].map(keeps_back), [true, false]);
     }
 }

@@ -44,7 +44,7 @@ pub(super) struct Polling {
     /// From then on a reading is a whole one, and answered.
     pub(super) whole_at: Instant,
     /// How much a peer's traffic may have grown, in bytes, and be nothing new.
-    pub(super) quiet_bytes: u64,
+    pub(super) traffic: u64,
     pub(super) earlier: Arc<Observed>,
     /// Whether none was made yet.
     pub(super) is_first: bool,
@@ -52,10 +52,8 @@ pub(super) struct Polling {
 }
 
 impl Polling {
-    /// Whether a reading can be kept back: nothing is new. Where a session is missing, that is told by the second one.
     fn may_keep_back(&self, observed: &Observed) -> bool {
-        observed.is_quiet_since(&self.earlier, self.quiet_bytes)
-            && (self.is_first || observed.has_all_sessions(clock::now().wall))
+        observed.may_be_kept_back(&self.earlier, self.traffic, self.is_first, clock::now().wall)
     }
 }
 

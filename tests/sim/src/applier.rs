@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wgmesh_core::forwarding::Forwarding;
-use wgmesh_core::kernel::{Desired, Observed, OwnerMark, Write};
+use wgmesh_core::kernel::{Desired, LITTLE_TRAFFIC, Observed, OwnerMark, Write};
 use wgmesh_core::mesh::{KernelReport, KernelTrouble, REPORT_INTERVAL};
 use wgmesh_core::reconcile;
 use wgmesh_core::time::{Monotonic, Now};
@@ -24,9 +24,6 @@ const SETTLE: Duration = Duration::from_millis(10);
 
 /// The pause after a failure; doubled each time.
 const RETRY: Duration = Duration::from_millis(100);
-
-/// A peer's traffic is nothing new up to so many bytes: eBPF tells of packets that are not answered.
-const QUIET_BYTES: u64 = 400;
 
 /// How long a real kernel takes.
 #[derive(Clone, Copy, Debug)]
@@ -175,8 +172,8 @@ impl Applier {
     /// Whether nothing is to be told of a reading: as the daemon's netlink thread decides.
     fn may_keep_back(&mut self, observed: &Observed, now: Now) -> bool {
         let Some((earlier, at, kept_back)) = &mut self.reported else { return false };
-        let is_quiet = observed.is_quiet_since(earlier, QUIET_BYTES)
-            && (*kept_back == 0 || observed.has_all_sessions(now.wall))
+        // eBPF tells of packets that are not answered.
+        let is_quiet = observed.may_be_kept_back(earlier, LITTLE_TRAFFIC, *kept_back == 0, now.wall)
             && now.monotonic.since(*at) < REPORT_INTERVAL;
         *kept_back += 1;
         self.is_regular && !self.has_new_goal && !self.has_notice && is_quiet

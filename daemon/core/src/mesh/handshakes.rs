@@ -1,7 +1,7 @@
 //! Handshakes: those that have just been answered, and those that do not come about.
 //!
-//! Of a first handshake eBPF tells at once, of the session only a reading of the kernel. Whoever has answered has a session with the
-//! peer's next packet, a round trip later, so there are several readings ([`NextLook`]).
+//! Of a first handshake eBPF tells at once, of the session only a reading of the kernel. Whoever has answered has a session
+//! with the peer's next packet, a round trip later, so there are several readings ([`NextLook`]).
 //!
 //! WireGuard repeats a lost initiation only after five seconds (`REKEY_TIMEOUT`), but a peer that it was just given
 //! begins at once. So where it is ours to begin and no session comes about, the peer is taken out of the kernel and put
