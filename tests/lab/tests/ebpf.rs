@@ -1,5 +1,6 @@
 //! The eBPF programs beside the kernel's own counters and `wg`'s own handshake times.
 
+mod awaited;
 mod relay;
 mod silence;
 
