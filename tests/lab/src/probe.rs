@@ -22,8 +22,10 @@ use crate::host::Host;
 /// An echo request (RFC 792). The kernel fills in the checksum and the identifier.
 const ECHO_REQUEST: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, 1];
 
-/// How long to wait where no host has an address yet.
+/// The pause between two looks at the hosts' state files while an address is missing, and when all are known: then only a
+/// collision changes one.
 const PAUSE: Duration = Duration::from_millis(20);
+const LONG_PAUSE: Duration = Duration::from_millis(500);
 
 /// The first answer to a ping.
 #[derive(Clone, Copy, Debug)]
@@ -81,10 +83,15 @@ impl Probe {
         let mut probe = Self::new(hosts, interval);
         let mut known = vec![None; hosts.len()];
         let end = Instant::now() + timeout;
+        let mut next_look = Instant::now();
         loop {
-            probe.follow(hosts, &mut known);
+            if probe.waiting.is_empty() || Instant::now() >= next_look {
+                probe.follow(hosts, &mut known);
+                let pause = if known.contains(&None) { PAUSE } else { LONG_PAUSE };
+                next_look = Instant::now() + pause;
+            }
             let is_over = Instant::now() >= end;
-            if is_over || probe.waiting.is_empty() && known.iter().all(Option::is_some) {
+            if is_over || probe.waiting.is_empty() && !known.contains(&None) {
                 return (probe.answers, probe.waiting.into_keys().collect());
             }
             if probe.waiting.is_empty() {
@@ -126,8 +133,9 @@ impl Probe {
                 *due = now + self.interval / 2 + random_below(self.interval);
             }
         }
-        self.wait();
-        self.take_answers();
+        for index in self.wait() {
+            self.take_answers(index);
+        }
     }
 
     /// Goes round until everything is answered, and returns the answers in the order of time.
@@ -144,25 +152,24 @@ impl Probe {
         self.answers
     }
 
-    /// Waits for an answer, or for the next ping's time.
-    fn wait(&self) {
-        let Some(next) = self.waiting.values().min() else { return };
+    /// Waits for an answer, or for the next ping's time. Returns the hosts at which something has come.
+    fn wait(&self) -> Vec<usize> {
+        let Some(next) = self.waiting.values().min() else { return Vec::new() };
         let mut sockets: Vec<_> =
             self.sockets.iter().map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)).collect();
         // Rounded up, so that a wait for less than a millisecond is none that spins.
         let left = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
         poll(&mut sockets, PollTimeout::try_from(left).expect("an interval is short"))
             .expect("our sockets can be polled");
+        (0..sockets.len()).filter(|index| sockets[*index].any() != Some(false)).collect()
     }
 
-    fn take_answers(&mut self) {
+    fn take_answers(&mut self, index: usize) {
         let mut buffer = [0; 64];
-        for (index, socket) in self.sockets.iter().enumerate() {
-            while let Ok((_, from)) = socket.recv_from(&mut buffer) {
-                let IpAddr::V4(target) = from.ip() else { continue };
-                if self.waiting.remove(&(index, target)).is_some() {
-                    self.answers.push(Answer { from: index, target, at: Instant::now() });
-                }
+        while let Ok((_, from)) = self.sockets[index].recv_from(&mut buffer) {
+            let IpAddr::V4(target) = from.ip() else { continue };
+            if self.waiting.remove(&(index, target)).is_some() {
+                self.answers.push(Answer { from: index, target, at: Instant::now() });
             }
         }
     }

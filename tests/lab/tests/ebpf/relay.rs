@@ -3,11 +3,11 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::num::NonZeroU32;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use wgmesh::ebpf::{EbpfSettings, EbpfTraffic, Relayed as Sum};
 use wgmesh::relay::Rates;
-use wgmesh_lab::{Family, Host, INNER, RELAY_PORTS, Relayed, WIREGUARD_PORT, bind_udp, eventually};
+use wgmesh_lab::{Family, Host, INNER, Pings, RELAY_PORTS, Relayed, WIREGUARD_PORT, bind_udp, eventually};
 
 /// WireGuard flows through a relay whose kernel alone carries it, whoever fills in the checksums.
 #[test]
@@ -51,7 +51,9 @@ fn relayed_packets_outlive_the_daemon_until_it_withdraws() {
     let ebpf = load(&relayed, Family::V4);
     relayed.wire(Family::V4.endpoints());
     ping(&relayed, 2, "56");
-    let pings = relayed.left.spawn(["ping", "-q", "-c", "500", "-i", "0.01", "-W", "2", INNER[1]]);
+    let began = SystemTime::now();
+    let right = INNER[1].parse::<IpAddr>().unwrap();
+    let pings = Pings::start(&relayed.left, right, Duration::from_millis(10), 56);
     // As `kill -9` leaves it; then as a daemon begins that knows of no pair.
     relayed.relay.namespace().run(|| std::mem::forget(ebpf));
     let underlay = relayed.underlay();
@@ -68,8 +70,9 @@ fn relayed_packets_outlive_the_daemon_until_it_withdraws() {
         assert!(ebpf.left_flows_until().is_none(), "both flows are known again");
         ebpf.relayed().unwrap()
     });
-    let report = String::from_utf8(pings.wait().stdout).unwrap();
-    assert!(report.contains(" 0% packet loss"), "{report}");
+    ping(&relayed, 2, "56");
+    let replies = pings.finish();
+    assert_eq!(replies.lost_after(began), 0, "of {}", replies.sent());
     assert!(sum.packets > 4, "the counts go on: {sum:?}");
 
     relayed.relay.namespace().run(move || ebpf.withdraw().unwrap());
@@ -78,7 +81,7 @@ fn relayed_packets_outlive_the_daemon_until_it_withdraws() {
         eventually(super::PATIENCE, || super::attached("eth0") + super::attached("eth1") == 0);
         assert!(!settings().pin_directory.exists());
     });
-    assert!(!relayed.left.pings(INNER[1].parse::<IpAddr>().unwrap()));
+    assert!(!relayed.left.pings(right));
 }
 
 /// The kernel sends on what is surely right. The daemon gets the rest, binds and strangers first of all.
@@ -183,11 +186,11 @@ fn with<T: Send + 'static>(
     relayed.relay.namespace().run(move || (body(&mut ebpf), ebpf))
 }
 
+/// Sends pings and demands an answer to each: one after the other, as [`super::ping`] does.
 fn ping(relayed: &Relayed, count: u32, size: &str) {
-    let count = count.to_string();
-    let report =
-        relayed.left.run(["ping", "-q", "-c", &count, "-i", "0.02", "-W", "5", "-s", size, INNER[1]]);
-    assert!(report.contains(" 0% packet loss"), "{report}");
+    for _ in 0..count {
+        relayed.left.run(["ping", "-q", "-c", "1", "-W", "5", "-s", size, INNER[1]]);
+    }
 }
 
 fn settings() -> EbpfSettings {

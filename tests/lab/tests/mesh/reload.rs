@@ -1,12 +1,13 @@
 //! A configuration that changes while the daemon runs with it: what counts at once, and that no packet notices.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Output;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
-use wgmesh_lab::{Daemon, Host, Lan, Settings, eventually, least_of_three};
+use wgmesh_lab::{Daemon, Host, Lan, Pings, Settings, eventually, least_of_three};
 
 use super::{PATIENCE, SECRET, mesh, mesh_ipv4, peers};
 
@@ -14,8 +15,8 @@ use super::{PATIENCE, SECRET, mesh, mesh_ipv4, peers};
 const BEHIND: &str = "10.77.0.0/24";
 const ADDRESS: &str = "10.77.0.1";
 
-/// How many pings are sent while something is done, a hundred in a second.
-const PINGS: u32 = 1000;
+/// Between two pings while something is done.
+const PING_INTERVAL: Duration = Duration::from_millis(10);
 
 /// W-D7, W-D9, W-D39, W-D44, X-52: offered, accepted and withdrawn by each of the ways to reload.
 #[test]
@@ -32,7 +33,7 @@ fn routes_change_on_running_hosts_without_a_lost_packet() {
     let before = indices();
 
     let lost = least_of_three(|| {
-        lost_pings(accepting, &mesh_ipv4(first).to_string(), || {
+        lost_pings(accepting, mesh_ipv4(first), || {
             let configured = (text(first), text(second));
             add(first, &format!("advertise_routes = [\"{BEHIND}\"]"));
             first.signal(Signal::SIGHUP);
@@ -102,19 +103,17 @@ fn a_bad_file_changes_nothing_and_nor_does_the_same_file() {
     assert!(has_route(&lan.hosts[1]));
 }
 
-/// Pings a hundred times a second while something is done that takes less long, and says how many were lost.
-fn lost_pings(host: &Host, to: &str, act: impl FnOnce()) -> u32 {
-    let count = PINGS.to_string();
-    let started = Instant::now();
-    let ping = host.spawn(["ping", "-n", "-q", "-i", "0.01", "-c", &count, "-W", "2", to]);
+/// Pings a hundred times a second while something is done, and says how many were lost.
+fn lost_pings(host: &Host, to: Ipv4Addr, act: impl FnOnce()) -> usize {
+    let started = SystemTime::now();
+    let pings = Pings::start(host, to, PING_INTERVAL, 56);
     act();
-    assert!(started.elapsed() < Duration::from_millis(10) * PINGS, "the pings ended first");
-    let report = printed(&ping.wait());
-    println!("{report}");
-    let counts = report.lines().find(|line| line.contains("packets transmitted")).unwrap();
-    let number = |place| counts.split(' ').nth(place).unwrap().parse::<u32>().unwrap();
-    assert_eq!(number(0), PINGS);
-    number(0) - number(3)
+    assert!(host.pings(to));
+    std::thread::sleep(PING_INTERVAL * 5);
+    let replies = pings.finish();
+    let lost = replies.lost_after(started);
+    println!("{lost} of {} pings were lost", replies.sent());
+    lost
 }
 
 fn reload(host: &Host, daemon: &Daemon) -> Output {
