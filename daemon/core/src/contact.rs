@@ -212,7 +212,7 @@ impl Contact {
         }
     }
 
-    /// Follows a hello whose sender was proved. `own_token` is this run's, `sequence` our record's.
+    /// Follows a hello whose sender was proved. `own_token` is this run's, `retry` what [`first_retry`] says.
     ///
     /// # Errors
     /// [`Ignored`] if the hello must not move anything.
@@ -221,6 +221,7 @@ impl Contact {
         hello: &Hello,
         place: Place,
         own_token: Token,
+        retry: Duration,
         now: Monotonic,
     ) -> Result<(), Ignored> {
         if self.last_stamp.is_some_and(|last| hello.stamp <= last) {
@@ -246,9 +247,13 @@ impl Contact {
         self.seen = hello.seen;
         self.known = hello.known;
         self.decide_initiative(before, now);
-        if hello.ask || self.sent != Some(self.phase) {
+        if self.has_crossed(hello, before) {
+            // What the other hears at this moment has it say what comes next.
+        } else if hello.ask || self.sent != Some(self.phase) {
             self.attempts = 0;
-            self.due = Some(now);
+            // A kernel that is about to hold the peer has more to say, in one word instead of two.
+            let wait = if self.phase >= Phase::Installed { Duration::ZERO } else { retry / 2 };
+            self.due = Some(now + wait);
         } else if self.is_settled() {
             self.due = None;
         }
@@ -357,6 +362,17 @@ impl Contact {
             self.place = place;
             self.heard_at_place = now;
         }
+    }
+
+    /// Whether both sides have asked at once and the other is the one that begins; `before` as in
+    /// [`decide_initiative`](Self::decide_initiative).
+    fn has_crossed(&self, hello: &Hello, before: Option<Phase>) -> bool {
+        let is_under_way = self.sent == Some(self.phase) && self.due.is_some();
+        let is_first = before != Some(hello.phase) && hello.seen.is_none();
+        !self.lower
+            && is_under_way
+            && is_first
+            && (self.phase, hello.phase) == (Phase::Installed, Phase::Installed)
     }
 
     /// Begins, or waits for the other to; `before` is the other's phase as it was known until now.

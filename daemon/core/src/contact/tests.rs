@@ -53,7 +53,7 @@ impl End {
     }
 
     fn hear(&mut self, hello: &Hello, from: Place, now: Monotonic) -> Result<(), Ignored> {
-        self.contact.handle_hello(hello, from, self.token, now)
+        self.contact.handle_hello(hello, from, self.token, first_retry(1), now)
     }
 }
 
@@ -102,9 +102,10 @@ fn a_newcomer_initiates_after_one_round_trip_whichever_key_is_lower() {
         assert_eq!((hello.phase, hello.echo, hello.ask), (Phase::Installed, Some(Token(1)), true));
         ends[0].hear(&hello, place(2), at(1)).unwrap();
         assert!(!ends[0].contact.is_active(), "its own kernel does not hold the neighbour yet");
+        assert!(ends[0].poll(at(1)).is_none(), "there is more to say in a moment");
         ends[0].contact.handle_installed(true, at(2));
         assert!(ends[0].contact.is_active());
-        assert!(talk(&mut ends, at(900), |_| false) <= 3);
+        assert_eq!(talk(&mut ends, at(900), |_| false), 2);
         assert!(ends.iter().all(|end| end.contact.is_settled()));
         assert!(!ends[1].initiated);
     }
@@ -120,8 +121,35 @@ fn of_two_that_meet_at_the_same_time_only_the_lower_key_initiates() {
     ends[0].hear(&two, place(2), at(0)).unwrap();
     ends[1].hear(&one, place(1), at(0)).unwrap();
     assert!(ends[0].contact.is_active() && !ends[1].contact.is_active());
-    talk(&mut ends, at(900), |_| false);
+    assert_eq!(talk(&mut ends, at(900), |_| false), 2, "one says that it begins, the other that it knows");
     assert!(ends[0].initiated && !ends[1].initiated);
+    assert!(ends.iter().all(|end| end.contact.is_settled()));
+}
+
+/// The side that waits for the other's next word asks again where none comes, as does the other.
+#[test]
+fn two_that_meet_at_the_same_time_settle_whichever_hello_is_lost() {
+    for number in 1..=4 {
+        let mut ends = [End::new(1, true), End::new(2, false)];
+        announce(&mut ends, 0, at(0));
+        announce(&mut ends, 1, at(0));
+        install(&mut ends);
+        talk(&mut ends, at(900), |sent| sent == number);
+        assert!(ends.iter().all(|end| end.contact.is_settled()), "without hello {number}");
+    }
+}
+
+/// A kernel that takes its time is spoken for before the other side asks again.
+#[test]
+fn who_is_asked_and_has_nothing_to_say_yet_answers_in_time() {
+    let mut ends = [End::new(1, true), End::new(2, false)];
+    announce(&mut ends, 0, at(0));
+    ends[1].contact.handle_installed(true, at(0));
+    let hello = ends[1].poll(at(0)).unwrap();
+    ends[0].hear(&hello, place(2), at(0)).unwrap();
+    let answer =
+        (0..150).find_map(|millis| ends[0].poll(at(millis))).expect("it answers before the other's retry");
+    assert_eq!((answer.phase, answer.seen), (Phase::Heard, Some(Phase::Installed)));
 }
 
 #[test]

@@ -275,14 +275,14 @@ impl Mesh {
         }
         let Some(peer) = self.store.get(key) else { return self.drop_input("no record", from) };
         let record = peer.record().clone();
-        let lower = self.state.wg_pubkey < key;
+        let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry(now));
         let contact = self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, now.monotonic));
         let reach = |contact: &Contact| (contact.is_active(), contact.proved_place());
         let before = reach(contact);
         if self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key)) {
             contact.handle_installed(true, now.monotonic);
         }
-        let outcome = contact.handle_hello(hello, place, self.token, now.monotonic);
+        let outcome = contact.handle_hello(hello, place, self.token, retry, now.monotonic);
         let has_moved = reach(contact) != before;
         if place.via == Via::WireGuard && outcome != Err(Ignored::Replayed) {
             self.note_spent(key, bytes);
