@@ -17,7 +17,9 @@
 //!
 //! Where both announce at once both would initiate, and undo each other. So the lower key does, and the higher one
 //! waits: for [`INITIATIVE_GRACE`] until it is told so, then for [`HANDSHAKE_GRACE`]. Each side repeats its hello
-//! until the other has confirmed its phase.
+//! until the other has confirmed its phase. Where many meet at once each hello costs, so one that would soon be said
+//! again is left out: a kernel that is about to hold the peer is waited for, and of two hellos that cross only the one
+//! that begins answers.
 //!
 //! Only a hello that echoes our token of this run moves anything. Invariant: our phase is at least `Installed`
 //! only while the kernel holds the peer.
@@ -190,10 +192,7 @@ impl Contact {
             self.sent = None;
         }
         if new_run || unanswered {
-            self.attempts = 0;
-            // A kernel that has the peer can be spoken for at once; otherwise the applier's report comes first.
-            let wait = if self.phase >= Phase::Installed { Duration::ZERO } else { retry };
-            self.due = Some(now + wait);
+            self.speak(retry, now);
         }
     }
 
@@ -206,9 +205,7 @@ impl Contact {
             self.sent = None;
         }
         if !self.is_settled() {
-            self.attempts = 0;
-            let wait = if self.phase >= Phase::Installed { Duration::ZERO } else { retry };
-            self.due = Some(now + wait);
+            self.speak(retry, now);
         }
     }
 
@@ -250,10 +247,7 @@ impl Contact {
         if self.has_crossed(hello, before) {
             // What the other hears at this moment has it say what comes next.
         } else if hello.ask || self.sent != Some(self.phase) {
-            self.attempts = 0;
-            // A kernel that is about to hold the peer has more to say, in one word instead of two.
-            let wait = if self.phase >= Phase::Installed { Duration::ZERO } else { retry / 2 };
-            self.due = Some(now + wait);
+            self.speak(retry / 2, now);
         } else if self.is_settled() {
             self.due = None;
         }
@@ -298,7 +292,8 @@ impl Contact {
         // lost there.
         let proved = self.token.is_some() && self.token == self.echo;
         let phase = if proved { self.phase } else { self.phase.min(Phase::Installed) };
-        let ask = !proved || self.seen != Some(phase);
+        // Nobody acts on word that a kernel does not hold the peer yet: it is an answer, and wants none.
+        let ask = !proved || (phase > Phase::Heard && self.seen != Some(phase));
         self.attempts += 1;
         let slow = (self.place.via == Via::WireGuard).then_some(SLOW_RETRY);
         let wait = match self.attempts {
@@ -387,6 +382,16 @@ impl Contact {
             Some(Phase::Active) => self.initiate_at = Some(now + HANDSHAKE_GRACE),
             Some(Phase::Heard) | None => {}
         }
+    }
+
+    /// Has a hello sent: at once where the kernel holds the peer, else when it does or was waited for so long: what is said
+    /// before must be said again then, and costs most where many are met at once.
+    fn speak(&mut self, patience: Duration, now: Monotonic) {
+        self.attempts = 0;
+        self.due = match self.phase {
+            Phase::Installed | Phase::Active => Some(now),
+            Phase::Heard => self.due.into_iter().chain([now + patience]).min(),
+        };
     }
 
     fn become_active(&mut self, now: Monotonic) {

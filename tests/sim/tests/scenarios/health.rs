@@ -119,15 +119,24 @@ fn halves_that_gave_up_each_other_find_together() -> Result<(), Violation> {
     Ok(())
 }
 
-/// A session may be 175 s old and have brought nothing for long; a ping shows that it is well.
+/// A session may be 175 s old and have brought nothing for long; a ping shows that it is well. One that ends between two
+/// keepalives, as with seed 5, is begun anew by a probe, of which the first may be lost: both ends probe at once.
 #[test]
 fn tunnels_at_rest_are_never_taken_for_stale() -> Result<(), Violation> {
-    let mut fleet = Fleet::resting(5, 4)?;
-    fleet.world.run_for(mins(5))?;
-    fleet.world.check_quiet(mins(60))?;
-    for &node in &fleet.nodes {
-        assert_eq!(health(&fleet.world, node), Health::default());
+    let mut probed = 0;
+    for seed in 0..10 {
+        let mut fleet = Fleet::resting(seed, 4)?;
+        fleet.world.run_for(mins(5))?;
+        fleet.world.check_quiet(mins(60))?;
+        for &node in &fleet.nodes {
+            let health = health(&fleet.world, node);
+            let Health { probes_answered, probes_lost, .. } = health;
+            assert_eq!(health, Health { probes_answered, probes_lost, ..Health::default() }, "seed {seed}");
+            assert!(probes_lost <= probes_answered, "seed {seed}: {health:?}");
+            probed += probes_answered;
+        }
     }
+    assert!(probed <= 2, "{probed} times in 40 hours of nodes at rest");
     Ok(())
 }
 
