@@ -1,5 +1,6 @@
 //! Waiting for what must become true.
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use crate::log::show;
@@ -20,10 +21,10 @@ pub fn eventually(timeout: Duration, mut condition: impl FnMut() -> bool) -> Dur
 
 /// Counts what an action costs, such as lost packets, and tries up to three times: a busy machine may lose one by itself,
 /// but a fault shows every time. Returns the least, and shows the others.
-pub fn least_of_three(mut attempt: impl FnMut() -> u32) -> u32 {
+pub fn least_of_three<T: Default + Ord + Display>(mut attempt: impl FnMut() -> T) -> T {
     let mut least = attempt();
     for number in 1..3 {
-        if least == 0 {
+        if least == T::default() {
             break;
         }
         show(&format!("attempt {number} of at most three cost {least}"));

@@ -72,6 +72,7 @@ fn relayed_packets_outlive_the_daemon_until_it_withdraws() {
     });
     ping(&relayed, 2, "56");
     let replies = pings.finish();
+    assert_eq!(replies.replies.first().map(|reply| reply.sequence), Some(1), "the first one is answered");
     assert_eq!(replies.lost_after(began), 0, "of {}", replies.sent());
     assert!(sum.packets > 4, "the counts go on: {sum:?}");
 

@@ -111,6 +111,7 @@ fn lost_pings(host: &Host, to: Ipv4Addr, act: impl FnOnce()) -> usize {
     assert!(host.pings(to));
     std::thread::sleep(PING_INTERVAL * 5);
     let replies = pings.finish();
+    assert_eq!(replies.replies.first().map(|reply| reply.sequence), Some(1), "the first one is answered");
     let lost = replies.lost_after(started);
     println!("{lost} of {} pings were lost", replies.sent());
     lost
