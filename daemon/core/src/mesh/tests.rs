@@ -135,9 +135,7 @@ fn nobody_is_asked_again_whose_answer_waits() {
 
     let (mut one, answer) = asked();
     one.mesh.handle_all(std::iter::once(Event::Timeout).chain(answer), now(500));
-    assert_eq!(one.sent().len(), 1, "only the answer is confirmed");
-    one.mesh.handle(Event::Timeout, now(501));
-    assert_eq!(one.sent().len(), 0);
+    assert_eq!(one.sent().len(), 0, "neither kernel holds the other yet: there is nothing to confirm");
 }
 
 /// M-28, M-32: whoever passes on forged records in gossip is not listened to any more, by a node without sessions too.
