@@ -155,8 +155,9 @@ pub fn first_retry(being_met: usize) -> Duration {
 }
 
 impl Contact {
-    /// Begins with a peer that was heard at `place`; `lower` says whether our key is the lower one.
-    pub const fn new(place: Place, lower: bool, now: Monotonic) -> Self {
+    /// Begins with a peer that was heard at `place`; `lower` says whether our key is the lower one, `last_stamp` with what
+    /// an earlier contact in this run of ours ended.
+    pub const fn new(place: Place, lower: bool, last_stamp: Option<Stamp>, now: Monotonic) -> Self {
         Self {
             lower,
             place,
@@ -165,7 +166,7 @@ impl Contact {
             phase: Phase::Heard,
             echo: None,
             token: None,
-            last_stamp: None,
+            last_stamp,
             theirs: None,
             seen: None,
             known: None,
@@ -315,6 +316,11 @@ impl Contact {
     /// Returns where the peer is, as it proved in this run.
     pub fn proved_place(&self) -> Option<Place> {
         self.token.map(|_| self.place)
+    }
+
+    /// Returns the stamp of the newest hello that the peer has proved.
+    pub const fn last_stamp(&self) -> Option<Stamp> {
+        self.last_stamp
     }
 
     /// Whether our kernel should start the handshake.

@@ -231,7 +231,8 @@ impl Dandelion {
             Some(sent) => (Some(sent.sequence), sent.epoch) != current || sent.until <= now.monotonic,
             None => true,
         };
-        own.is_some() && is_own_due || self.carried.values().any(|carried| carried.until <= now.monotonic)
+        let is_own_due = if own.is_some() { is_own_due } else { self.sent.is_some() };
+        is_own_due || self.carried.values().any(|carried| carried.until <= now.monotonic)
     }
 
     /// Does what is due for this node's own record and for those of others.
@@ -256,7 +257,11 @@ impl Dandelion {
         }
         let attempts = current.map_or(0, |sent| sent.attempts + 1);
         let drawn = epoch.draw(context.keys, self.own, context.reached);
-        let Some(&to) = drawn.get(attempts % drawn.len().max(1)) else { return };
+        let Some(&to) = drawn.get(attempts % drawn.len().max(1)) else {
+            // Whoever is reached next has this called again.
+            self.sent = None;
+            return;
+        };
         let turn = now.monotonic + epoch.left(now.wall);
         let until = (now.monotonic + PATIENCE).min(turn);
         self.sent = Some(Sent { sequence, epoch, to, attempts, turn, until, is_published: false });

@@ -254,7 +254,7 @@ impl Exchange {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Monotonic> {
         let sessions = self.sessions.values().map(Session::poll_timeout).min();
-        let dial = self.targets.next_dial(|key| self.is_connected(key));
+        let dial = self.targets.next_dial(|key| self.is_connected(key)).filter(|_| self.may_dial());
         [sessions, dial, self.flush_at].into_iter().flatten().min()
     }
 
@@ -323,8 +323,12 @@ impl Exchange {
         }
     }
 
+    fn may_dial(&self) -> bool {
+        self.sessions.len() < self.limits.max + MAX_GREETING
+    }
+
     fn dial(&mut self, now: Monotonic) {
-        if self.sessions.len() >= self.limits.max + MAX_GREETING {
+        if !self.may_dial() {
             return;
         }
         let connected: Vec<PublicKey> = self.sessions().map(|session| session.key).collect();

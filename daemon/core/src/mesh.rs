@@ -25,7 +25,7 @@ use crate::exchange::Exchange;
 use crate::identity::NodeState;
 use crate::kernel::{Desired, Observed, ObservedPeer, Underlay};
 use crate::key::PublicKey;
-use crate::message::Token;
+use crate::message::{Stamp, Token};
 use crate::nat::Nat;
 use crate::path::{Paths, Targets};
 use crate::record::SignedRecord;
@@ -90,6 +90,9 @@ pub struct Mesh {
     strangers: AddressBuckets,
     store: PeerStore,
     contacts: Timed<PublicKey, Contact>,
+    /// What peers whose contact was let go have said last in answer to this token: copies of it stay copies. At most
+    /// `lan::MAX_STAMPS`.
+    last_stamps: BTreeMap<PublicKey, Stamp>,
     underlay: Vec<Underlay>,
     reach: Reaching,
     dht: Option<dht::DhtSource>,
@@ -214,6 +217,7 @@ impl Mesh {
             counter: 0,
             rng,
             contacts: Timed::default(),
+            last_stamps: BTreeMap::new(),
             underlay,
             reach: Reaching::default(),
             dht,

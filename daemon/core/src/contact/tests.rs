@@ -26,7 +26,7 @@ impl End {
     fn new(host: u8, lower: bool) -> Self {
         let other = place(if host == 1 { 2 } else { 1 });
         Self {
-            contact: Contact::new(other, lower, at(0)),
+            contact: Contact::new(other, lower, None, at(0)),
             token: Token(u64::from(host)),
             place: place(host),
             counter: 0,

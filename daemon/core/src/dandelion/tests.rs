@@ -190,3 +190,20 @@ fn nobody_ends_the_stem_of_another_by_a_word() {
     world.on(own, |_, dandelion, _| dandelion.handle_done(to, entry));
     assert!(world.nodes[&own].1.is_published());
 }
+
+/// No timeout may stay in the past: the daemon would come back at once, again and again.
+#[test]
+fn who_can_ask_nobody_has_nothing_due() {
+    for is_private in [false, true] {
+        let mut world = World::new(10);
+        let own = *world.nodes.keys().next().unwrap();
+        world.on(own, |record, dandelion, context| dandelion.drive(Some(record), context));
+        let (record, dandelion) = world.nodes.get_mut(&own).unwrap();
+        let now = after(1300);
+        assert!(dandelion.poll_timeout().is_some_and(|at| at < now.monotonic));
+        let record = is_private.then_some(&*record);
+        assert!(dandelion.is_due(record, now));
+        dandelion.drive(record, &Context { keys: &world.keys, reached: &[], now });
+        assert_eq!(dandelion.poll_timeout(), None, "private: {is_private}");
+    }
+}

@@ -152,6 +152,13 @@ impl World {
         theirs
     }
 
+    /// Has a stranger from a network of its own connect, who then says nothing.
+    fn accept_stranger(&mut self, node: usize, number: usize) {
+        let (id, network) = (SessionId(1000 + number as u64), u8::try_from(number).unwrap());
+        let remote = SocketAddr::new(Ipv4Addr::new(10, 1, network, 1).into(), 7);
+        self.handle(node, SessionEvent::Opened { id, remote, dialed: None, exporter: [0; 32] });
+    }
+
     /// Carries out everything that the nodes want done.
     fn settle(&mut self) {
         while let Some((node, output)) = self.next_output() {
@@ -435,13 +442,21 @@ fn strangers_beyond_the_cap_are_closed_at_once() {
         world.open_mutely(1, 0);
     }
     assert_eq!(world.nodes[0].closed, vec![CloseReason::Full; 3]);
-    let elsewhere = |network: usize| SocketAddr::new(Ipv4Addr::new(10, 1, network as u8, 1).into(), 7);
-    for number in MAX_FROM_ONE_NETWORK..MAX_GREETING + 2 {
-        let (id, remote) = (SessionId(1000 + number as u64), elsewhere(number));
-        world.handle(0, SessionEvent::Opened { id, remote, dialed: None, exporter: [0; 32] });
-    }
+    (MAX_FROM_ONE_NETWORK..MAX_GREETING + 2).for_each(|number| world.accept_stranger(0, number));
     world.settle();
     assert_eq!(world.nodes[0].closed, vec![CloseReason::Full; 5]);
+}
+
+/// A timeout that stays in the past would have the daemon come back at once, again and again.
+#[test]
+fn a_node_without_room_does_not_wake_to_dial() {
+    let mut world = World::new(1);
+    world.nodes[0].exchange.limits = Places { target: 4, max: 0 };
+    (0..MAX_GREETING).for_each(|number| world.accept_stranger(0, number));
+    let target = Target { address: World::address(7), expected: None };
+    world.nodes[0].exchange.want(Vec::new(), vec![target], world.now);
+    world.with(0, |exchange, context| exchange.handle_timeout(context));
+    assert!(world.nodes[0].exchange.poll_timeout().is_some_and(|at| at > world.now), "a greeting's time");
 }
 
 #[test]

@@ -157,6 +157,10 @@ impl Mesh {
         };
         if is_sign && self.reach.tunnels.health.handle_sign_of_life(key) {
             tracing::info!(peer = %key, "it gives a sign of life");
+            if let Some(record) = self.store.get(key).map(|peer| peer.record().record().clone()) {
+                // What a peer that was given up says in gossip was nobody's.
+                self.note_addresses(&record);
+            }
             self.dirty = true;
         }
     }

@@ -82,7 +82,7 @@ impl Mesh {
 
     /// Lets go of a peer and everything kept for it outside the store.
     pub(super) fn forget(&mut self, key: PublicKey) {
-        self.contacts.remove(&key);
+        self.let_contact_go(key);
         self.proved.remove(&key);
         self.handshakes.forget(key);
         self.reach.paths.remove(&key);

@@ -32,6 +32,9 @@ const ANNOUNCES_IN_FULL: u32 = 2;
 /// How soon the second full announce follows: before anyone is missed for long if the first was lost.
 const REPEAT_ANNOUNCE: Duration = Duration::from_secs(1);
 
+/// The most last words of peers that were let go which are kept under one token.
+const MAX_STAMPS: usize = 1024;
+
 /// Strangers' announces that are answered: 256 at once, then 100 a second.
 pub(super) const LEAD_BURST: u32 = 256;
 pub(super) const LEAD_INTERVAL: Duration = Duration::from_millis(10);
@@ -65,7 +68,7 @@ impl Mesh {
         });
         if self.contacts.count() < contacts {
             // Peers that still look for us on the link that went must begin anew where they hear us now.
-            self.token = Token(self.rng.next_u64());
+            self.renew_token();
         }
         self.dirty = true;
         match self.whereabouts().candidates == self.record.record().candidates {
@@ -276,7 +279,9 @@ impl Mesh {
         let Some(peer) = self.store.get(key) else { return self.drop_input("no record", from) };
         let record = peer.record().clone();
         let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry(now));
-        let contact = self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, now.monotonic));
+        let stamp = self.last_stamps.get(&key).copied();
+        let contact =
+            self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, stamp, now.monotonic));
         let reach = |contact: &Contact| (contact.is_active(), contact.proved_place());
         let before = reach(contact);
         if self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key)) {
@@ -300,10 +305,27 @@ impl Mesh {
         }
     }
 
+    /// Lets go of what was said to a peer and by it, but for what makes a copy of it known as one.
+    pub(super) fn let_contact_go(&mut self, key: PublicKey) {
+        let Some(stamp) = self.contacts.remove(&key).and_then(|contact| contact.last_stamp()) else { return };
+        self.last_stamps.insert(key, stamp);
+        if self.last_stamps.len() > MAX_STAMPS {
+            self.renew_token();
+        }
+    }
+
+    /// Makes whatever was said to this node so far a thing of the past.
+    fn renew_token(&mut self) {
+        self.token = Token(self.rng.next_u64());
+        self.last_stamps.clear();
+    }
+
     /// Answers the announce of a peer whose record we hold.
     fn greet(&mut self, key: PublicKey, place: Place, token: Token, now: Now) {
         let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry(now));
-        let contact = self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, now.monotonic));
+        let stamp = self.last_stamps.get(&key).copied();
+        let contact =
+            self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, stamp, now.monotonic));
         if self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key)) {
             contact.handle_installed(true, now.monotonic);
         }

@@ -99,7 +99,8 @@ impl Mesh {
 
     /// Returns when a relay wants something done.
     pub(super) fn next_relay_step(&self) -> Option<Monotonic> {
-        let steps = self.relays.seekers.iter().filter_map(|(&key, seeker)| self.relay_timeout(key, seeker));
+        let seekers = self.relays.seekers.iter().filter(|_| self.uses_relays());
+        let steps = seekers.filter_map(|(&key, seeker)| self.relay_timeout(key, seeker));
         steps.chain(self.relays.trials.poll_timeout()).min()
     }
 

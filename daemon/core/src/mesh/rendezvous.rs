@@ -178,7 +178,9 @@ impl Mesh {
     /// Whether a peer may have this node send something to others now.
     pub(super) fn take_carry(&mut self, key: PublicKey, now: Now) -> bool {
         let full = || TokenBucket::new(CARRY_BURST, CARRY_INTERVAL, now.monotonic);
-        self.reach.carries.entry(key).or_insert_with(full).take(now.monotonic)
+        // What is kept for others than peers nobody would forget.
+        self.store.get(key).is_some()
+            && self.reach.carries.entry(key).or_insert_with(full).take(now.monotonic)
     }
 
     /// Carries an offer from one peer to another, if it may and can.

@@ -5,11 +5,14 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::config::{Hostname, RelayMode, RelaySettings, Sharing};
+use crate::contact::{Contact, Place, Via};
+use crate::identity::Sequence;
 use crate::kernel::Link;
 use crate::pool::Places;
 use crate::reconcile::{apply_to, diff};
 use crate::secret::MeshSecret;
 use crate::status::SourceState;
+use crate::store::Outcome;
 use crate::time::WallClock;
 
 /// The port that the nodes' hellos come from.
@@ -50,6 +53,17 @@ impl Node {
         let mut mesh = Mesh::new(settings, keys, state, underlay, [number; 32], at);
         mesh.handle(Event::Started(Arc::default()), at);
         Self { mesh, from: SocketAddr::new(address.addr(), PORT) }
+    }
+
+    fn key(&self) -> PublicKey {
+        self.mesh.record.record().key
+    }
+
+    /// Lets go of a peer, as where its tunnel stays stale.
+    fn forget(&mut self, key: PublicKey) {
+        self.mesh.forget(key);
+        self.mesh.contacts.settle();
+        self.mesh.reach.paths.settle();
     }
 
     /// Lets its kernel hold what it wants. Returns what it sends, as [`Self::sent`] does.
@@ -102,6 +116,10 @@ impl Node {
     }
 }
 
+fn at(millis: u64) -> Monotonic {
+    now(millis).monotonic
+}
+
 fn now(millis: u64) -> Now {
     Now {
         monotonic: Monotonic::from_nanos(millis * 1_000_000),
@@ -136,6 +154,92 @@ fn nobody_is_asked_again_whose_answer_waits() {
     let (mut one, answer) = asked();
     one.mesh.handle_all(std::iter::once(Event::Timeout).chain(answer), now(500));
     assert_eq!(one.sent().len(), 0, "neither kernel holds the other yet: there is nothing to confirm");
+}
+
+/// Two nodes that have met, and all that the second said meanwhile.
+fn met() -> (Node, Node, Vec<Event>) {
+    let (mut one, mut other) = (Node::start(1, now(0)), Node::start(2, now(0)));
+    let mut told = (one.settle(now(0)), other.settle(now(0)));
+    let mut all = Vec::new();
+    for at in (0..1000).step_by(50).map(now) {
+        all.extend(told.1.clone());
+        one.mesh.handle_all(told.1.into_iter().chain([Event::Timeout]), at);
+        other.mesh.handle_all(told.0.into_iter().chain([Event::Timeout]), at);
+        told = (one.settle(at), other.settle(at));
+    }
+    assert!(one.mesh.contacts.get(&other.key()).unwrap().proved_place().is_some());
+    (one, other, all)
+}
+
+/// A hello echoes a token of this run for as long as the run lasts, also once its sender is gone.
+#[test]
+fn copies_of_hellos_move_nothing_after_their_sender_was_given_up() {
+    let (mut one, other, said) = met();
+    one.forget(other.key());
+    for event in said {
+        let Event::Datagram { via, bytes, .. } = event else { continue };
+        let from = SocketAddr::from(([192, 0, 2, 66], PORT));
+        one.mesh.handle(Event::Datagram { via, from, bytes }, now(1002));
+    }
+    assert!(one.mesh.drops()["replayed"] > 0);
+    let contact = one.mesh.contacts.get(&other.key());
+    assert_eq!(contact.and_then(Contact::proved_place), None);
+}
+
+#[test]
+fn so_many_are_given_up_that_all_must_prove_themselves_anew() {
+    let (mut one, _, _) = met();
+    let token = one.mesh.token;
+    let place = Place { via: Via::Link(2), address: one.from };
+    for number in 0..=1024_u32 {
+        let mut key = [9; 32];
+        key[..4].copy_from_slice(&number.to_be_bytes());
+        let key = PublicKey::from_bytes(key);
+        let stamp = Stamp { sequence: Sequence(1), counter: 1 };
+        assert_eq!(one.mesh.token, token);
+        one.mesh.contacts.entry(key).or_insert_with(|| Contact::new(place, true, Some(stamp), at(0)));
+        one.forget(key);
+    }
+    assert_ne!(one.mesh.token, token);
+    assert!(one.mesh.last_stamps.is_empty());
+}
+
+/// A peer that was given up and comes back is heard in gossip again.
+#[test]
+fn gossip_knows_the_addresses_of_a_peer_that_recovers() {
+    let (mut one, other, _) = met();
+    let from = SocketAddr::new(other.mesh.addresses().v4.into(), one.mesh.keys.gossip_port());
+    let is_known = |one: &mut Node| {
+        let before = one.mesh.drops().get("gossip of a stranger").copied();
+        one.mesh.handle(Event::Gossip { from, bytes: vec![0] }, now(1003));
+        one.mesh.drops().get("gossip of a stranger").copied() == before
+    };
+    assert!(is_known(&mut one));
+    one.forget(other.key());
+    one.mesh.reach.tunnels.health.evict(other.key(), at(1002));
+    assert!(!is_known(&mut one));
+    one.mesh.note_claim(other.key(), Outcome::Refreshed, true);
+    assert!(is_known(&mut one));
+}
+
+/// Whatever counts what others want carried counts for peers only: it is forgotten with them.
+#[test]
+fn nothing_is_kept_for_those_who_are_no_peers() {
+    let (mut one, other, _) = met();
+    assert!(one.mesh.take_carry(other.key(), now(1002)));
+    let kept = one.mesh.reach.carries.len();
+    assert!(!one.mesh.take_carry(PublicKey::from_bytes([9; 32]), now(1002)));
+    assert_eq!(one.mesh.reach.carries.len(), kept);
+}
+
+/// With `mode = "off"` an earlier run's relay may still be the kernel's endpoint. Nothing is due for it.
+#[test]
+fn without_relays_none_is_looked_for() {
+    let (mut one, other, _) = met();
+    one.mesh.settings.relay.mode = RelayMode::Off;
+    assert!(!one.mesh.look_for_another_relay(other.key(), now(1002)));
+    assert!(one.mesh.relays.seekers.is_empty());
+    assert_eq!(one.mesh.next_relay_step(), None);
 }
 
 /// M-28, M-32: whoever passes on forged records in gossip is not listened to any more, by a node without sessions too.

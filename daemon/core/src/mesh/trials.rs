@@ -151,6 +151,9 @@ impl Mesh {
     /// Returns whether there is another relay than the one in use. If none is known, the peer is asked: it reaches others by
     /// now, perhaps, and says so by itself only where no path works.
     pub(super) fn look_for_another_relay(&mut self, key: PublicKey, now: Now) -> bool {
+        if !self.uses_relays() {
+            return false;
+        }
         let current = self.sealed_path(key).and_then(|address| self.relay_at(key, address));
         let is_held = self.relays.seekers.get(&key).is_some_and(|seeker| seeker.holds_another(current));
         if is_held || self.choose_relay(key, now).is_some() {
