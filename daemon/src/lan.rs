@@ -54,6 +54,14 @@ pub struct Lan {
     joined: BTreeSet<u32>,
 }
 
+/// Returns the port that hellos come to, if it is free; `None` with `listen_port = 0`, where it may be any.
+pub const fn node_port(listen_port: u16) -> Option<u16> {
+    match listen_port {
+        0 => None,
+        port => Some(port.saturating_add(NODE_PORT_OFFSET)),
+    }
+}
+
 struct Pair {
     group: IpAddr,
     group_socket: Inbox,
@@ -66,7 +74,7 @@ impl Lan {
     /// # Errors
     /// The error of IPv4's if neither version's sockets could be opened.
     pub fn open(keys: &MeshKeys, listen_port: u16) -> io::Result<Self> {
-        let node_port = if listen_port == 0 { 0 } else { listen_port.saturating_add(NODE_PORT_OFFSET) };
+        let node_port = node_port(listen_port).unwrap_or(0);
         let v4 = Pair::open(keys.multicast_v4().into(), node_port);
         let v6 = Pair::open(keys.multicast_v6().into(), node_port);
         match (v4, v6) {

@@ -1,6 +1,7 @@
-//! Mesh addresses: derived from (network, key, nonce), so that nobody can claim another's.
+//! Mesh addresses: derived from (network, key, nonce), so that nobody chooses one. IPv6 has 64 bits, which nobody hits
+//! twice; IPv4 as many as the subnet has.
 //!
-//! Two keys may derive the same IPv4 address in a small subnet. Then the lower key keeps it, and the other takes
+//! Two keys may derive the same IPv4 address, by chance in a small subnet or because somebody looked for such a key. Then the lower key keeps it, and the other takes
 //! its next nonce, announces and persists it. Every node decides this alike from the records alone.
 
 use std::collections::BTreeMap;

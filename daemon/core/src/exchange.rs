@@ -294,7 +294,7 @@ impl Exchange {
         let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return };
         let ping = live.ping(records, now);
         self.send(id, &ping);
-        self.ask_next(id, records);
+        self.ask_next(id, records, now);
     }
 
     /// Sends what is new. When it is much, one summary finds it cheaper than an offer to each.

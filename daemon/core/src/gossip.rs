@@ -73,6 +73,9 @@ const ASKED_AT_ONCE: usize = 16;
 /// The most records that wait to be asked for; a later round finds the rest again.
 const MAX_WANTED: usize = 4096;
 
+/// And of those that one peer has offered: it may never give them.
+const MAX_WANTED_OF_ONE: usize = 1024;
+
 /// The most nodes in one question about silence, and in its answer: they fit a datagram.
 const MAX_SILENT: usize = 28;
 
@@ -118,6 +121,14 @@ struct Wanted {
     from: PublicKey,
     asked: Option<Monotonic>,
     tries: u32,
+}
+
+impl Wanted {
+    /// Whether its giver was asked and lets wait, so that another one may be asked instead.
+    fn is_in_vain(&self, other: PublicKey, now: Monotonic) -> bool {
+        let lets_wait = self.tries > 1 || self.asked.is_some_and(|at| now.since(at) >= ANSWER_PATIENCE / 2);
+        self.from != other && self.tries > 0 && lets_wait
+    }
 }
 
 /// One node's gossip.
@@ -334,10 +345,15 @@ impl Gossip {
         if matches!(message, Message::Ask(_)) && !messages.is_empty() {
             self.note_progress(from);
         }
-        let room = MAX_WANTED.saturating_sub(self.wanted.len());
+        let from_it = self.wanted.values().filter(|wanted| wanted.from == from).count();
+        let room =
+            MAX_WANTED.saturating_sub(self.wanted.len()).min(MAX_WANTED_OF_ONE.saturating_sub(from_it));
         for Entry { key, sequence } in wanted.into_iter().take(room) {
-            let is_newer = self.wanted.get(&key).is_none_or(|known| known.sequence < sequence);
-            if is_newer {
+            let is_better = self
+                .wanted
+                .get(&key)
+                .is_none_or(|known| known.sequence < sequence || known.is_in_vain(from, context.now));
+            if is_better {
                 self.wanted.insert(key, Wanted { sequence, from, asked: None, tries: 0 });
             }
         }

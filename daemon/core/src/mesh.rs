@@ -90,9 +90,6 @@ pub struct Mesh {
     strangers: AddressBuckets,
     store: PeerStore,
     contacts: Timed<PublicKey, Contact>,
-    /// What peers whose contact was let go have said last in answer to this token: copies of it stay copies. At most
-    /// `lan::MAX_STAMPS`.
-    last_stamps: BTreeMap<PublicKey, Stamp>,
     underlay: Vec<Underlay>,
     reach: Reaching,
     dht: Option<dht::DhtSource>,
@@ -163,6 +160,9 @@ struct Reaching {
     paths: Timed<PublicKey, Paths>,
     /// What each peer may still have carried to others.
     carries: BTreeMap<PublicKey, TokenBucket>,
+    /// What peers whose contact was let go have said last in answer to this token: copies of it stay copies. At most
+    /// `lan::MAX_STAMPS`.
+    last_stamps: BTreeMap<PublicKey, Stamp>,
     /// What was sent to addresses at which nobody has answered.
     targets: Targets,
     tunnels: health::Tunnels,
@@ -217,7 +217,6 @@ impl Mesh {
             counter: 0,
             rng,
             contacts: Timed::default(),
-            last_stamps: BTreeMap::new(),
             underlay,
             reach: Reaching::default(),
             dht,

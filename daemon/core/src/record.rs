@@ -158,17 +158,23 @@ impl SignedRecord {
     /// # Errors
     /// [`InvalidRecord`], in the order size, form, signature, meaning.
     pub fn verify(bytes: &[u8], network_id: &[u8; 32]) -> Result<Self, InvalidRecord> {
-        if bytes.len() > MAX_SIGNED_BYTES {
-            return Err(InvalidRecord::TooLong);
-        }
-        let wire: Wire<'_> = decode_all(bytes)?;
+        let (wire, record) = read(bytes)?;
         let signature: &[u8; 64] = wire.signature.try_into().map_err(|_| InvalidRecord::Malformed)?;
-        let record: Record = decode_all(wire.body)?;
         xeddsa::xed25519::PublicKey(*record.key.as_bytes())
             .verify(&signed_message(network_id, wire.body), signature)
             .map_err(|_| InvalidRecord::Signature)?;
         check_meaning(&record).map_err(InvalidRecord::Meaning)?;
         Ok(Self { bytes: bytes.to_vec(), record })
+    }
+
+    /// Returns whose record that is and which, if its signature holds, which is not looked at: that costs a thousand times as
+    /// much.
+    ///
+    /// # Errors
+    /// [`InvalidRecord::TooLong`], [`InvalidRecord::Malformed`].
+    pub fn claimed(bytes: &[u8]) -> Result<(PublicKey, Sequence), InvalidRecord> {
+        let (_, record) = read(bytes)?;
+        Ok((record.key, record.sequence))
     }
 
     /// Returns what the node says.
@@ -186,6 +192,15 @@ impl fmt::Debug for SignedRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("SignedRecord").field(&self.record).finish()
     }
+}
+
+fn read(bytes: &[u8]) -> Result<(Wire<'_>, Record), InvalidRecord> {
+    if bytes.len() > MAX_SIGNED_BYTES {
+        return Err(InvalidRecord::TooLong);
+    }
+    let wire: Wire<'_> = decode_all(bytes)?;
+    let record = decode_all(wire.body)?;
+    Ok((wire, record))
 }
 
 fn decode_all<'b, T: Decode<'b, ()>>(bytes: &'b [u8]) -> Result<T, InvalidRecord> {

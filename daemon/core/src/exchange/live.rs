@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::frame::Frame;
-use super::session::{Live, Session};
+use super::session::Session;
 use super::{
     Context, Exchange, Forward, MAX_FORWARD_BYTES, MAX_FRAME_BYTES, Misbehaviour, Output, SessionId,
 };
@@ -58,7 +58,7 @@ impl Exchange {
             Frame::Sync(Message::Summary(summary)) => self.on_summary(id, summary, context),
             Frame::Sync(Message::Records(records)) => {
                 let outcome = self.on_records(id, &records, context);
-                self.ask_next(id, context.records);
+                self.ask_next(id, context.records, context.now);
                 return outcome;
             }
             Frame::Sync(message) => self.on_sync(id, message, context),
@@ -123,16 +123,16 @@ impl Exchange {
         for message in messages {
             self.send(id, &Frame::Sync(message));
         }
-        self.ask_next(id, context.records);
+        self.ask_next(id, context.records, context.now);
     }
 
     /// Goes on asking for what the other side has offered, but not for what another session is about to bring.
-    pub(super) fn ask_next<R: Records>(&mut self, id: SessionId, records: &R) {
+    pub(super) fn ask_next<R: Records>(&mut self, id: SessionId, records: &R, now: Monotonic) {
         let elsewhere = self.sessions.iter().filter(|&(&other, _)| other != id);
-        let in_flight: BTreeSet<_> =
-            elsewhere.filter_map(|(_, session)| session.live()).flat_map(Live::asked).copied().collect();
+        let elsewhere = elsewhere.filter_map(|(_, session)| session.live());
+        let in_flight: BTreeSet<_> = elsewhere.flat_map(|live| live.in_flight(now)).copied().collect();
         let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return };
-        if let Some(ask) = live.ask_next(&in_flight, records) {
+        if let Some(ask) = live.ask_next(&in_flight, records, now) {
             self.send(id, &ask);
         }
     }
@@ -148,13 +148,15 @@ impl Exchange {
         let Some(live) = self.sessions.get_mut(&id).and_then(Session::live_mut) else { return Ok(()) };
         let mut answered = false;
         for told in records.iter().take(sync::MAX_ASKED) {
-            let record = SignedRecord::verify(&told.record, context.keys.network_id())
-                .map_err(Misbehaviour::Record)?;
-            let entry = Entry::of(&record);
-            let asked = live.was_asked(entry.key);
+            let (key, sequence) = SignedRecord::claimed(&told.record).map_err(Misbehaviour::Record)?;
+            let asked = live.was_asked(key);
             answered |= asked;
-            if context.records.wants(entry) && (asked || live.unasked.take(context.now)) {
-                let direct = entry.key == live.key;
+            let is_wanted = context.records.wants(Entry { key, sequence });
+            // Before the signature is: a partner must not have this node verify as many as it likes.
+            if is_wanted && (asked || live.unasked.take(context.now)) {
+                let record = SignedRecord::verify(&told.record, context.keys.network_id())
+                    .map_err(Misbehaviour::Record)?;
+                let direct = key == live.key;
                 let heard_at = sync::heard_at(told.silence_s, context.now);
                 self.outputs.push_back(Output::Record { record, from: live.key, direct, heard_at });
             }

@@ -37,6 +37,9 @@ const FRAME_BURST: u32 = 512;
 /// How often it may send one for ever.
 const FRAME_INTERVAL: Duration = Duration::from_millis(10);
 
+/// For so long nobody else is asked for what a peer was asked for.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Records that a peer may send at once without being asked: its own, and goodbyes.
 const UNASKED_BURST: u32 = 64;
 /// How often it may send one for ever.
@@ -155,6 +158,7 @@ pub(super) struct Live {
     wanted: BTreeMap<PublicKey, Sequence>,
     /// At most as many as the sharing says.
     asked: BTreeSet<PublicKey>,
+    asked_at: Monotonic,
     max_asked: usize,
     pub(super) sync: Pace,
 }
@@ -197,6 +201,7 @@ impl Live {
             pings: 0,
             wanted: BTreeMap::new(),
             asked: BTreeSet::new(),
+            asked_at: now,
             max_asked: sharing.max,
             sync: Pace::new(sharing.interval, now),
         }
@@ -237,9 +242,11 @@ impl Live {
         }
     }
 
-    /// Returns whom the other side was asked about and has not answered yet.
-    pub(super) const fn asked(&self) -> &BTreeSet<PublicKey> {
-        &self.asked
+    /// Returns whom the other side was asked about and is to answer yet. One that takes long is waited for, but no other
+    /// session has to wait with it: it may never answer.
+    pub(super) fn in_flight(&self, now: Monotonic) -> impl Iterator<Item = &PublicKey> {
+        let is_expected = now.since(self.asked_at) < ANSWER_PATIENCE;
+        self.asked.iter().filter(move |_| is_expected)
     }
 
     /// Asks for the next records, if none are on their way here. What has come meanwhile from elsewhere is
@@ -248,10 +255,12 @@ impl Live {
         &mut self,
         in_flight: &BTreeSet<PublicKey>,
         records: &R,
+        now: Monotonic,
     ) -> Option<Frame> {
         if !self.asked.is_empty() {
             return None;
         }
+        self.asked_at = now;
         self.wanted.retain(|&key, &mut sequence| records.wants(Entry { key, sequence }));
         let next = self.wanted.keys().filter(|key| !in_flight.contains(key)).take(self.max_asked);
         self.asked = next.copied().collect();

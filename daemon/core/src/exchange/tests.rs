@@ -7,6 +7,7 @@ use crate::record::Record;
 use crate::record::tests::sample;
 use crate::secret::MeshSecret;
 use crate::standing::BAN;
+use crate::sync::Told;
 use crate::sync::tests::Table;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -574,6 +575,34 @@ fn at_the_limit_the_longest_accepted_session_makes_room_after_its_time() {
     assert_eq!(world.sessions(0).len(), 3);
     let records = world.nodes[4].table.held.len();
     assert_eq!(records, 5, "everyone had its turn");
+}
+
+/// Whoever offers what it never gives keeps this node from nobody who does.
+#[test]
+fn who_is_asked_in_vain_does_not_keep_others_from_being_asked() {
+    let mut world = World::new(3);
+    (1..3).for_each(|node| world.want(node, &[0]));
+    let secret = SecretKey::from_random([99; 32]);
+    let record = world.sign(&secret, 1);
+    let offer = Frame::Sync(Message::Offer(vec![Entry::of(&record)]));
+    world.say(1, &offer);
+    world.nodes[2].table.take(&record);
+    world.pass(SECOND * 5);
+    world.say(2, &offer);
+    assert!(world.nodes[0].table.held.contains_key(&secret.public()));
+}
+
+/// A signature costs this node much, and whoever repeats records nothing.
+#[test]
+fn a_record_that_nobody_wants_is_not_verified() {
+    let mut world = World::new(2);
+    world.want(1, &[0]);
+    let mut known = world.nodes[0].table.held[&world.nodes[1].key()].as_bytes().to_vec();
+    *known.last_mut().unwrap() ^= 1;
+    let told =
+        |bytes: Vec<u8>| Frame::Sync(Message::Records(vec![Told { record: bytes.into(), silence_s: 0 }]));
+    (0..100).for_each(|_| world.say(1, &told(known.clone())));
+    assert_eq!(world.sessions(0).len(), 1, "nothing was found wrong with it");
 }
 
 /// X-29, M-28.

@@ -215,6 +215,37 @@ fn a_record_that_is_offered_and_never_given_is_forgotten() {
     assert!(world.nodes[&key(0)].1.wanted.is_empty());
 }
 
+/// Nor does it keep this node from others that do give it, not by a sequence that nobody has.
+#[test]
+fn who_never_gives_what_it_offers_is_not_waited_for() {
+    let mut world = World::resting(3);
+    let offer = |sequence| {
+        let entry = Entry { key: key(9), sequence: Sequence(sequence) };
+        encode(&Body::Sync(Message::Offer(vec![entry])))
+    };
+    world.on(key(0), |gossip, _, context| gossip.handle(key(1), &offer(u64::MAX), context).unwrap());
+    world.nodes.get_mut(&key(2)).unwrap().0.take(&record_of(9, 4));
+    world.now = world.now + ANSWER_PATIENCE;
+    world.on(key(0), |gossip, _, context| gossip.handle(key(2), &offer(4), context).unwrap());
+    world.run(Duration::from_millis(100));
+    assert!(world.nodes[&key(0)].0.held.contains_key(&key(9)));
+}
+
+#[test]
+fn one_peer_cannot_fill_the_list_of_what_is_wanted() {
+    let mut world = World::resting(3);
+    for number in 0..100_u16 {
+        let entries =
+            (0..20).map(|other| Entry { key: key(1000 + number * 20 + other), sequence: Sequence(1) });
+        let offer = encode(&Body::Sync(Message::Offer(entries.collect())));
+        world.on(key(0), |gossip, _, context| gossip.handle(key(1), &offer, context).unwrap());
+    }
+    assert!(world.nodes[&key(0)].1.wanted.len() <= MAX_WANTED_OF_ONE);
+    let offer = encode(&Body::Sync(Message::Offer(vec![Entry { key: key(9), sequence: Sequence(4) }])));
+    world.on(key(0), |gossip, _, context| gossip.handle(key(2), &offer, context).unwrap());
+    assert!(world.nodes[&key(0)].1.wanted.contains_key(&key(9)));
+}
+
 #[test]
 fn a_peer_that_says_too_much_is_not_listened_to() {
     let mut world = World::resting(2);

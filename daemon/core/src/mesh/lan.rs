@@ -279,7 +279,7 @@ impl Mesh {
         let Some(peer) = self.store.get(key) else { return self.drop_input("no record", from) };
         let record = peer.record().clone();
         let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry(now));
-        let stamp = self.last_stamps.get(&key).copied();
+        let stamp = self.reach.last_stamps.get(&key).copied();
         let contact =
             self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, stamp, now.monotonic));
         let reach = |contact: &Contact| (contact.is_active(), contact.proved_place());
@@ -308,8 +308,8 @@ impl Mesh {
     /// Lets go of what was said to a peer and by it, but for what makes a copy of it known as one.
     pub(super) fn let_contact_go(&mut self, key: PublicKey) {
         let Some(stamp) = self.contacts.remove(&key).and_then(|contact| contact.last_stamp()) else { return };
-        self.last_stamps.insert(key, stamp);
-        if self.last_stamps.len() > MAX_STAMPS {
+        self.reach.last_stamps.insert(key, stamp);
+        if self.reach.last_stamps.len() > MAX_STAMPS {
             self.renew_token();
         }
     }
@@ -317,13 +317,13 @@ impl Mesh {
     /// Makes whatever was said to this node so far a thing of the past.
     fn renew_token(&mut self) {
         self.token = Token(self.rng.next_u64());
-        self.last_stamps.clear();
+        self.reach.last_stamps.clear();
     }
 
     /// Answers the announce of a peer whose record we hold.
     fn greet(&mut self, key: PublicKey, place: Place, token: Token, now: Now) {
         let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry(now));
-        let stamp = self.last_stamps.get(&key).copied();
+        let stamp = self.reach.last_stamps.get(&key).copied();
         let contact =
             self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, stamp, now.monotonic));
         if self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key)) {

@@ -374,7 +374,7 @@ impl Mesh {
         }
         let (lower, retry) = (self.state.wg_pubkey < key, self.first_retry(now));
         let installed = self.observed.as_ref().is_some_and(|observed| observed.peers.contains_key(&key));
-        let stamp = self.last_stamps.get(&key).copied();
+        let stamp = self.reach.last_stamps.get(&key).copied();
         let contact =
             self.contacts.entry(key).or_insert_with(|| Contact::new(place, lower, stamp, now.monotonic));
         if installed {

@@ -201,7 +201,7 @@ fn so_many_are_given_up_that_all_must_prove_themselves_anew() {
         one.forget(key);
     }
     assert_ne!(one.mesh.token, token);
-    assert!(one.mesh.last_stamps.is_empty());
+    assert!(one.mesh.reach.last_stamps.is_empty());
 }
 
 /// A peer that was given up and comes back is heard in gossip again.
