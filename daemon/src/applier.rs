@@ -82,6 +82,13 @@ pub struct Report {
     pub result: Result<Outcome, ApplyFailure>,
 }
 
+impl Report {
+    /// Whether nothing is left to be tried again.
+    pub fn is_all_done(&self) -> bool {
+        self.result.as_ref().is_ok_and(|outcome| outcome.failures.is_empty())
+    }
+}
+
 /// A turn that was carried out.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
@@ -293,7 +300,13 @@ impl<N: Net> Applier<N> {
             Want::Withdrawn => {
                 let owner = self.owner.clone();
                 match self.pass_on(&Forwarding::default(), true, Outcome::default()).await {
-                    Ok(_) => self.follow(picture, |observed| Ok(withdraw(observed, &owner))).await,
+                    Ok(passed) => {
+                        let done = self.follow(picture, |observed| Ok(withdraw(observed, &owner))).await;
+                        done.map(|mut outcome| {
+                            outcome.failures.extend(passed.failures);
+                            outcome
+                        })
+                    }
                     Err(failure) => Err(failure),
                 }
             }

@@ -152,6 +152,25 @@ impl EbpfError {
     }
 }
 
+/// Removes what runs before this one have left in the kernel, where nothing is loaded: programs, maps, pins and their
+/// folder. Nothing there is fine.
+///
+/// # Errors
+/// A pin that cannot be removed.
+pub fn remove_leftovers(settings: &EbpfSettings) -> Result<(), EbpfError> {
+    remove(settings.interface.as_str(), &settings.pin_directory)
+}
+
+fn remove(interface: &str, pins: &Path) -> Result<(), EbpfError> {
+    attach::detach_filters(interface);
+    match std::fs::remove_dir_all(pins) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(EbpfError::Pin { what: pins.display().to_string(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The programs and maps of one mesh.
 pub struct EbpfTraffic {
     interface: InterfaceName,
@@ -344,13 +363,9 @@ impl EbpfTraffic {
     /// # Errors
     /// A pin that cannot be removed.
     pub fn withdraw(self) -> Result<(), EbpfError> {
-        let interface = self.interface.as_str();
-        let [received, sent] = self.pins_of_mesh();
-        self.hook.detach_lasting(interface, TcAttachType::Ingress, &received);
-        self.hook.detach_lasting(interface, TcAttachType::Egress, &sent);
-        self.relay.withdraw();
-        std::fs::remove_dir_all(&self.pins)
-            .map_err(|source| EbpfError::Pin { what: self.pins.display().to_string(), source })
+        let (interface, pins) = (self.interface.clone(), self.pins.clone());
+        drop(self);
+        remove(interface.as_str(), &pins)
     }
 
     fn pins_of_mesh(&self) -> [PathBuf; 2] {

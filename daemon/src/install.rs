@@ -11,11 +11,12 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use wgmesh_core::forwarding::Forwarding;
 use wgmesh_core::kernel::{InterfaceName, Link, OWNER_PREFIX, Write};
 
 use self::systemd::Systemd;
 use crate::config::{File, secret};
-use crate::ebpf::EbpfSettings;
+use crate::ebpf::{self, EbpfError, EbpfSettings};
 use crate::kernel::{Kernel, KernelError};
 
 /// A text file of the service: where it goes, where a package would have put it, and what is in it.
@@ -87,6 +88,9 @@ pub enum Error {
     /// What a daemon left in the kernel cannot be removed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
+    /// Nor can what it left of eBPF.
+    #[error(transparent)]
+    Ebpf(#[from] EbpfError),
 }
 
 /// Installs, enables and starts the service of one mesh. Returns what was done, and what is left to do, as lines
@@ -143,24 +147,25 @@ pub async fn uninstall(interface: &InterfaceName) -> Result<Vec<String>, Error> 
 
 /// Removes what a stopped service has left in the kernel: it stops cleanly, unless it failed in the middle of a restart
 /// and left its tunnels to a successor that never came. The link's alias says that it is ours, so neither the secret nor
-/// the configuration is needed, which may be what was wrong. Addresses, routes and filters go with the link.
+/// the configuration is needed, which may be what was wrong. Addresses and routes go with the link; what was passed on for
+/// the mesh, and eBPF, do not.
 async fn remove_leftovers(interface: &InterfaceName) -> Result<Vec<String>, Error> {
     if UnixStream::connect(Path::new(RUNTIME_DIRECTORY).join(format!("{interface}.sock"))).is_ok() {
         return Ok(vec![format!("kept: {interface}, which a daemon serves that systemd did not start")]);
     }
     let mut done = Vec::new();
     let kernel = Kernel::open(interface.clone())?;
+    if let Some(failure) = kernel.forward(Forwarding::default()).await?.failure {
+        return Err(failure.into());
+    }
     if let Link::WireGuard { alias: Some(alias), .. } = kernel.observe().await?.link
         && alias.starts_with(OWNER_PREFIX)
     {
         kernel.apply([Write::DeleteLink].into()).await?;
         done.push(format!("removed {interface}, which the service had left behind"));
     }
-    let pins = EbpfSettings::new(interface.clone()).pin_directory;
-    match fs::remove_dir_all(&pins) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &pins)(error)),
-        _ => Ok(done),
-    }
+    ebpf::remove_leftovers(&EbpfSettings::new(interface.clone()))?;
+    Ok(done)
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {

@@ -464,7 +464,7 @@ impl Daemon {
             return;
         }
         let goal = self.outside.goals.borrow().generation;
-        let done = self.outside.reports.wait_for(|report| report.generation >= goal && report.result.is_ok());
+        let done = self.outside.reports.wait_for(|report| report.generation >= goal && report.is_all_done());
         match tokio::time::timeout(WITHDRAW_PATIENCE, done).await {
             Ok(Ok(_)) => tracing::info!("everything of ours is out of the kernel"),
             Ok(Err(_)) | Err(_) => tracing::warn!("the kernel did not let go of everything in time"),

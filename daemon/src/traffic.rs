@@ -18,7 +18,7 @@ use wgmesh_core::key::PublicKey;
 use wgmesh_core::relay::Forwarding;
 use wgmesh_core::status;
 
-use crate::ebpf::{EbpfError, EbpfSettings, EbpfTraffic, Handshakes};
+use crate::ebpf::{self, EbpfError, EbpfSettings, EbpfTraffic, Handshakes};
 
 /// Loading waits until the plan and the sessions have stood still for this long: the verifier takes a good part of a second
 /// on a slow machine, and a mesh that is forming has better use for it.
@@ -45,6 +45,7 @@ pub enum Change {
 
 /// The programs of one mesh, loaded or not.
 pub struct Traffic {
+    settings: EbpfSettings,
     state: State,
     peers: BTreeMap<PublicKey, BTreeSet<IpNet>>,
     sessions: Sessions,
@@ -78,11 +79,42 @@ enum State {
     Active {
         ebpf: Box<EbpfTraffic>,
         handshakes: Option<Box<Handshakes>>,
-        error: Option<String>,
+        failures: Failures,
     },
     Off {
         error: String,
     },
+}
+
+/// What of the programs' work could not be done, each until it was.
+#[derive(Default)]
+struct Failures(BTreeMap<Part, String>);
+
+/// A part of that work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Mesh,
+    Port,
+    Awaiting,
+    Peers,
+    Underlay,
+    Relay,
+    Handshakes,
+}
+
+impl Failures {
+    fn note(&mut self, part: Part, outcome: Result<(), EbpfError>) {
+        let Err(failure) = outcome else { return drop(self.0.remove(&part)) };
+        let text = failure.to_string();
+        if self.0.get(&part) != Some(&text) {
+            tracing::warn!(error = %text, "eBPF does not follow");
+        }
+        self.0.insert(part, text);
+    }
+
+    fn text(&self) -> Option<String> {
+        (!self.0.is_empty()).then(|| self.0.values().map(String::as_str).collect::<Vec<_>>().join("; "))
+    }
 }
 
 type Loaded = Result<Box<EbpfTraffic>, EbpfError>;
@@ -94,11 +126,13 @@ impl Traffic {
         let (go, wait) = thread_channel::channel();
         let (tell, outcomes) = mpsc::channel(1);
         let thread = std::thread::Builder::new().name("ebpf-loader".to_owned());
-        let state = match thread.spawn(move || load_until_done(&settings, &wait, &tell)) {
+        let settings_to_load = settings.clone();
+        let state = match thread.spawn(move || load_until_done(&settings_to_load, &wait, &tell)) {
             Ok(_) => State::Loading { go: Some(go), outcomes, error: None },
             Err(error) => State::Off { error: format!("cannot start a thread: {error}") },
         };
         Self {
+            settings,
             state,
             peers: BTreeMap::new(),
             sessions: Sessions::default(),
@@ -136,16 +170,17 @@ impl Traffic {
                     }
                     None => self.state = State::Off { error: "its loader died".to_owned() },
                 },
-                State::Active { ebpf, handshakes, error } => tokio::select! {
+                State::Active { ebpf, handshakes, failures } => tokio::select! {
                     batch = next_batch(handshakes) => match batch {
                         Ok(batch) => return Change::Handshakes(batch),
                         Err(failure) => {
-                            (*error, *handshakes) = (Some(failure.to_string()), None);
+                            failures.note(Part::Handshakes, Err(EbpfError::Events(failure)));
+                            *handshakes = None;
                             return Change::State;
                         }
                     },
                     () = wait_until(ebpf.left_flows_until()) => {
-                        self.with_active(EbpfTraffic::forget_left_flows);
+                        self.with_active(Part::Relay, EbpfTraffic::forget_left_flows);
                     }
                 },
                 State::Off { .. } => std::future::pending().await,
@@ -159,7 +194,7 @@ impl Traffic {
             return;
         }
         self.wait_for_calm();
-        self.with_active(EbpfTraffic::attach_mesh);
+        self.with_active(Part::Mesh, EbpfTraffic::attach_mesh);
     }
 
     /// Has loading wait for sessions that come about.
@@ -186,13 +221,13 @@ impl Traffic {
             self.peers = peers;
             self.follow_awaited(awaited);
             let peers = std::mem::take(&mut self.peers);
-            self.with_active(|ebpf| ebpf.sync_peers(&peers));
+            self.with_active(Part::Peers, |ebpf| ebpf.sync_peers(&peers));
             self.peers = peers;
         }
         if self.listen_port != desired.listen_port {
             let port = desired.listen_port;
             self.listen_port = port;
-            self.with_active(|ebpf| ebpf.set_listen_port(port));
+            self.with_active(Part::Port, |ebpf| ebpf.set_listen_port(port));
         }
     }
 
@@ -206,7 +241,7 @@ impl Traffic {
     /// Watches these links for handshakes, and no others.
     pub fn follow_underlay(&mut self, underlay: &[Underlay]) {
         underlay.clone_into(&mut self.underlay);
-        self.with_active(|ebpf| attach_underlay(ebpf, underlay));
+        self.with_active(Part::Underlay, |ebpf| attach_underlay(ebpf, underlay));
     }
 
     /// Whether it tells of packets that nothing comes back for.
@@ -227,14 +262,14 @@ impl Traffic {
     /// Relays for these pairs in the kernel, as far as that can be done there.
     pub fn follow_relay(&mut self, pairs: Arc<Vec<Forwarding>>) {
         self.pairs = Arc::clone(&pairs);
-        self.with_active(|ebpf| ebpf.relay_for(&pairs));
+        self.with_active(Part::Relay, |ebpf| ebpf.relay_for(&pairs));
     }
 
     /// Adds to a status what eBPF knows.
     pub fn describe(&self, status: &mut status::Status) {
         let (hook, error) = match &self.state {
             State::Loading { error, .. } => (None, error.clone()),
-            State::Active { ebpf, error, .. } => (Some(ebpf.hook().to_owned()), error.clone()),
+            State::Active { ebpf, failures, .. } => (Some(ebpf.hook().to_owned()), failures.text()),
             State::Off { error } => (None, Some(error.clone())),
         };
         status.ebpf =
@@ -259,7 +294,8 @@ impl Traffic {
         }
     }
 
-    /// Takes everything of ours out of the kernel, also what is being loaded at this moment.
+    /// Takes everything of ours out of the kernel, also what is being loaded at this moment and what an earlier run has
+    /// left for this one to adopt.
     pub async fn withdraw(&mut self) {
         let off = State::Off { error: "it was withdrawn".to_owned() };
         let ebpf = match std::mem::replace(&mut self.state, off) {
@@ -269,25 +305,25 @@ impl Traffic {
             }
             State::Loading { .. } | State::Off { .. } => None,
         };
-        if let Some(Err(error)) = ebpf.map(|ebpf| ebpf.withdraw()) {
+        let done = ebpf.map_or_else(|| ebpf::remove_leftovers(&self.settings), |ebpf| ebpf.withdraw());
+        if let Err(error) = done {
             tracing::warn!(%error, "something of eBPF is left");
         }
     }
 
     fn activate(&mut self, mut ebpf: Box<EbpfTraffic>) {
-        let caught_up = ebpf
-            .set_listen_port(self.listen_port)
-            .and_then(|()| ebpf.await_handshakes(self.awaits_sessions()))
-            .and_then(|()| ebpf.sync_peers(&self.peers))
-            .and_then(|()| attach_underlay(&mut ebpf, &self.underlay))
-            .and_then(|()| ebpf.relay_for(&self.pairs))
-            .and_then(|()| ebpf.handshakes());
-        let (handshakes, error) = match caught_up {
-            Ok(handshakes) => (handshakes.map(Box::new), None),
-            Err(error) => (None, Some(error.to_string())),
-        };
+        let mut failures = Failures::default();
+        failures.note(Part::Port, ebpf.set_listen_port(self.listen_port));
+        failures.note(Part::Awaiting, ebpf.await_handshakes(self.awaits_sessions()));
+        failures.note(Part::Peers, ebpf.sync_peers(&self.peers));
+        failures.note(Part::Underlay, attach_underlay(&mut ebpf, &self.underlay));
+        failures.note(Part::Relay, ebpf.relay_for(&self.pairs));
+        let handshakes = ebpf.handshakes().unwrap_or_else(|failure| {
+            failures.note(Part::Handshakes, Err(failure));
+            None
+        });
         tracing::info!(hook = ebpf.hook(), "eBPF counts the traffic of every peer");
-        self.state = State::Active { ebpf, handshakes, error };
+        self.state = State::Active { ebpf, handshakes: handshakes.map(Box::new), failures };
     }
 
     fn awaits_sessions(&self) -> bool {
@@ -297,7 +333,7 @@ impl Traffic {
     fn follow_awaited(&mut self, before: bool) {
         let awaits = self.awaits_sessions();
         if awaits != before {
-            self.with_active(|ebpf| ebpf.await_handshakes(awaits));
+            self.with_active(Part::Awaiting, |ebpf| ebpf.await_handshakes(awaits));
         }
     }
 
@@ -306,12 +342,9 @@ impl Traffic {
         self.load_at = self.link.map(|_| (Instant::now() + calm).min(self.load_at_latest));
     }
 
-    fn with_active(&mut self, task: impl FnOnce(&mut EbpfTraffic) -> Result<(), EbpfError>) {
-        let State::Active { ebpf, error, .. } = &mut self.state else { return };
-        *error = task(ebpf).err().map(|failure| failure.to_string());
-        if let Some(error) = error {
-            tracing::warn!(%error, "eBPF does not follow");
-        }
+    fn with_active(&mut self, part: Part, task: impl FnOnce(&mut EbpfTraffic) -> Result<(), EbpfError>) {
+        let State::Active { ebpf, failures, .. } = &mut self.state else { return };
+        failures.note(part, task(ebpf));
     }
 }
 
@@ -393,6 +426,20 @@ mod tests {
             (PublicKey::from_bytes([number; 32]), ObservedPeer { last_handshake, ..ObservedPeer::default() })
         };
         (0..there + missing).map(peer).collect()
+    }
+
+    #[test]
+    fn a_failure_is_told_until_that_very_part_was_done() {
+        let failure = |text: &str| Err(EbpfError::Events(io::Error::other(text.to_owned())));
+        let mut failures = Failures::default();
+        failures.note(Part::Underlay, failure("one"));
+        failures.note(Part::Peers, Ok(()));
+        failures.note(Part::Relay, failure("two"));
+        let text = failures.text().unwrap();
+        assert!(text.contains("one") && text.contains("two"), "{text}");
+        failures.note(Part::Underlay, Ok(()));
+        failures.note(Part::Relay, Ok(()));
+        assert_eq!(failures.text(), None);
     }
 
     /// Found wanting in the lab: twenty daemons that started together on a slow machine loaded eBPF in the middle of their

@@ -23,6 +23,8 @@ struct State {
     broken: Option<KernelError>,
     /// The write that fails alone.
     refused: Option<Write>,
+    /// Whether nothing can be changed about what is passed on.
+    is_passing_broken: bool,
 }
 
 impl FakeNet {
@@ -86,8 +88,11 @@ impl Net for FakeNet {
     }
 
     async fn forward(&self, want: Forwarding) -> Result<Passage, KernelError> {
-        self.with(|state| state.forwarded.push(want));
-        Ok(Passage::default())
+        self.with(|state| {
+            state.forwarded.push(want);
+            let failure = state.is_passing_broken.then(no_permission);
+            Ok(Passage { failure, ..Passage::default() })
+        })
     }
 
     fn link_index(&self) -> Option<u32> {
@@ -487,4 +492,19 @@ async fn what_is_passed_on_follows_the_plan_and_is_taken_back_first() {
     bench.settle().await;
     assert_eq!(taken(&bench), [Forwarding::default()]);
     assert!(bench.net.with(|state| state.observed.link == Link::Missing));
+}
+
+/// A stop that leaves the host forwarding for a mesh that is gone is none.
+#[tokio::test(start_paused = true)]
+async fn a_withdrawal_is_done_once_nothing_is_passed_on_any_more() {
+    let mut bench = start();
+    bench.converge().await;
+    bench.net.with(|state| state.is_passing_broken = true);
+    bench.want(2, Want::Withdrawn);
+    let report = bench.report().await;
+    assert!(bench.net.with(|state| state.observed.link == Link::Missing), "the rest is done all the same");
+    assert!(report.result.is_ok() && !report.is_all_done());
+    bench.net.with(|state| state.is_passing_broken = false);
+    bench.settle().await;
+    assert!(bench.reports.borrow().is_all_done(), "it was tried again");
 }

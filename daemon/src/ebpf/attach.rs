@@ -126,14 +126,27 @@ impl Hook {
         match self {
             // The link detaches when its pin goes.
             Self::Tcx => drop(remove_pin(pin)),
-            Self::Clsact(handle) => {
-                // A link detaches when it is dropped. An interface that is gone took its filters along.
-                SchedClassifierLink::attached(interface, direction, PRIORITY, handle.into(), None)
-                    .map(drop)
-                    .ok();
+            Self::Clsact(handle) => detach_filter(interface, direction, handle),
+        }
+    }
+}
+
+/// Takes every filter of this mesh from all links, whichever run made it; tcx links go with their pins.
+pub(super) fn detach_filters(mesh: &str) {
+    let Ok(links) = nix::net::if_::if_nameindex() else { return };
+    for link in links.iter().filter_map(|link| link.name().to_str().ok()) {
+        for hook in [Role::Watch, Role::Relay].map(|role| Hook::choose(mesh, role)) {
+            if let Hook::Clsact(handle) = hook {
+                detach_filter(link, TcAttachType::Ingress, handle);
+                detach_filter(link, TcAttachType::Egress, handle);
             }
         }
     }
+}
+
+fn detach_filter(interface: &str, direction: TcAttachType, handle: u32) {
+    // A link detaches when it is dropped. An interface that is gone took its filters along.
+    SchedClassifierLink::attached(interface, direction, PRIORITY, handle.into(), None).map(drop).ok();
 }
 
 /// Puts the program into the link that is pinned there. Tells whether that worked: a link whose interface is gone

@@ -153,13 +153,6 @@ impl Relay {
         Ok(sum)
     }
 
-    /// Takes the program from all links; the pins go with their folder.
-    pub(super) fn withdraw(&self) {
-        for (index, (name, _)) in &self.links {
-            self.hook.detach_lasting(name, TcAttachType::Ingress, &pin(&self.pins, *index));
-        }
-    }
-
     /// Says what the map should hold, but for counters.
     fn wanted(&mut self) -> Result<BTreeMap<RelayKey, RelayHop>, EbpfError> {
         let bound: Vec<_> = self.pairs.iter().filter_map(|pair| Some((pair.ports, pair.bound()?))).collect();

@@ -175,8 +175,14 @@ fn the_journal_knows_which_mesh_an_entry_belongs_to() {
 /// W-D47, W-D6: a restart that fails leaves the tunnels to a successor; if none is to come, they go with the service.
 #[test]
 fn an_uninstall_takes_along_what_a_failed_restart_has_left() {
-    let service = Service::install("sdk", "listen_port = 0\n");
+    ok(&run("ip", &["link", "add", "sdk-lan", "type", "dummy"]));
+    ok(&run("ip", &["address", "add", "10.88.0.1/24", "dev", "sdk-lan"]));
+    ok(&run("ip", &["link", "set", "sdk-lan", "up"]));
+    let forwards = || fs::read_to_string("/proc/sys/net/ipv4/conf/sdk-lan/forwarding").unwrap().trim() == "1";
+    let has_table = || text(&run("nft", &["list", "tables"])).contains("wgmesh-sdk");
+    let service = Service::install("sdk", "listen_port = 0\nadvertise_routes = [\"10.88.0.0/24\"]\n");
     eventually(PATIENCE, || service.status()["ebpf"]["active"] == true);
+    eventually(PATIENCE, || forwards() && has_table());
     fs::write("/etc/wgmesh/sdk.toml", "listen_prot = 0\n").unwrap();
     run("systemctl", &["restart", &service.unit]);
     wait_for(PATIENCE, || Some(service.property("ActiveState")).filter(|state| state == "failed"));
@@ -188,6 +194,8 @@ fn an_uninstall_takes_along_what_a_failed_restart_has_left() {
     ok(&output);
     assert!(text(&output).contains("removed sdk"), "{}", text(&output));
     assert!(!link_exists("sdk") && !pins.exists());
+    assert!(!forwards() && !has_table(), "the host passes on nothing for a mesh that is gone");
+    ok(&run("ip", &["link", "delete", "sdk-lan"]));
 }
 
 /// C-3: somebody else's link of that name is not taken for a left-over.

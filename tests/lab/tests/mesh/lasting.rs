@@ -80,6 +80,22 @@ fn after_a_stop_nothing_of_ours_is_left_and_the_peers_know() {
     eventually(Duration::from_secs(3), || peers(&daemons[0]).is_empty());
 }
 
+/// W-D6: eBPF of the run before is adopted only once all is calm; a stop before that takes it along all the same.
+#[test]
+fn a_stop_right_after_a_restart_leaves_nothing_either() {
+    let lan = Lan::new("stop-early", 1);
+    let host = &lan.hosts[0];
+    let mut first = host.daemon(&Settings::new(SECRET));
+    eventually(PATIENCE, || first.status_json()["ebpf"]["active"] == true);
+    first.signal(Signal::SIGUSR1);
+    assert!(first.wait_exit().success());
+    let second = host.daemon(&Settings::new(SECRET));
+    second.wait_ready();
+    assert_eq!(second.status_json()["ebpf"]["active"], false, "it waits for calm");
+    second.stop();
+    assert_nothing_is_left(host);
+}
+
 /// W-D2, W-X6: nothing adds up over twenty lives, and the LAN's groups are left each time.
 #[test]
 fn twenty_starts_and_stops_leave_nothing_behind() {
