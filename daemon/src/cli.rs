@@ -105,8 +105,8 @@ enum Command {
     Peer(PeerCommand),
     /// Have the running daemon read its configuration anew.
     ///
-    /// Takes up `log_level`, `advertise_routes`, `accept_routes`, `discovery.bootstrap_nodes`, `discovery.static_peers` and
-    /// `nat.stun_servers` without touching the tunnels, and says which other keys wait for a restart. `advertise-routes=` and
+    /// Takes up `log_level`, `advertise_routes`, `accept_routes`, `discovery.bootstrap_nodes`, `discovery.static_peers`,
+    /// `discovery.dht.bootstrap` and `nat.stun_servers` without touching the tunnels, and says which other keys wait for a restart. `advertise-routes=` and
     /// `log-level=` in STATE_DIR/INTERFACE.reload count over the configuration file. If that file is wrong, everything stays as
     /// it was; a line of the other that makes no sense is skipped.
     Reload {
@@ -220,7 +220,8 @@ enum PeerCommand {
     /// Let go of a peer, or of a host that was named.
     ///
     /// The peer leaves the kernel at once, is no longer named, and stays out on this node, also after a restart, until it is
-    /// added again. On other nodes nothing changes: to shut a host out of the mesh, change the secret on all others.
+    /// added again. Where the configuration names it, in `discovery.static_peers`, that counts from the next start on: take it
+    /// out there too. On other nodes nothing changes: to shut a host out of the mesh, change the secret on all others.
     Remove {
         /// The peer: its host name, its public key or the beginning of it, or its mesh address; or a HOST[:PORT] that was named.
         peer: String,

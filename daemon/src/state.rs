@@ -11,6 +11,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::marker::PhantomData;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -22,6 +23,9 @@ use zeroize::Zeroizing;
 
 /// More than the cache of the largest mesh takes; what is longer is not ours.
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What the name of a file that was moved aside goes on with, before the time.
+const CORRUPT: &str = ".corrupt-";
 
 /// A file operation that failed.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +130,7 @@ impl<T: Serialize + DeserializeOwned> StateFile<T> {
     fn quarantine(&self) -> Result<PathBuf, Error> {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         // Several in one second are several starts of a broken service: the next free second will do.
-        let free = (seconds..).map(|second| beside(&self.path, &format!(".corrupt-{second}")));
+        let free = (seconds..).map(|second| beside(&self.path, &format!("{CORRUPT}{second}")));
         for kept in free.take(1000) {
             match renameat2(AT_FDCWD, &self.path, AT_FDCWD, &kept, RenameFlags::RENAME_NOREPLACE) {
                 Ok(()) => return Ok(kept),
@@ -169,13 +173,22 @@ fn write_durably(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) ->
     file.sync_all()
 }
 
-/// Removes a file for good. That it is not there is as good.
+/// Removes a file for good, and what of it was moved aside: that may hold an old key. That nothing is there is as good.
 pub fn forget(path: &Path) {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::error!(%error, file = %path.display(), "cannot forget this file");
+    let corrupt = beside(path, CORRUPT);
+    let is_of_it = |entry: &fs::DirEntry| {
+        entry.path().as_os_str().as_bytes().starts_with(corrupt.as_os_str().as_bytes())
+    };
+    let kept =
+        path.parent().and_then(|directory| fs::read_dir(directory).ok()).into_iter().flatten().flatten();
+    let kept: Vec<PathBuf> = kept.filter(is_of_it).map(|entry| entry.path()).collect();
+    for path in kept.iter().map(PathBuf::as_path).chain([path]) {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::error!(%error, file = %path.display(), "cannot forget this file");
+            }
+            Ok(()) | Err(_) => {}
         }
-        Ok(()) | Err(_) => {}
     }
 }
 

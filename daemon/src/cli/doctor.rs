@@ -215,19 +215,28 @@ fn firewall(config: &File, wireguard: &[u16], exchange: Option<u16>) -> Finding 
     if chains.is_empty() {
         return ok("firewall", "no chain drops by its policy what comes in");
     }
-    let wireguard = wireguard.iter().map(|port| format!("UDP {port} (WireGuard)"));
-    let exchange = exchange.map(|port| format!("TCP {port} (exchange)"));
     let has_lan = config.discovery.enabled_methods.contains(&config::Method::Lan);
-    let lan = has_lan.then(|| {
-        format!("from the LAN UDP {} and {} (announces, hellos)", lan::GROUP_PORT, lan::GROUP_PORT + 1)
-    });
-    let ports: Vec<_> = wireguard.chain(exchange).chain(lan).collect();
+    let lan = has_lan.then_some(config.listen_port);
     let text = format!(
         "the policy of {} drops what comes in: make sure that rules there let in {}",
         chains.join(" and "),
-        ports.join(", ")
+        ports_to_let_in(wireguard, exchange, lan).join(", ")
     );
     Finding { check: "firewall", state: State::Warning, text }
+}
+
+/// Names these ports; `lan` is the `listen_port` that is configured, where others are looked for on the LAN.
+fn ports_to_let_in(wireguard: &[u16], exchange: Option<u16>, lan: Option<u16>) -> Vec<String> {
+    let wireguard = wireguard.iter().map(|port| format!("UDP {port} (WireGuard)"));
+    let exchange = exchange.map(|port| format!("TCP {port} (exchange)"));
+    let lan = lan.map(|listen_port| match lan::node_port(listen_port) {
+        Some(port) => format!("from the LAN UDP {} and {port} (announces, hellos)", lan::GROUP_PORT),
+        None => format!(
+            "from the LAN UDP {} (announces), and hellos to a port that only a fixed `listen_port` fixes",
+            lan::GROUP_PORT
+        ),
+    });
+    wireguard.chain(exchange).chain(lan).collect()
 }
 
 fn nat(config: &File, status: &Status) -> Option<Finding> {
@@ -313,6 +322,22 @@ mod tests {
         );
         status.peers.clear();
         assert!(peers(&status)[0].text.contains("same secret"));
+    }
+
+    /// A second mesh on a host has a WireGuard port of its own, and so one for hellos.
+    #[test]
+    fn the_ports_to_let_in_are_those_of_this_mesh() {
+        let ports = ports_to_let_in(&[51821], Some(443), Some(51821));
+        assert_eq!(
+            ports,
+            [
+                "UDP 51821 (WireGuard)",
+                "TCP 443 (exchange)",
+                "from the LAN UDP 51830 and 51832 (announces, hellos)"
+            ]
+        );
+        let any = ports_to_let_in(&[40000], None, Some(0));
+        assert!(any[1].contains("a fixed `listen_port`"), "{any:?}");
     }
 
     #[test]

@@ -111,6 +111,22 @@ fn a_file_truncated_at_any_byte_is_moved_aside_whole() {
 }
 
 #[test]
+fn what_is_forgotten_is_gone_with_what_was_moved_aside() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = file_in(directory.path());
+    for _ in 0..2 {
+        file.save(&note(7)).unwrap();
+        fs::write(file.path(), b"{").unwrap();
+        assert_eq!(file.load().unwrap(), None);
+    }
+    file.save(&note(8)).unwrap();
+    let other = file.path().with_file_name("wgmesh1.json");
+    fs::write(&other, b"").unwrap();
+    forget(file.path());
+    assert_eq!(names(other.parent().unwrap()), ["wgmesh1.json"]);
+}
+
+#[test]
 fn bytes_that_are_no_text_are_moved_aside_too() {
     let directory = tempfile::tempdir().unwrap();
     let file = file_in(directory.path());
