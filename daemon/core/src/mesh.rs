@@ -135,6 +135,8 @@ struct Planned {
     applied: u64,
     desired: Option<Arc<Desired>>,
     trouble: Option<KernelTrouble>,
+    /// Whether lower keys have all IPv4 addresses of the mesh.
+    has_no_address: bool,
 }
 
 /// When this node makes itself known on its links.

@@ -29,6 +29,13 @@ pub const KEEPALIVE_S: u16 = 25;
 /// The link's MTU in bytes: an Ethernet packet less WireGuard's overhead over IPv6 (80 bytes).
 pub const MTU: u32 = 1420;
 
+/// So many nonces are tried, some milliseconds' work: of 254 addresses the last free one is found among them.
+const MAX_NONCES: usize = 4096;
+
+/// The most pairs of networks that packets are passed on between for others, counted in both directions: 64 pairs of peers with
+/// four networks each take 2,048.
+pub const MAX_BETWEEN: usize = 4096;
+
 /// `RTA_PRIORITY` of our routes. Explicit, because the kernel turns a v6 metric of zero into 1024.
 pub const ROUTE_METRIC: u32 = 1024;
 
@@ -137,9 +144,20 @@ pub fn addresses_of(
     ((record.subnet == subnets.v4).then_some(addresses), addresses.v6.into())
 }
 
-/// Whether this node has lost its address to a lower key and must take its next nonce.
-pub fn has_lost_address(inputs: &Inputs<'_>) -> bool {
-    detect_collisions(&claimed_addresses(inputs)).contains(&inputs.public_key)
+/// Returns the first nonce, from this node's own on, with whose addresses it loses none to a lower key; `None` if none of
+/// the next [`MAX_NONCES`] is one, because lower keys have all addresses of a small subnet or nearly all.
+pub fn free_nonce(inputs: &Inputs<'_>) -> Option<AddressNonce> {
+    let mut lower = claimed_addresses(inputs);
+    lower.split_off(&inputs.public_key);
+    for loser in detect_collisions(&lower) {
+        lower.remove(&loser);
+    }
+    let taken: BTreeSet<IpAddr> = lower.into_values().flat_map(MeshAddresses::both).collect();
+    let nonces = std::iter::successors(Some(inputs.nonce), |nonce| Some(nonce.next())).take(MAX_NONCES);
+    nonces.into_iter().find(|&nonce| {
+        let own = derive_mesh_addresses(inputs.network_id, inputs.subnets, inputs.public_key, nonce);
+        own.both().iter().all(|address| !taken.contains(address))
+    })
 }
 
 /// Returns what each node of the mesh derives, this one included; without nodes of another IPv4 subnet.
@@ -155,21 +173,22 @@ fn claimed_addresses(inputs: &Inputs<'_>) -> BTreeMap<PublicKey, MeshAddresses> 
         .collect()
 }
 
-/// Returns the addresses that each peer may have: none that a lower key derives too.
+/// Returns the addresses that each peer may have: none that a lower key derives too. Who loses its IPv4 address is reached
+/// by IPv6 until it has another, or for good where there is no other.
 fn surviving_addresses(inputs: &Inputs<'_>) -> BTreeMap<PublicKey, Vec<IpAddr>> {
-    let losers: BTreeSet<_> = detect_collisions(&claimed_addresses(inputs)).into_iter().collect();
-    inputs
-        .peers
-        .iter()
-        .filter(|(key, _)| !losers.contains(key))
-        .map(|(&key, peer)| {
-            let addresses = match addresses_of(peer.record, inputs.network_id, inputs.subnets) {
-                (Some(addresses), _) => addresses.both().to_vec(),
-                (None, v6) => vec![v6],
-            };
-            (key, addresses)
-        })
-        .collect()
+    let claimed = claimed_addresses(inputs);
+    let losers: BTreeSet<_> = detect_collisions(&claimed).into_iter().collect();
+    let is_lost =
+        |key: PublicKey, v6: IpAddr| claimed.range(..key).any(|(_, lower)| IpAddr::from(lower.v6) == v6);
+    let addresses = inputs.peers.iter().map(|(&key, peer)| {
+        let addresses = match addresses_of(peer.record, inputs.network_id, inputs.subnets) {
+            (Some(addresses), _) if !losers.contains(&key) => addresses.both().to_vec(),
+            (Some(_), v6) if is_lost(key, v6) => Vec::new(),
+            (Some(_) | None, v6) => vec![v6],
+        };
+        (key, addresses)
+    });
+    addresses.filter(|(_, addresses)| !addresses.is_empty()).collect()
 }
 
 fn peer_routes(inputs: &Inputs<'_>) -> BTreeMap<IpNet, PublicKey> {
@@ -204,7 +223,8 @@ fn networks_of_peers(
     networks
 }
 
-/// Returns what may pass from one peer of a pair to the other, both ways.
+/// Returns what may pass from one peer of a pair to the other, both ways. A pair that would make it more than
+/// [`MAX_BETWEEN`] passes nothing: its ends find another way.
 fn between_peers(
     pairs: &BTreeSet<[PublicKey; 2]>,
     networks: &BTreeMap<PublicKey, BTreeSet<IpNet>>,
@@ -214,7 +234,10 @@ fn between_peers(
         let (Some(one), Some(other)) = (networks.get(one), networks.get(other)) else { continue };
         let both = one.iter().flat_map(|&one| other.iter().map(move |&other| (one, other)));
         let alike = both.filter(|(one, other)| one.addr().is_ipv4() == other.addr().is_ipv4());
-        between.extend(alike.flat_map(|(one, other)| [(one, other), (other, one)]));
+        let of_pair: Vec<_> = alike.flat_map(|(one, other)| [(one, other), (other, one)]).collect();
+        if between.len() + of_pair.len() <= MAX_BETWEEN {
+            between.extend(of_pair);
+        }
     }
     between
 }

@@ -226,7 +226,7 @@ impl Mesh {
         }
     }
 
-    fn follow_gossip_output(&mut self, output: Output, now: Now) {
+    pub(super) fn follow_gossip_output(&mut self, output: Output, now: Now) {
         match output {
             Output::Send { to, bytes } => {
                 let Some(peer) = self.store.get(to) else { return };

@@ -59,7 +59,12 @@ impl Mesh {
 
     /// Notes where a peer sees WireGuard's port. It stands in for STUN where no server answers.
     pub(super) fn on_seen(&mut self, key: PublicKey, seen: SocketAddr, now: Now) {
-        if !self.is_candidate(seen) || self.reach.seen_at.insert(key, seen) == Some(seen) {
+        let has_changed = match self.is_candidate(seen) {
+            true => self.reach.seen_at.insert(key, seen) != Some(seen),
+            // No NAT stands between, any more: one of this host's own addresses needs nobody's word.
+            false => self.reach.seen_at.remove(&key).is_some(),
+        };
+        if !has_changed {
             return;
         }
         let (whereabouts, told) = (self.whereabouts(), self.record.record());

@@ -133,8 +133,8 @@ impl Mesh {
         for (&key, peer) in &observed.peers {
             let earlier = before.and_then(|before| before.peers.get(&key));
             let sent = earlier.map_or(0, |earlier| peer.tx_bytes.saturating_sub(earlier.tx_bytes));
-            let quiet = QUIET_BYTES + self.take_gossiped(key);
-            let has_traffic = earlier.is_some() && sent > quiet;
+            // Other reports have the counters of an earlier one.
+            let has_traffic = fresh && earlier.is_some() && sent > QUIET_BYTES + self.take_gossiped(key);
             let age = peer.last_handshake.map(|at| now.wall.since(at));
             let (Some(age), Some(endpoint)) = (age, peer.endpoint) else { continue };
             let kind = self.kind_at(key, endpoint);
@@ -152,7 +152,10 @@ impl Mesh {
             if fresh && age > SESSION_OVERDUE {
                 paths.verify(now.monotonic);
             }
-            self.follow_relayed(key, has_traffic, peer.rx_bytes, now);
+            self.follow_relayed(key, now);
+            if fresh {
+                self.follow_unheard(key, has_traffic, peer.rx_bytes, now);
+            }
         }
     }
 
@@ -457,8 +460,12 @@ impl Mesh {
         self.is_met_on_link(key) || is_routed || may_work && self.live_endpoint(key, now).is_some()
     }
 
+    /// Whether a peer was met on a common link, unless the path in use is lost: the link may be as well, whatever this host
+    /// sees of it.
     pub(super) fn is_met_on_link(&self, key: PublicKey) -> bool {
         let place = self.contacts.get(&key).and_then(Contact::proved_place);
-        place.is_some_and(|place| matches!(place.via, Via::Link(_)))
+        let is_lost =
+            self.reach.paths.get(&key).is_some_and(|paths| paths.current().is_some() && !paths.works());
+        place.is_some_and(|place| matches!(place.via, Via::Link(_))) && !is_lost
     }
 }

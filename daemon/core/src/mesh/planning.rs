@@ -26,12 +26,7 @@ impl Mesh {
         {
             return;
         }
-        while plan::has_lost_address(&self.plan_inputs(now)) {
-            self.state.nonce = self.state.nonce.next();
-            let addresses = self.addresses();
-            tracing::warn!(ipv4 = %addresses.v4, ipv6 = %addresses.v6, "a lower key has our mesh address; taking the next");
-            self.renew_record(now);
-        }
+        self.keep_address(now);
         let desired = plan::desired(&self.plan_inputs(now));
         if self.planned.desired.as_deref() == Some(&desired) {
             return;
@@ -41,6 +36,25 @@ impl Mesh {
         self.planned.desired = Some(Arc::clone(&desired));
         self.commands
             .push_back(Command::Apply { generation: self.planned.generation, desired: Some(desired) });
+    }
+
+    /// Takes the next address that is free if a lower key has this node's.
+    fn keep_address(&mut self, now: Now) {
+        let free = plan::free_nonce(&self.plan_inputs(now));
+        let had_none = std::mem::replace(&mut self.planned.has_no_address, free.is_none());
+        match free {
+            Some(nonce) if nonce == self.state.nonce => {}
+            Some(nonce) => {
+                self.state.nonce = nonce;
+                let addresses = self.addresses();
+                tracing::warn!(ipv4 = %addresses.v4, ipv6 = %addresses.v6, "a lower key has our mesh address; taking the next");
+                self.renew_record(now);
+            }
+            None if !had_none => {
+                tracing::error!(subnet = %self.subnets.v4, "lower keys have all addresses; others reach this node by IPv6 only");
+            }
+            None => {}
+        }
     }
 
     /// Takes the operator's word on routes: what is accepted counts from the next plan on, which comes with this event,

@@ -221,6 +221,12 @@ impl Mesh {
             let (asked, got) = (self.settings.listen_port, self.listen_port);
             problems.push(format!("UDP port {asked} is used by another program; WireGuard listens on {got}"));
         }
+        if self.planned.has_no_address {
+            problems.push(format!(
+                "hosts with lower keys have all addresses of {}, so that this one is reached by IPv6 only; set `subnet` to a greater one on every host",
+                self.subnets.v4
+            ));
+        }
         if self.settings.dandelion && self.talk.is_none() {
             problems.push(
                 "nobody can publish this node, as `privacy.dandelion` asks for: add \"gossip\" to `discovery.enabled_methods`"

@@ -232,6 +232,38 @@ fn nothing_is_kept_for_those_who_are_no_peers() {
     assert_eq!(one.mesh.reach.carries.len(), kept);
 }
 
+/// A host that was behind a NAT and has a public address now is not to be looked for behind that NAT.
+#[test]
+fn what_peers_saw_goes_once_they_see_this_host_itself() {
+    let (mut one, other, _) = met();
+    let seen = "203.0.113.7:4000".parse().unwrap();
+    one.mesh.on_seen(other.key(), seen, now(1002));
+    assert_eq!(one.mesh.mapped(), [seen]);
+    one.mesh.on_seen(other.key(), SocketAddr::new(one.from.ip(), 51820), now(1003));
+    assert_eq!(one.mesh.mapped(), []);
+}
+
+/// What gossip sent is no traffic, whichever reports come between.
+#[test]
+fn only_a_reading_tells_of_traffic() {
+    let (mut one, other, _) = met();
+    let report = |one: &mut Node, fresh, tx_bytes| {
+        let endpoint = Some(SocketAddr::new(other.from.ip(), 51820));
+        let last_handshake = Some(now(1000).wall);
+        let peer = ObservedPeer { endpoint, last_handshake, tx_bytes, ..ObservedPeer::default() };
+        let outcome = Ok(Arc::new(Observed { peers: [(other.key(), peer)].into(), ..Observed::default() }));
+        let generation = one.mesh.planned.generation;
+        one.mesh.handle(Event::Kernel(KernelReport { generation, outcome, fresh }), now(1002));
+        one.mesh.reach.paths.get(&other.key()).is_some_and(|paths| paths.is_used(at(1002)))
+    };
+    assert!(!report(&mut one, true, 0));
+    let said = crate::gossip::Output::Send { to: other.key(), bytes: vec![0; 1000] };
+    one.mesh.follow_gossip_output(said, now(1002));
+    assert!(!report(&mut one, false, 0));
+    assert!(!report(&mut one, true, 1000));
+    assert!(report(&mut one, true, 2000));
+}
+
 /// With `mode = "off"` an earlier run's relay may still be the kernel's endpoint. Nothing is due for it.
 #[test]
 fn without_relays_none_is_looked_for() {

@@ -175,13 +175,17 @@ impl Mesh {
         }
     }
 
-    /// Follows what a reading says of packets through relays: sent ones that nobody answers were never passed on.
-    pub(super) fn follow_relayed(&mut self, key: PublicKey, sent: bool, received: u64, now: Now) {
-        // What is routed counts as the relay's own.
-        let is_relayed = self.sealed_path(key).is_some();
-        if is_relayed && !self.relays.seekers.contains_key(&key) {
+    /// Follows a peer that the kernel has moved to a relay.
+    pub(super) fn follow_relayed(&mut self, key: PublicKey, now: Now) {
+        if self.sealed_path(key).is_some() && !self.relays.seekers.contains_key(&key) {
             self.drive_relay(key, now);
         }
+    }
+
+    /// Follows what a reading says of packets through relays: sent ones that nobody answers were never passed on.
+    pub(super) fn follow_unheard(&mut self, key: PublicKey, sent: bool, received: u64, now: Now) {
+        // What is routed counts as the relay's own.
+        let is_relayed = self.sealed_path(key).is_some();
         let trials = &mut self.relays.trials;
         let before = trials.unheard.get(&key).filter(|before| before.received == received).copied();
         let unheard = match (is_relayed, before, sent) {

@@ -194,6 +194,39 @@ fn who_loses_an_address_to_a_lower_key_gets_none_until_it_moves() {
     assert!((1..=6).contains(&addresses));
 }
 
+/// Found in a review: a node for which nothing was left looked for an address without end.
+#[test]
+fn in_a_subnet_that_lower_keys_fill_there_is_no_address_and_the_search_ends() {
+    let mut node = Node::new();
+    node.subnets.v4 = "10.9.0.0/29".parse().unwrap();
+    let own = node.private_key.public();
+    let lower = (1..=255).map(|byte| Record { subnet: node.subnets.v4, ..record(byte, &[]) });
+    let lower: Vec<_> = lower.filter(|record| record.key < own).take(6).collect();
+    assert_eq!(lower.len(), 6);
+    let mut records: Vec<Record> = Vec::new();
+    let derive = |record: &Record| derive_mesh_addresses(&NETWORK, node.subnets, record.key, record.nonce).v4;
+    for record in lower {
+        let distinct = |record: &Record| records.iter().all(|other| derive(other) != derive(record));
+        let nonces = (0..).map(|nonce| Record { nonce: AddressNonce(nonce), ..record.clone() });
+        let record = nonces.into_iter().find(distinct).unwrap();
+        records.push(record);
+        let nonce = free_nonce(&node.inputs(&records, Reach::Passive));
+        assert_eq!(nonce.is_some(), records.len() < 6, "{nonce:?} beside {}", records.len());
+    }
+}
+
+#[test]
+fn who_lost_its_ipv4_address_is_reached_by_ipv6() {
+    let mut node = Node::new();
+    node.subnets.v4 = "10.9.0.0/29".parse().unwrap();
+    let records: Vec<_> =
+        (1..=7).map(|byte| Record { subnet: node.subnets.v4, ..record(byte, &[]) }).collect();
+    let desired = desired(&node.inputs(&records, Reach::Passive));
+    assert_eq!(desired.peers.len(), 7);
+    let v6 = |peer: &DesiredPeer| peer.allowed_ips.iter().any(|net| net.addr().is_ipv6());
+    assert!(desired.peers.values().all(v6));
+}
+
 #[test]
 fn a_peer_of_another_subnet_is_reached_over_ipv6_only() {
     let other = Record { subnet: "10.77.0.0/16".parse().unwrap(), ..record(1, &[]) };

@@ -85,6 +85,35 @@ fn a_tunnel_leaves_a_common_link_that_dies_without_a_word() -> Result<(), Violat
     Ok(())
 }
 
+/// Found in a review: whoever had met on a link was taken to be reached there, also once that path was lost.
+#[test]
+fn a_tunnel_leaves_the_only_common_link_for_a_way_over_the_internet() -> Result<(), Violation> {
+    for kinds in [[Kind::PortRestricted; 2], [Kind::Symmetric; 2]] {
+        for seed in 0..5 {
+            let mut world = World::new(seed);
+            let (lan, sites) = (world.add_segment(Conditions::CLEAN), kinds.map(|kind| world.add_site(kind)));
+            world.add_stun_server(true);
+            world.add_stun_server(false);
+            let public = world.add_site(Kind::None);
+            let introducer = world.add_host(HostPlan { serve: None, ..HostPlan::default() }, &[public]);
+            let plan = HostPlan { bootstrap: vec![introducer], ..HostPlan::default() };
+            let nodes = sites.map(|site| world.add_host(plan.clone(), &[site, lan]));
+            for host in [introducer].into_iter().chain(nodes) {
+                world.start(host)?;
+            }
+            world.run_until_meshed(secs(20))?;
+            world.talk(nodes[0], nodes[1]);
+            world.run_for(secs(60))?;
+            world.take_longest_silence();
+            world.partition(lan, |host| u32::try_from(host.0).expect("there are few hosts"));
+            world.run_for(secs(30))?;
+            let silence = world.take_longest_silence();
+            assert!(silence < LIMIT, "{silence:?} with {kinds:?} and seed {seed}");
+        }
+    }
+    Ok(())
+}
+
 /// A path at rest costs no ping: what goes out and is not answered must begin the watch.
 #[test]
 fn a_tunnel_at_rest_moves_as_quickly_once_it_is_used() -> Result<(), Violation> {
