@@ -54,13 +54,15 @@ pub struct EbpfSettings {
     pub pin_directory: PathBuf,
     /// How much is relayed.
     pub rates: Rates,
+    /// Whether what an earlier run relayed goes on until this one knows of it.
+    pub serves: bool,
 }
 
 impl EbpfSettings {
     /// Settings with the usual pin folder, and no limit to what is relayed.
     pub fn new(interface: InterfaceName) -> Self {
         let pin_directory = Path::new(PIN_ROOT).join(interface.as_str());
-        Self { interface, pin_directory, rates: Rates::default() }
+        Self { interface, pin_directory, rates: Rates::default(), serves: true }
     }
 }
 
@@ -210,7 +212,7 @@ impl EbpfTraffic {
         Ok(Self {
             interface: settings.interface.clone(),
             hook: Hook::choose(settings.interface.as_str(), Role::Watch),
-            relay: Relay::new(&mut loaded, settings.interface.as_str(), settings.rates, &pins)?,
+            relay: Relay::new(&mut loaded, settings)?,
             tables: Tables::new(&mut loaded)?,
             listen_port: loaded.take_map("LISTEN_PORT")?,
             awaited: loaded.take_map(object::AWAITED)?,

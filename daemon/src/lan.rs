@@ -12,6 +12,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::AsRawFd as _;
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo};
 use nix::sys::socket::{
@@ -51,7 +52,6 @@ pub struct Received {
 pub struct Lan {
     v4: Option<Pair>,
     v6: Option<Pair>,
-    joined: BTreeSet<u32>,
 }
 
 /// Returns the port that hellos come to, if it is free; `None` with `listen_port = 0`, where it may be any.
@@ -66,6 +66,8 @@ struct Pair {
     group: IpAddr,
     group_socket: Inbox,
     node_socket: Inbox,
+    /// The links on which the group is joined.
+    joined: BTreeSet<u32>,
 }
 
 impl Lan {
@@ -79,26 +81,15 @@ impl Lan {
         let v6 = Pair::open(keys.multicast_v6().into(), node_port);
         match (v4, v6) {
             (Err(error), Err(_)) => Err(error),
-            (v4, v6) => Ok(Self { v4: v4.ok(), v6: v6.ok(), joined: BTreeSet::new() }),
+            (v4, v6) => Ok(Self { v4: v4.ok(), v6: v6.ok() }),
         }
     }
 
-    /// Joins the groups on new links and leaves them on links that are gone.
+    /// Joins the groups on new links, and on those where that has failed before, and leaves them on links that are gone.
     pub fn follow(&mut self, underlay: &[Underlay]) {
         let wanted: BTreeSet<u32> =
             underlay.iter().filter(|link| link.multicast).map(|link| link.index).collect();
-        for pair in self.v4.iter().chain(&self.v6) {
-            for &index in wanted.difference(&self.joined) {
-                if let Err(error) = pair.join(index) {
-                    tracing::debug!(index, group = %pair.group, %error, "cannot join the group on a link");
-                }
-            }
-            for &index in self.joined.difference(&wanted) {
-                // A link that is gone has taken its memberships with it: that error is expected.
-                pair.leave(index).ok();
-            }
-        }
-        self.joined = wanted;
+        self.v4.iter_mut().chain(&mut self.v6).for_each(|pair| pair.follow(&wanted));
     }
 
     /// Waits for the next datagram.
@@ -153,7 +144,32 @@ impl Pair {
             IpAddr::V4(_) => node_socket.set_multicast_loop_v4(false)?,
             IpAddr::V6(_) => node_socket.set_multicast_loop_v6(false)?,
         }
-        Ok(Self { group, group_socket: Inbox::new(group_socket)?, node_socket: Inbox::new(node_socket)? })
+        let (group_socket, node_socket) = (Inbox::new(group_socket)?, Inbox::new(node_socket)?);
+        Ok(Self { group, group_socket, node_socket, joined: BTreeSet::new() })
+    }
+
+    /// Is a member on these links, as far as the kernel lets it: a socket may join 20 (`igmp_max_memberships`), so the old
+    /// ones are left first.
+    fn follow(&mut self, wanted: &BTreeSet<u32>) {
+        for &index in self.joined.difference(wanted) {
+            // A link that is gone has taken its memberships with it: that error is expected.
+            self.leave(index).ok();
+        }
+        self.joined.retain(|index| wanted.contains(index));
+        for &index in wanted {
+            if self.joined.contains(&index) {
+                continue;
+            }
+            match self.join(index) {
+                Ok(()) => drop(self.joined.insert(index)),
+                Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
+                    tracing::warn!(index, group = %self.group, "no more groups to join; raise net.ipv4.igmp_max_memberships");
+                }
+                Err(error) => {
+                    tracing::debug!(index, group = %self.group, %error, "cannot join the group on a link");
+                }
+            }
+        }
     }
 
     fn join(&self, index: u32) -> io::Result<()> {

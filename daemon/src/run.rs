@@ -139,6 +139,7 @@ pub async fn run(config: File, secret: MeshSecret, journal: journal::Handle) -> 
     let server = api::Server::bind(config.socket_path(), lock)?;
     let traffic = Traffic::start(EbpfSettings {
         rates: config.relay.rates(),
+        serves: config.relay.serve != Some(false),
         ..EbpfSettings::new(config.interface.clone())
     });
     privileges::drop_loading()?;

@@ -22,12 +22,11 @@ use wgmesh_core::kernel::Underlay;
 use wgmesh_core::relay::{Forwarding, RelayEnd};
 use wgmesh_ebpf_common::{Meter, RelayHop, RelayKey};
 
-use super::EbpfError;
 use super::attach::{AttachError, Hook, Role};
 use super::object::{self, Loaded};
 use super::tables::{fitted, mapped, present};
+use super::{EbpfError, EbpfSettings};
 use crate::kernel::{KernelError, Router, Way};
-use crate::relay::Rates;
 
 /// How long flows are kept that an earlier run left: as long as an allocation lives without being renewed.
 const GRACE: Duration = Duration::from_secs(180);
@@ -72,29 +71,25 @@ pub(super) struct Relay {
 
 impl Relay {
     /// Takes the program and the map, and reads what an earlier run left in it.
-    pub(super) fn new(
-        loaded: &mut Loaded,
-        interface: &str,
-        rates: Rates,
-        pins: &Path,
-    ) -> Result<Self, EbpfError> {
+    pub(super) fn new(loaded: &mut Loaded, settings: &EbpfSettings) -> Result<Self, EbpfError> {
+        let EbpfSettings { interface, pin_directory, rates, serves } = settings;
         // The program has it for as long as it is loaded.
         let mut all: Array<MapData, Meter> = loaded.take_map(object::RELAY_METER)?;
         all.set(0, rates.meter_of_all(), 0)?;
         let map: HashMap<MapData, RelayKey, RelayHop> = loaded.take_map("RELAYED")?;
         let flows: BTreeMap<RelayKey, RelayHop> = map.iter().collect::<Result<_, _>>()?;
         Ok(Self {
-            hook: Hook::choose(interface, Role::Relay),
+            hook: Hook::choose(interface.as_str(), Role::Relay),
             program: loaded.take_program("wgmesh_relay")?,
             map,
             meter: rates.meter_of_flow(),
-            left: flows.keys().copied().collect(),
+            left: flows.keys().copied().filter(|_| *serves).collect(),
             left_until: Instant::now() + GRACE,
             flows,
             pairs: Vec::new(),
             underlay: Vec::new(),
             links: BTreeMap::new(),
-            pins: pins.to_owned(),
+            pins: pin_directory.clone(),
             ways: BTreeMap::new(),
             router: None,
         })

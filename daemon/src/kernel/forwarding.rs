@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use rtnetlink::packet_route::link::{
     AfSpecInet, AfSpecUnspec, LinkAttribute, LinkExtentMask, LinkFlags, LinkMessage,
 };
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use wgmesh_core::forwarding::{Change, Forwarding, Host, decide};
 use wgmesh_core::kernel::InterfaceName;
@@ -40,6 +40,10 @@ pub struct Passage {
     /// What the kernel would not do; it is tried again.
     pub failure: Option<KernelError>,
 }
+
+/// A transaction is one datagram, and a rule takes almost a thousand bytes of it: room for all
+/// that a plan may hold ([`wgmesh_core::plan::MAX_BETWEEN`]), twice over.
+const ROOM: usize = 8 << 20;
 
 /// The part of the netlink thread that does this.
 #[derive(Default)]
@@ -154,7 +158,11 @@ impl Forwarder {
     fn netfilter(&mut self) -> Result<&mut Socket, Failure> {
         match &mut self.netfilter {
             Some(socket) => Ok(socket),
-            none => Ok(none.insert(Socket::open(NETLINK_NETFILTER)?)),
+            none => {
+                let socket = Socket::open(NETLINK_NETFILTER)?;
+                socket.make_room(ROOM);
+                Ok(none.insert(socket))
+            }
         }
     }
 }
@@ -242,8 +250,8 @@ fn set_forwarding(socket: &mut Socket, index: u32, on: bool) -> Result<(), Failu
     }
 }
 
-/// Finds the links through which each network is reached: those that have an address in it, or else the one that the
-/// routes lead to.
+/// Finds the links through which each network is reached: the one that the routes lead to, and those whose own network is
+/// part of it.
 fn ways(
     socket: &mut Socket,
     interface: &InterfaceName,
@@ -256,12 +264,10 @@ fn ways(
     let addresses = address::read(socket, None)?;
     let mut ways = BTreeMap::new();
     for &network in &want.networks {
-        let overlaps = |own: &IpNet| own.contains(&network) || network.contains(own);
-        let inside = addresses.iter().filter(|(_, own)| overlaps(&own.trunc())).map(|&(index, _)| index);
+        let inside =
+            addresses.iter().filter(|(_, own)| network.contains(&own.trunc())).map(|&(index, _)| index);
         let mut through: BTreeSet<u32> = inside.collect();
-        if through.is_empty() {
-            through.extend(way_to(socket, network)?);
-        }
+        through.extend(way_to(socket, network)?);
         let names = through.iter().filter_map(|index| links.indices.get(index));
         let names = names.filter(|name| *name != interface.as_str()).cloned().collect();
         ways.insert(network, names);
@@ -280,7 +286,8 @@ fn way_to(socket: &mut Socket, network: IpNet) -> Result<Option<u32>, Failure> {
     request.header.destination_prefix_length = IpNet::from(host).prefix_len();
     request.attributes.push(RouteAttribute::Destination(host.into()));
     let answer = match socket.get(RouteNetlinkMessage::GetRoute(request)) {
-        Ok(RouteNetlinkMessage::NewRoute(route)) => route,
+        // One of this host's own addresses says nothing about the others.
+        Ok(RouteNetlinkMessage::NewRoute(route)) if route.header.kind != RouteType::Local => route,
         Ok(_) | Err(Failure::Refused(_)) => return Ok(None),
         Err(failure) => return Err(failure),
     };

@@ -11,6 +11,8 @@ use netlink_packet_core::{
 };
 use netlink_sys::{Socket as RawSocket, SocketAddr};
 use nix::errno::Errno;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{RcvBufForce, SndBufForce};
 
 use super::error::{Failure, Refused};
 
@@ -60,6 +62,13 @@ impl Socket {
         raw.set_cap_ack(true)?;
         raw.set_netlink_get_strict_chk(true)?;
         Ok(Self { raw, sequence: 0, buffer: vec![0; READ] })
+    }
+
+    /// Makes room for one datagram of so many bytes and for the answers to all of its messages. Without CAP_NET_ADMIN on the
+    /// host itself, as in a container, it stays at what is usual, some 200 KiB.
+    pub(super) fn make_room(&self, bytes: usize) {
+        setsockopt(&self.raw, SndBufForce, &bytes).ok();
+        setsockopt(&self.raw, RcvBufForce, &bytes).ok();
     }
 
     /// Sends the requests as one datagram, and returns the kernel's answer to each. One that is refused does not

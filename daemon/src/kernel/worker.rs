@@ -191,6 +191,8 @@ impl Worker {
         for write in writes {
             if let Write::CreateLink { owner, mtu } = write {
                 self.create(*mtu).map_err(|failure| self.error(write, failure))?;
+                // The module may have been loaded anew meanwhile, and its family has another number then.
+                self.wireguard = None;
                 batch.push((write, link::mark(self.link(write)?, owner)));
                 continue;
             }

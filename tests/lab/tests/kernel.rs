@@ -419,6 +419,49 @@ fn the_underlay_is_every_running_link_but_ours() {
     });
 }
 
+/// A relay that routes for many pairs has more rules than a netlink socket takes at once by itself.
+#[test]
+fn a_table_of_a_thousand_rules_is_written_in_one_transaction() {
+    isolated(|| async {
+        let kernel = kernel();
+        converge(&kernel, &desired(1)).await;
+        let network = |first: u8, number: u16| {
+            let [high, low] = number.to_be_bytes();
+            format!("10.{first}.{high}.{low}/32").parse().unwrap()
+        };
+        let between = (0..1000).map(|number| (network(88, number), network(99, number))).collect();
+        let wanted = Forwarding { between, ..Forwarding::default() };
+        let passage = kernel.forward(wanted).await.unwrap();
+        assert!(passage.failure.is_none(), "{passage:?}");
+        assert_eq!(run("nft list ruleset").matches("10.88.").count(), 1000);
+        let passage = kernel.forward(Forwarding::default()).await.unwrap();
+        assert!(passage.failure.is_none(), "{passage:?}");
+        assert_eq!(run("nft list tables").trim(), "");
+    });
+}
+
+/// A route may lead to a part of the network that a link is in, by way of another link: that one carries the answers.
+#[test]
+fn forwarding_is_switched_on_where_the_routes_lead() {
+    isolated(|| async {
+        let kernel = kernel();
+        converge(&kernel, &desired(1)).await;
+        for (link, address) in [("wide", "10.0.0.5/8"), ("narrow", "192.0.2.5/24"), ("part", "10.7.0.129/25")]
+        {
+            run(format!("ip link add {link} type dummy"));
+            run(format!("ip address add {address} dev {link}"));
+            run(format!("ip link set {link} up"));
+        }
+        run("ip route add 10.7.0.0/25 via 192.0.2.1 dev narrow");
+        let wanted =
+            Forwarding { networks: ["10.7.0.0/24".parse().unwrap()].into(), ..Forwarding::default() };
+        let passage = kernel.forward(wanted).await.unwrap();
+        assert!(passage.failure.is_none(), "{passage:?}");
+        let switched: Vec<_> = passage.switched.iter().map(String::as_str).collect();
+        assert_eq!(switched, ["narrow", "part", "wgmesh0"]);
+    });
+}
+
 /// Runs a test in a thread with a network namespace of its own, which its runtime's threads inherit.
 fn isolated<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
     let thread = std::thread::spawn(|| {

@@ -1,6 +1,8 @@
-//! The whole machine sleeps, and with it every host of the lab: hence a boot of its own.
+//! What happens to the whole machine, and with it to every host of the lab: hence a boot of its own, one test at a time.
 
 use std::fs;
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
@@ -16,12 +18,16 @@ const SLEEP: Duration = Duration::from_secs(45);
 /// itself WireGuard repeats them after 5 s (`REKEY_TIMEOUT`), perhaps to the same end.
 const GOAL: Duration = Duration::from_secs(3);
 
+/// Held by the test that changes the machine.
+static MACHINE: Mutex<()> = Mutex::new(());
+
 /// By then they must be joined again, on whatever machine.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Issue "stay up", lifecycle: on a common link, and behind NATs.
 #[test]
 fn hosts_that_sleep_are_back_within_seconds() {
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     let lan = Lan::new("sleep", 2);
     let daemons = mesh(&lan, &Settings::new(SECRET));
     let internet = Internet::new("sleep-far");
@@ -51,6 +57,21 @@ fn hosts_that_sleep_are_back_within_seconds() {
         assert!(host.daemon_log().contains("this host was asleep"));
     }
     assert!(pair.views().iter().all(|view| view.path == "direct"), "{:?}", pair.views());
+}
+
+/// An upgrade of the module takes every link along, and its generic netlink family comes back with another number.
+#[test]
+fn a_module_that_is_loaded_anew_takes_no_mesh_down() {
+    let _machine = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let lan = Lan::new("module", 2);
+    let daemons = mesh(&lan, &Settings::new(SECRET));
+    let index = || lan.hosts[0].run(["cat", "/sys/class/net/wgmesh0/ifindex"]);
+    let before = index();
+
+    assert!(Command::new("modprobe").args(["-r", "wireguard"]).status().unwrap().success());
+
+    eventually(LIMIT, || lan.hosts[0].pings(mesh_ipv4(&daemons[1])));
+    assert_ne!(index(), before);
 }
 
 /// Has the machine sleep until its clock wakes it, and returns for how long it did.

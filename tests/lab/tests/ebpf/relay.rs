@@ -85,6 +85,26 @@ fn relayed_packets_outlive_the_daemon_until_it_withdraws() {
     assert!(!relayed.left.pings(right));
 }
 
+/// `[relay] serve = false` counts from the restart that takes it up, for what the run before has left in the kernel as well.
+#[test]
+fn a_host_that_relays_no_longer_ends_what_was_left() {
+    let relayed = Relayed::new("erend");
+    let ebpf = load(&relayed, Family::V4);
+    relayed.wire(Family::V4.endpoints());
+    ping(&relayed, 2, "56");
+    relayed.relay.namespace().run(|| std::mem::forget(ebpf));
+    let underlay = relayed.underlay();
+    let (flows, ebpf) = relayed.relay.namespace().run(move || {
+        let mut ebpf = EbpfTraffic::load(&EbpfSettings { serves: false, ..settings() }).unwrap();
+        ebpf.relay_through(&underlay).unwrap();
+        ebpf.relay_for(&[]).unwrap();
+        (ebpf.relayed().unwrap().flows, ebpf)
+    });
+    assert_eq!(flows, 0);
+    assert!(!relayed.left.pings(INNER[1].parse::<IpAddr>().unwrap()));
+    relayed.relay.namespace().run(move || ebpf.withdraw().unwrap());
+}
+
 /// The kernel sends on what is surely right. The daemon gets the rest, binds and strangers first of all.
 #[test]
 fn what_is_odd_or_for_the_daemon_reaches_its_socket_unchanged() {

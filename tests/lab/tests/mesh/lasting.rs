@@ -96,6 +96,27 @@ fn a_stop_right_after_a_restart_leaves_nothing_either() {
     assert_nothing_is_left(host);
 }
 
+/// W-X6: a socket may join so many groups only, and on a host with many links one may have to wait for another to go.
+#[test]
+fn a_group_that_could_not_be_joined_is_joined_when_there_is_room() {
+    let lan = Lan::new("groups", 1);
+    let host = &lan.hosts[0];
+    host.run(["sh", "-c", "echo 2 >/proc/sys/net/ipv4/igmp_max_memberships"]);
+    for (link, address) in [("more0", "198.51.100.1/28"), ("more1", "198.51.100.17/28")] {
+        host.run(["ip", "link", "add", link, "type", "dummy"]);
+        host.run(["ip", "address", "add", address, "dev", link]);
+        host.run(["ip", "link", "set", link, "up", "multicast", "on"]);
+    }
+    let is_member =
+        |link: &str| host.run(["ip", "-o", "-4", "maddress", "show", "dev", link]).contains(" 239.192.");
+    let daemon = host.daemon(&Settings::new(SECRET));
+    daemon.wait_ready();
+    eventually(PATIENCE, || is_member("eth0") && is_member("more0"));
+    assert!(!is_member("more1"), "there was no room for it");
+    host.run(["ip", "link", "delete", "more0"]);
+    eventually(PATIENCE, || is_member("more1"));
+}
+
 /// W-D2, W-X6: nothing adds up over twenty lives, and the LAN's groups are left each time.
 #[test]
 fn twenty_starts_and_stops_leave_nothing_behind() {
