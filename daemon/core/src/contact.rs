@@ -64,6 +64,10 @@ pub const HANDSHAKE_GRACE: Duration = Duration::from_millis(7500);
 /// by its watch ([`crate::path`]).
 pub const ADDRESS_SILENCE: Duration = Duration::from_secs(180);
 
+/// For this long after a peer has proved where it is, its tunnel may be coming up there: some handshakes that are begun anew, on
+/// a host that is busy with many.
+pub const MEETING: Duration = Duration::from_secs(10);
+
 /// Which of our sockets a datagram passes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Via {
@@ -117,6 +121,10 @@ pub struct Contact {
     echo: Option<Token>,
     /// The peer's run, as proved.
     token: Option<Token>,
+    /// Since when.
+    proved_at: Monotonic,
+    /// Whether no tunnel has come up where it proved to be.
+    in_vain: bool,
     last_stamp: Option<Stamp>,
     /// The peer's phase in its run.
     theirs: Option<Phase>,
@@ -166,6 +174,8 @@ impl Contact {
             phase: Phase::Heard,
             echo: None,
             token: None,
+            proved_at: now,
+            in_vain: false,
             last_stamp,
             theirs: None,
             seen: None,
@@ -202,7 +212,7 @@ impl Contact {
         (self.place, self.lead, self.heard_at_place) = (place, place, now);
         self.echo = Some(token);
         if self.token != Some(token) {
-            self.forget_run(token);
+            self.forget_run(token, now);
             self.sent = None;
         }
         if !self.is_settled() {
@@ -238,7 +248,7 @@ impl Contact {
         if self.token == Some(hello.token) {
             self.on_heard_at(place, now);
         } else {
-            self.forget_run(hello.token);
+            self.forget_run(hello.token, now);
             (self.place, self.heard_at_place) = (place, now);
         }
         let before = self.theirs.replace(hello.phase);
@@ -275,6 +285,12 @@ impl Contact {
     /// Notes that WireGuard's handshake was completed, so nobody needs to initiate any more.
     pub const fn handle_handshake(&mut self) {
         self.initiate_at = None;
+        self.in_vain = false;
+    }
+
+    /// Notes that there is no tunnel yet: hellos pass where WireGuard's messages do not, it seems.
+    pub fn handle_no_tunnel(&mut self, now: Monotonic) {
+        self.in_vain = !self.is_meeting(now);
     }
 
     /// Takes the initiative if the other side should have and did not.
@@ -318,6 +334,16 @@ impl Contact {
         self.token.map(|_| self.place)
     }
 
+    /// Returns where a peer is that has proved to be on a common link, unless no tunnel has come up there.
+    pub fn place_on_link(&self) -> Option<Place> {
+        self.proved_place().filter(|place| matches!(place.via, Via::Link(_)) && !self.in_vain)
+    }
+
+    /// Whether the peer has just proved where it is.
+    pub fn is_meeting(&self, now: Monotonic) -> bool {
+        self.token.is_some() && now.since(self.proved_at) < MEETING
+    }
+
     /// Returns the stamp of the newest hello that the peer has proved.
     pub const fn last_stamp(&self) -> Option<Stamp> {
         self.last_stamp
@@ -343,8 +369,9 @@ impl Contact {
         self.seen == Some(self.phase) && self.theirs.is_some()
     }
 
-    fn forget_run(&mut self, token: Token) {
+    fn forget_run(&mut self, token: Token, now: Monotonic) {
         self.token = Some(token);
+        (self.proved_at, self.in_vain) = (now, false);
         self.theirs = None;
         self.seen = None;
         self.known = None;

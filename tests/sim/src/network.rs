@@ -212,6 +212,11 @@ impl Network {
         self.change_plugs(segment, |plug| plug.island = island(plug.host));
     }
 
+    /// Has a segment carry nothing to a port of its hosts, or everything again.
+    pub fn filter(&mut self, segment: SegmentId, port: Option<u16>) {
+        self.segments[segment.0].filtered_port = port;
+    }
+
     /// Gives the hosts of a segment global IPv6 addresses behind a firewall, or takes them away.
     pub fn set_ipv6(&mut self, segment: SegmentId, firewall: Option<Firewall>) {
         self.segments[segment.0].has_global_v6 = firewall.is_some();
@@ -350,6 +355,9 @@ impl Network {
         let island = sender.map_or(Some(0), |sender| segment.plug(sender).map(|plug| plug.island));
         let Some(island) = island else { return Vec::new() };
         let (conditions, to) = (segment.conditions, datagram.to.ip());
+        if segment.filtered_port == Some(datagram.to.port()) {
+            return Vec::new();
+        }
         let is_meant = |plug: &&Plug| to.is_multicast() || segment.has_address(plug.host, to);
         let is_reached = |plug: &&Plug| Some(plug.host) != sender && plug.up && plug.island == island;
         let mut stops: Vec<_> = segment

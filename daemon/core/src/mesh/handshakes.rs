@@ -121,7 +121,7 @@ impl Mesh {
             let endpoints: BTreeSet<_> = observed.peers.values().filter_map(|peer| peer.endpoint).collect();
             self.handshakes.stamps.retain(|endpoint, _| endpoints.contains(endpoint));
         }
-        let mut vain = Vec::new();
+        let (mut vain, mut overdue) = (Vec::new(), Vec::new());
         for (&key, contact) in self.contacts.iter() {
             let peer = observed.peers.get(&key);
             let session = peer.and_then(|peer| peer.last_handshake).filter(|&at| self.outlived_sleep(at));
@@ -144,6 +144,7 @@ impl Mesh {
                         tracing::debug!(peer = %key, tries = attempt.tries, "no session came about; beginning anew");
                         attempt.step = Step::Removing;
                         vain.extend(attempt.unheard_at(peer).map(|endpoint| (key, endpoint)));
+                        overdue.push(key);
                         self.dirty = true;
                     }
                     Step::Removing if peer.is_none() => {
@@ -158,6 +159,7 @@ impl Mesh {
                     // WireGuard goes on by itself, but over the same relay.
                     Step::Exhausted => {
                         vain.extend(attempt.unheard_at(peer).map(|endpoint| (key, endpoint)));
+                        overdue.push(key);
                     }
                     Step::Looking | Step::Removing | Step::Restoring | Step::Waiting { .. } => {}
                 },
@@ -166,6 +168,9 @@ impl Mesh {
         }
         for (key, endpoint) in vain {
             self.leave_relay_in_vain(key, endpoint, now);
+        }
+        for key in overdue {
+            self.doubt_link(key, now);
         }
     }
 

@@ -347,8 +347,7 @@ impl Mesh {
 
     /// Returns where a peer's WireGuard is that has proved to be on a common link.
     fn endpoint_on_link(&self, key: PublicKey) -> Option<SocketAddr> {
-        let place = self.contacts.get(&key).and_then(Contact::proved_place);
-        let place = place.filter(|place| matches!(place.via, Via::Link(_)))?;
+        let place = self.contacts.get(&key).and_then(Contact::place_on_link)?;
         Some(place.endpoint(self.store.get(key)?.record().record().listen_port))
     }
 
@@ -460,12 +459,26 @@ impl Mesh {
         self.is_met_on_link(key) || is_routed || may_work && self.live_endpoint(key, now).is_some()
     }
 
-    /// Whether a peer was met on a common link, unless the path in use is lost: the link may be as well, whatever this host
-    /// sees of it.
+    /// Whether a peer was met on a common link, unless no tunnel came up there or the path in use is lost: the link may be as
+    /// well, whatever this host sees of it.
     pub(super) fn is_met_on_link(&self, key: PublicKey) -> bool {
-        let place = self.contacts.get(&key).and_then(Contact::proved_place);
         let is_lost =
             self.reach.paths.get(&key).is_some_and(|paths| paths.current().is_some() && !paths.works());
-        place.is_some_and(|place| matches!(place.via, Via::Link(_))) && !is_lost
+        self.contacts.get(&key).and_then(Contact::place_on_link).is_some() && !is_lost
+    }
+
+    /// Whether a peer has just proved to be on a common link, where the tunnel is about to come up.
+    pub(super) fn is_meeting_on_link(&self, key: PublicKey, now: Now) -> bool {
+        self.is_met_on_link(key) && self.contacts.get(&key).is_some_and(|one| one.is_meeting(now.monotonic))
+    }
+
+    /// Looks for another way to a peer that was met on a common link where no tunnel comes up.
+    pub(super) fn doubt_link(&mut self, key: PublicKey, now: Now) {
+        if self.is_met_on_link(key) && self.live_endpoint(key, now).is_none() {
+            if let Some(contact) = self.contacts.get_mut(&key) {
+                contact.handle_no_tunnel(now.monotonic);
+            }
+            self.seek(key, now);
+        }
     }
 }

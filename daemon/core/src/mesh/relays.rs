@@ -281,7 +281,7 @@ impl Mesh {
 
     /// Follows what a peer says of the relays that it reaches.
     pub(super) fn hear_relays(&mut self, key: PublicKey, offer: &Offer, now: Now) {
-        if !self.uses_relays() || self.is_met_on_link(key) {
+        if !self.uses_relays() || self.is_meeting_on_link(key, now) {
             return;
         }
         let works = self.reach.paths.get(&key).is_some_and(Paths::works);

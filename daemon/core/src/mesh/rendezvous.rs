@@ -68,7 +68,7 @@ impl Mesh {
                 false => self.drop_input("bad address", from),
             }
         }
-        if !self.settings.punching || self.is_met_on_link(origin) {
+        if !self.settings.punching || self.is_meeting_on_link(origin, now) {
             return;
         }
         if let Some(paths) = self.reach.paths.get_mut(&origin) {

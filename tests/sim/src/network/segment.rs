@@ -35,12 +35,14 @@ pub(super) struct Segment {
     addressing: Addressing,
     pub(super) has_global_v6: bool,
     pub(super) conditions: Conditions,
+    /// The port to which nothing passes between its hosts.
+    pub(super) filtered_port: Option<u16>,
     pub(super) plugs: Vec<Plug>,
 }
 
 impl Segment {
     pub(super) const fn new(number: u8, conditions: Conditions, addressing: Addressing) -> Self {
-        Self { number, addressing, has_global_v6: false, conditions, plugs: Vec::new() }
+        Self { number, addressing, has_global_v6: false, conditions, filtered_port: None, plugs: Vec::new() }
     }
 
     pub(super) fn plug(&self, host: HostId) -> Option<Plug> {

@@ -79,6 +79,11 @@ impl World {
         self.network.partition(segment, island);
     }
 
+    /// Has a segment carry nothing to a port of its hosts, or everything again.
+    pub fn filter(&mut self, segment: SegmentId, port: Option<u16>) {
+        self.network.filter(segment, port);
+    }
+
     /// Cuts the internet into islands of segments; the same island everywhere heals it.
     pub fn partition_internet(&mut self, island: impl Fn(SegmentId) -> u32) {
         self.network.partition_internet(island);

@@ -61,6 +61,19 @@ impl TwoLinks {
     }
 }
 
+/// Two hosts behind NATs that have a link in common besides, and a third one on the internet that may be their relay.
+fn with_a_link_besides(seed: u64, kinds: [Kind; 2]) -> (World, SegmentId, [HostId; 2]) {
+    let mut world = World::new(seed);
+    let (lan, sites) = (world.add_segment(Conditions::CLEAN), kinds.map(|kind| world.add_site(kind)));
+    world.add_stun_server(true);
+    world.add_stun_server(false);
+    let public = world.add_site(Kind::None);
+    let introducer = world.add_host(HostPlan { serve: None, ..HostPlan::default() }, &[public]);
+    let plan = HostPlan { bootstrap: vec![introducer], ..HostPlan::default() };
+    let nodes = sites.map(|site| world.add_host(plan.clone(), &[site, lan]));
+    (world, lan, nodes)
+}
+
 /// Found wanting in the lab's first version: a pair that has met on a link was not watched.
 #[test]
 fn a_tunnel_leaves_a_common_link_that_dies_without_a_word() -> Result<(), Violation> {
@@ -90,15 +103,8 @@ fn a_tunnel_leaves_a_common_link_that_dies_without_a_word() -> Result<(), Violat
 fn a_tunnel_leaves_the_only_common_link_for_a_way_over_the_internet() -> Result<(), Violation> {
     for kinds in [[Kind::PortRestricted; 2], [Kind::Symmetric; 2]] {
         for seed in 0..5 {
-            let mut world = World::new(seed);
-            let (lan, sites) = (world.add_segment(Conditions::CLEAN), kinds.map(|kind| world.add_site(kind)));
-            world.add_stun_server(true);
-            world.add_stun_server(false);
-            let public = world.add_site(Kind::None);
-            let introducer = world.add_host(HostPlan { serve: None, ..HostPlan::default() }, &[public]);
-            let plan = HostPlan { bootstrap: vec![introducer], ..HostPlan::default() };
-            let nodes = sites.map(|site| world.add_host(plan.clone(), &[site, lan]));
-            for host in [introducer].into_iter().chain(nodes) {
+            let (mut world, lan, nodes) = with_a_link_besides(seed, kinds);
+            for host in world.hosts().map(|(id, _)| id).collect::<Vec<_>>() {
                 world.start(host)?;
             }
             world.run_until_meshed(secs(20))?;
@@ -109,6 +115,52 @@ fn a_tunnel_leaves_the_only_common_link_for_a_way_over_the_internet() -> Result<
             world.run_for(secs(30))?;
             let silence = world.take_longest_silence();
             assert!(silence < LIMIT, "{silence:?} with {kinds:?} and seed {seed}");
+        }
+    }
+    Ok(())
+}
+
+/// Found in a review: hellos pass the link, so the pair had met and nobody looked for another way.
+#[test]
+fn a_pair_meets_elsewhere_where_its_link_filters_wireguard() -> Result<(), Violation> {
+    for kinds in [[Kind::PortRestricted; 2], [Kind::Symmetric; 2]] {
+        for seed in 0..5 {
+            let (mut world, lan, nodes) = with_a_link_besides(seed, kinds);
+            world.filter(lan, Some(51820));
+            for host in world.hosts().map(|(id, _)| id).collect::<Vec<_>>() {
+                world.start(host)?;
+            }
+            world.run_until_meshed(secs(25))?;
+            world.talk(nodes[0], nodes[1]);
+            world.run_for(mins(5))?;
+            let silence = world.take_longest_silence();
+            assert!(silence < LIMIT, "{silence:?} with {kinds:?} and seed {seed}");
+            world.filter(lan, None);
+            world.run_for(mins(5))?;
+            let silence = world.take_longest_silence();
+            assert!(silence < LIMIT, "{silence:?} once nothing is filtered, with {kinds:?} and seed {seed}");
+        }
+    }
+    Ok(())
+}
+
+/// Found in a review: the end that stayed saw nothing amiss, and took no word of where the other one had gone.
+#[test]
+fn a_peer_that_leaves_the_common_link_is_met_elsewhere_by_an_end_at_rest() -> Result<(), Violation> {
+    // A relay is chosen by the lower key. Where that one stays, it first has to find its own path lost.
+    for (kind, limit) in [(Kind::PortRestricted, LIMIT), (Kind::Symmetric, secs(4))] {
+        for seed in 0..5 {
+            let (mut world, lan, [stays, leaves]) = with_a_link_besides(seed, [kind; 2]);
+            for host in world.hosts().map(|(id, _)| id).collect::<Vec<_>>() {
+                world.start(host)?;
+            }
+            world.run_until_meshed(secs(20))?;
+            world.run_for(secs(60))?;
+            world.set_link(lan, leaves, false)?;
+            world.ping_in(leaves, stays, 100);
+            world.run_for(secs(20))?;
+            let silence = world.take_longest_silence();
+            assert!(silence < limit, "{silence:?} with {kind:?} and seed {seed}");
         }
     }
     Ok(())
