@@ -323,17 +323,17 @@ impl EbpfTraffic {
         self.relay.follow_underlay(underlay)
     }
 
-    /// Returns when [`Self::forget_left_flows`] is to be called.
-    pub fn left_flows_until(&self) -> Option<Instant> {
-        self.relay.due()
+    /// Returns when [`Self::check_relay`] is to be called.
+    pub fn relay_check_at(&self) -> Option<Instant> {
+        self.relay.check_at()
     }
 
-    /// Ends relaying what an earlier run left, where that time has come.
+    /// Has what is relayed follow the routes of the moment, and ends what an earlier run left where its time has come.
     ///
     /// # Errors
     /// As [`Self::relay_for`].
-    pub fn forget_left_flows(&mut self) -> Result<(), EbpfError> {
-        self.relay.forget_left()
+    pub fn check_relay(&mut self) -> Result<(), EbpfError> {
+        self.relay.check()
     }
 
     /// Sums up what is relayed without the daemon's help.

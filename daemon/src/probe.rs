@@ -92,7 +92,12 @@ impl Probes {
         if self.place == Some(place) && self.trouble.is_none() {
             return;
         }
-        self.place = Some(place);
+        if self.place.replace(place) != Some(place) {
+            // From where this node was before, no peer takes a packet.
+            let targets = self.targets.iter().map(|(&key, target)| (key, target.address)).collect();
+            self.probe(&BTreeMap::new());
+            self.probe(&targets);
+        }
         self.listeners = JoinSet::new();
         let had_trouble = self.trouble.take().is_some();
         for ip in place.addresses.both() {
@@ -316,6 +321,22 @@ mod tests {
         asking.follow(place(free_port()));
         let port = silent.local_addr().unwrap().port();
         assert_eq!(outcomes(&mut asking, port, 3).await, [true, false, true]);
+    }
+
+    /// Found in a review: probes went on from the address of before, from which no peer takes a packet.
+    #[tokio::test]
+    async fn probes_come_from_where_this_node_is_now() {
+        let asked = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut asking = probes();
+        let mut place = place(free_port());
+        asking.follow(place);
+        asking.probe(&[(key(), asked.local_addr().unwrap())].into());
+        for host in [1, 2] {
+            place.addresses.v4 = [127, 0, 0, host].into();
+            asking.follow(place);
+            let (_, from) = timeout(Duration::from_secs(30), asked.accept()).await.unwrap().unwrap();
+            assert_eq!(from.ip(), IpAddr::from(place.addresses.v4));
+        }
     }
 
     #[tokio::test]

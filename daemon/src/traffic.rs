@@ -179,8 +179,8 @@ impl Traffic {
                             return Change::State;
                         }
                     },
-                    () = wait_until(ebpf.left_flows_until()) => {
-                        self.with_active(Part::Relay, EbpfTraffic::forget_left_flows);
+                    () = wait_until(ebpf.relay_check_at()) => {
+                        self.with_active(Part::Relay, EbpfTraffic::check_relay);
                     }
                 },
                 State::Off { .. } => std::future::pending().await,
@@ -313,6 +313,8 @@ impl Traffic {
 
     fn activate(&mut self, mut ebpf: Box<EbpfTraffic>) {
         let mut failures = Failures::default();
+        // The link may have been made anew since the loader did so.
+        failures.note(Part::Mesh, ebpf.attach_mesh());
         failures.note(Part::Port, ebpf.set_listen_port(self.listen_port));
         failures.note(Part::Awaiting, ebpf.await_handshakes(self.awaits_sessions()));
         failures.note(Part::Peers, ebpf.sync_peers(&self.peers));

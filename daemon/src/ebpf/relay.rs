@@ -3,8 +3,9 @@
 //!
 //! A pair is relayed here once both its ends are bound, seen by the same version of IP, and reached through links of
 //! the underlay; the daemon's sockets do it for all others, and for whatever the program lets pass. What the map holds
-//! is mirrored, and ways are remembered until the underlay changes, so a sync without a change makes no call. There are
-//! at most [`MAX_RELAYED`](wgmesh_ebpf_common::MAX_RELAYED) flows: newcomers wait for a place, in userspace.
+//! is mirrored, and ways are remembered, so a sync without a change makes no call. They are found anew when the underlay
+//! changes, and every [`CHECK`]: of rules there is no notice, and of routes a router has one for each of its thousands.
+//! There are at most [`MAX_RELAYED`](wgmesh_ebpf_common::MAX_RELAYED) flows: newcomers wait for a place, in userspace.
 //!
 //! Map and links are pinned, so relayed packets flow on while the daemon is being replaced or has died. A daemon that
 //! starts knows nothing of those flows, so it leaves them for [`GRACE`], by when every peer has bound its end anew or
@@ -30,6 +31,9 @@ use crate::kernel::{KernelError, Router, Way};
 
 /// How long flows are kept that an earlier run left: as long as an allocation lives without being renewed.
 const GRACE: Duration = Duration::from_secs(180);
+
+/// How long a flow may go where no route leads any more.
+const CHECK: Duration = Duration::from_secs(5);
 
 /// What was relayed in the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +61,8 @@ pub(super) struct Relay {
     left: BTreeSet<RelayKey>,
     /// Until when those stay.
     left_until: Instant,
+    /// When all ways are to be found anew.
+    check_at: Instant,
     /// What was last asked for.
     pairs: Vec<Forwarding>,
     underlay: Vec<Underlay>,
@@ -85,6 +91,7 @@ impl Relay {
             meter: rates.meter_of_flow(),
             left: flows.keys().copied().filter(|_| *serves).collect(),
             left_until: Instant::now() + GRACE,
+            check_at: Instant::now() + CHECK,
             flows,
             pairs: Vec::new(),
             underlay: Vec::new(),
@@ -108,14 +115,20 @@ impl Relay {
         self.sync()
     }
 
-    /// Returns when flows that an earlier run left must be gone.
-    pub(super) fn due(&self) -> Option<Instant> {
-        (!self.left.is_empty()).then_some(self.left_until)
+    /// Returns when [`Self::check`] is due: never while nothing is relayed.
+    pub(super) fn check_at(&self) -> Option<Instant> {
+        let is_idle = self.flows.is_empty() && self.pairs.is_empty();
+        (!is_idle).then_some(self.check_at)
     }
 
-    /// Ends relaying what an earlier run left.
-    pub(super) fn forget_left(&mut self) -> Result<(), EbpfError> {
-        self.left.clear();
+    /// Finds every way anew, and ends relaying what an earlier run left and nobody has asked for in time.
+    pub(super) fn check(&mut self) -> Result<(), EbpfError> {
+        let now = Instant::now();
+        self.check_at = now + CHECK;
+        if now >= self.left_until {
+            self.left.clear();
+        }
+        self.ways.clear();
         self.sync()
     }
 
@@ -174,7 +187,7 @@ impl Relay {
         };
         let way = match router.find(end.local, end.peer.ip()) {
             Ok(way) => self.underlay.iter().any(|link| link.index == way.interface).then_some(way),
-            // Whoever cannot be reached now is tried again when the underlay changes.
+            // Whoever cannot be reached now is tried again with the next check.
             Err(KernelError::Refused { .. } | KernelError::Malformed { .. }) => None,
             Err(error) => return Err(error.into()),
         };

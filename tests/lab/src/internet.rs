@@ -25,7 +25,7 @@ pub use torrent::TorrentNode;
 use crate::{Host, Lab, Link};
 
 /// The middle's own address, the gateway of everybody.
-const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
 
 /// Networks that no internet carries (RFC 1918, RFC 6598).
 const PRIVATE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"];
@@ -95,7 +95,7 @@ impl Internet {
     }
 
     /// Plugs a cable into the host and gives it public addresses and the way to everybody else.
-    fn connect(&self, host: &Host, addresses: &[Ipv4Addr]) -> Link {
+    pub fn connect(&self, host: &Host, addresses: &[Ipv4Addr]) -> Link {
         let (interface, port) = (host.next_link(), self.core.next_link());
         let mut attach = format!("link set {port} up\naddress add fe80::1/64 dev {port} nodad\n");
         let mut configure = format!("link set {interface} up\n");

@@ -38,7 +38,9 @@ pub use capture::Capture;
 pub use cut::Cut;
 pub use daemon::{Daemon, Settings, WITHOUT_EBPF};
 pub use host::{Host, Process};
-pub use internet::{DhtNodes, Internet, Member, Nat, NatKind, Site, StunServers, TorrentNode, Traffic};
+pub use internet::{
+    DhtNodes, GATEWAY, Internet, Member, Nat, NatKind, Site, StunServers, TorrentNode, Traffic,
+};
 pub use lan::Lan;
 pub use link::{Link, Switch};
 pub use log::{first_logged, show};

@@ -17,6 +17,7 @@ use aya::maps::{Array, MapData};
 use aya::programs::{SchedClassifier, TcAttachType};
 use nix::sched::{CloneFlags, setns};
 use wgmesh::ebpf::{EbpfSettings, EbpfTraffic, Handshakes};
+use wgmesh::traffic::{Change, Traffic};
 use wgmesh_core::kernel::{Direction, HandshakeMessage, HandshakeSeen, PeerTraffic};
 use wgmesh_core::key::PublicKey;
 use wgmesh_lab::eventually;
@@ -182,6 +183,32 @@ fn counters_outlive_the_daemon_and_nothing_is_counted_twice() {
     });
 }
 
+/// Found in a review: a link that was made anew between loading and the first look at it was not counted on.
+#[test]
+fn a_link_that_is_made_anew_while_the_programs_load_is_counted_on() {
+    let pair = Pair::new("ebload");
+    pair.in_a(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut traffic = Traffic::start(pair.settings());
+            traffic.follow_link(index_of("wg0"));
+            // Loading begins after three seconds of calm, and takes longer than the rest of this.
+            let begun = tokio::time::timeout(Duration::from_millis(3020), traffic.changed()).await;
+            assert!(begun.is_err(), "{begun:?}");
+            eventually(PATIENCE, || attached("wg0") == 2);
+            pair.make_wireguard(&pair.a, 1, &pair.private_a);
+            traffic.follow_link(index_of("wg0"));
+            assert_eq!(attached("wg0"), 0);
+
+            assert!(matches!(traffic.changed().await, Change::State));
+
+            assert_eq!(attached("wg0"), 2);
+            traffic.withdraw().await;
+            eventually(PATIENCE, || attached("wg0") == 0);
+        });
+    });
+}
+
 /// What others put on the same interfaces stays, what is ours goes.
 #[test]
 fn withdrawing_leaves_nothing_of_ours_and_everything_of_others() {
@@ -298,11 +325,14 @@ impl Pair {
         BTreeMap::from([(self.key_b.parse().unwrap(), BTreeSet::from(nets))])
     }
 
-    fn load(&self) -> EbpfTraffic {
+    fn settings(&self) -> EbpfSettings {
         let interface = "wg0".parse().unwrap();
-        let settings = EbpfSettings { pin_directory: self.pins.clone(), ..EbpfSettings::new(interface) };
+        EbpfSettings { pin_directory: self.pins.clone(), ..EbpfSettings::new(interface) }
+    }
+
+    fn load(&self) -> EbpfTraffic {
         let start = Instant::now();
-        let mut ebpf = EbpfTraffic::load(&settings).unwrap();
+        let mut ebpf = EbpfTraffic::load(&self.settings()).unwrap();
         let loaded = start.elapsed();
         ebpf.sync_peers(&self.peers()).unwrap();
         ebpf.attach_mesh().unwrap();

@@ -49,7 +49,7 @@ impl Mesh {
             return;
         }
         let Some(endpoint) = self.live_endpoint(key, now) else { return };
-        let kind = self.kind_of(endpoint.ip());
+        let kind = self.kind_at(key, endpoint);
         let paths = self.reach.paths.entry(key).or_default();
         if paths.current().is_none() {
             paths.follow_kernel(endpoint, kind, now.monotonic);

@@ -9,7 +9,7 @@ use wgmesh_core::seal;
 use wgmesh_ebpf_common::PROBE;
 use wgmesh_lab::NatKind::{None, PortRestricted, Symmetric};
 use wgmesh_lab::{
-    Daemon, Host, Internet, NatKind, Pair, Pings, Settings, StunServers, eventually, secret, show,
+    Daemon, GATEWAY, Host, Internet, NatKind, Pair, Pings, Settings, StunServers, eventually, secret, show,
 };
 
 use super::hostile::frames;
@@ -32,7 +32,7 @@ pub(super) struct World {
     pub(super) pair: Pair,
     others: Vec<(Host, Daemon)>,
     _stun: StunServers,
-    _internet: Internet,
+    internet: Internet,
 }
 
 impl World {
@@ -51,7 +51,7 @@ impl World {
         before(&pair);
         let others =
             (1..relays).map(|number| pair.relay(&internet, Pair::introducer_address(1), number)).collect();
-        let world = Self { pair, others, _stun: stun, _internet: internet };
+        let world = Self { pair, others, internet, _stun: stun };
         let outcome = world.pair.meet(PATIENCE);
         assert!(outcome.from_start.is_some(), "{outcome:?}");
         show(&format!("{name}: first ping {:?} after the start", outcome.from_start));
@@ -105,6 +105,8 @@ impl World {
 fn two_symmetric_nats_are_joined_by_a_relay_that_can_read_nothing() {
     let world = World::meet("sealed", [Symmetric, Symmetric], 1, |_| {});
     reads_nothing(&world);
+    eventually(PATIENCE, || world.pair.introducer.status_json()["ebpf"]["relayed_flows"] == 2);
+    follows_routes(&world);
 }
 
 /// Issue "stay up", 1: as a firewall between two sites may have it.
@@ -123,7 +125,7 @@ fn a_relay_is_between_two_where_one_of_them_wants_it() {
     let plain = Settings::new(&secret(1)).over_internet(&[Pair::introducer_address(1)]);
     let forced = plain.clone().with("[relay]\nforce = true");
     let pair = Pair::start_as(&internet, 1, [PortRestricted; 2], &[forced, plain, introducer]);
-    let world = World { pair, others: Vec::new(), _stun: stun, _internet: internet };
+    let world = World { pair, others: Vec::new(), internet, _stun: stun };
     assert!(world.pair.meet(PATIENCE).from_start.is_some());
     eventually(PATIENCE, || world.is_relayed());
     reads_nothing(&world);
@@ -140,7 +142,7 @@ fn a_relay_without_ebpf_passes_packets_on_by_itself() {
     let node = Settings::new(&secret(1)).over_internet(&[Pair::introducer_address(1)]);
     let settings = [node.clone(), node, introducer];
     let pair = Pair::start_as(&internet, 1, [Symmetric; 2], &settings);
-    let mut world = World { pair, others: Vec::new(), _stun: stun, _internet: internet };
+    let mut world = World { pair, others: Vec::new(), internet, _stun: stun };
     assert!(world.pair.meet(PATIENCE).from_start.is_some());
     eventually(PATIENCE, || world.is_relayed());
     reads_nothing(&world);
@@ -197,6 +199,25 @@ fn reads_nothing(world: &World) {
     let status = introducer.status_json();
     assert!(passed_on(introducer) >= passed + 400, "{status}");
     assert_eq!(status["relay"]["pairs"], 1);
+}
+
+/// Found in a review: where a route to an end moved, eBPF went on sending by the link of before.
+fn follows_routes(world: &World) {
+    let Pair { sites, introducer_host: relay, .. } = &world.pair;
+    let _cable = world.internet.connect(relay, &[Ipv4Addr::new(192, 0, 2, 200)]);
+    // That is a change of the underlay, which has every way found anew; the one of the route is not.
+    std::thread::sleep(Duration::from_secs(2));
+    let [end, gateway] = [format!("{}/32", sites[0].public()), GATEWAY.to_string()];
+    relay.run(["ip", "route", "replace", &end, "via", &gateway, "dev", "eth1", "onlink"]);
+    let sent =
+        || relay.run(["cat", "/sys/class/net/eth1/statistics/tx_packets"]).trim().parse::<u64>().unwrap();
+    let before = sent();
+    let pings = Pings::start(&sites[1].host, world.pair.mesh_ipv4(0), Duration::from_millis(10), PING_BYTES);
+    // The relay's own packets to that end are fewer by far.
+    eventually(PATIENCE, || sent() >= before + 500);
+    drop(pings);
+    let sum = &world.pair.introducer.status_json()["ebpf"];
+    assert_eq!(sum["relayed_flows"], 2, "{sum}");
 }
 
 /// Issue "stay up": a line of 1,280 bytes in the middle, which swallows what is longer on its way there and takes apart what is
