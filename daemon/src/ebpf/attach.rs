@@ -18,6 +18,8 @@ use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
 use nix::errno::Errno;
 
+use super::syscall;
+
 /// The filters' priority: a number that hardly anybody chooses, and before those that the kernel gives out.
 const PRIORITY: u16 = 0x57;
 
@@ -124,8 +126,11 @@ impl Hook {
     /// Takes away what [`attach_lasting`](Self::attach_lasting) left; nothing there is fine.
     pub(super) fn detach_lasting(self, interface: &str, direction: TcAttachType, pin: &Path) {
         match self {
-            // The link detaches when its pin goes.
-            Self::Tcx => drop(remove_pin(pin)),
+            // One whose interface is gone cannot be detached, and need not be.
+            Self::Tcx => {
+                syscall::detach_pinned(pin).ok();
+                remove_pin(pin).ok();
+            }
             Self::Clsact(handle) => detach_filter(interface, direction, handle),
         }
     }

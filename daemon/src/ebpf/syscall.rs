@@ -1,15 +1,17 @@
-//! The two bpf(2) calls that aya 0.14 makes only from inside its own loader.
+//! The bpf(2) calls that aya 0.14 makes only from inside its own loader, or not at all.
 //!
 //! That loader first reads and parses the type information of the whole kernel (20 ms and 11 MiB on a fast machine,
 //! a good part of the time to join under emulation), which programs that read no kernel struct have no use for. From
 //! 0.15 on aya leaves that out, but it asks for a newer compiler than the one we pin; this module goes when that
 //! changes. The only unsafe code of the eBPF part is here and where the ring buffer is registered with the reactor.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type};
+use aya_obj::generated::{bpf_attr, bpf_attr__bindgen_ty_16, bpf_cmd, bpf_insn, bpf_prog_type};
 use nix::libc;
 
 /// Loads a tc program and returns its descriptor. The verifier's words go to `log` if it is not empty.
@@ -50,6 +52,24 @@ pub(super) fn pin(fd: BorrowedFd<'_>, path: &CStr) -> io::Result<()> {
     object.bpf_fd = fd.as_raw_fd() as u32;
     object.pathname = path.as_ptr() as u64;
     bpf(bpf_cmd::BPF_OBJ_PIN, &mut attributes).map(drop)
+}
+
+/// Ends the link that is pinned at a path on bpffs, at once. Without this it ends some time after its last reference, the pin,
+/// is gone (`bpf_link_put` in kernel/bpf/syscall.c), and until then its program cannot be put there anew.
+pub(super) fn detach_pinned(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: as above.
+    let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
+    // SAFETY: BPF_OBJ_GET reads this member of the union, which is all integers.
+    let object = unsafe { &mut attributes.__bindgen_anon_4 };
+    object.pathname = path.as_ptr() as u64;
+    let fd = bpf(bpf_cmd::BPF_OBJ_GET, &mut attributes)?;
+    // SAFETY: the kernel just opened this descriptor for us, and nobody else knows it.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: as above.
+    let mut attributes: bpf_attr = unsafe { std::mem::zeroed() };
+    attributes.link_detach = bpf_attr__bindgen_ty_16 { link_fd: link.as_raw_fd() as u32 };
+    bpf(bpf_cmd::BPF_LINK_DETACH, &mut attributes).map(drop)
 }
 
 /// Calls bpf(2).
