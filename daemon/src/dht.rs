@@ -4,12 +4,14 @@
 //! second. It only ever asks: nothing is stored here for others. It begins with the hosts that the configuration names and
 //! with nodes that answered before; where there is neither, a request fails at once and says so.
 //!
-//! A request that fails is told as such, and nothing else is held up. Events wait in a channel of [`WAITING_EVENTS`];
+//! A request that fails is told as such, and nothing else is held up. So is one in which the library panics, as answers of
+//! strangers can have it do ([`crate::panics`]); the node is another then. Events wait in a channel of [`WAITING_EVENTS`];
 //! when it is full, requests wait.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::num::NonZeroU16;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -20,6 +22,8 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use wgmesh_core::dht::{DhtEvent, Failure, ItemKey, Order, Request, RequestId};
+
+use crate::panics::{contain, contain_async};
 
 /// The hosts that let anybody into Mainline DHT, for those who name none of their own.
 pub const PUBLIC_BOOTSTRAP: [&str; 4] = mainline::DEFAULT_BOOTSTRAP_NODES;
@@ -46,6 +50,8 @@ pub struct Dht {
     remembered: Vec<SocketAddrV4>,
     starts: usize,
     node: Option<AsyncDht>,
+    /// Whether the library has panicked since that was started.
+    broken: Arc<AtomicBool>,
     /// Whoever holds it looks up a slot once more.
     again: Arc<Mutex<()>>,
     tell: mpsc::Sender<DhtEvent>,
@@ -59,8 +65,8 @@ impl Dht {
     pub fn new(port: Option<NonZeroU16>, remembered: Vec<SocketAddrV4>) -> Self {
         let (tell, told) = mpsc::channel(WAITING_EVENTS);
         let (bootstrap, tasks) = (Vec::new(), JoinSet::new());
-        let again = Arc::default();
-        Self { port, bootstrap, remembered, starts: 0, node: None, again, tell, told, tasks }
+        let (broken, again) = (Arc::default(), Arc::default());
+        Self { port, bootstrap, remembered, starts: 0, node: None, broken, again, tell, told, tasks }
     }
 
     /// Takes the addresses of the hosts to begin with. The DHT itself is IPv4.
@@ -85,9 +91,13 @@ impl Dht {
             Order::Ask { id, request } => self.ask(id, request),
             Order::ListNodes => {
                 let Some(node) = self.node.clone() else { return };
-                let tell = self.tell.clone();
+                let (tell, broken) = (self.tell.clone(), Arc::clone(&self.broken));
                 self.tasks.spawn(async move {
-                    let _ = tell.send(DhtEvent::Nodes(list(&node).await)).await;
+                    let nodes = contain_async(list(&node)).await.unwrap_or_else(|_| {
+                        broken.store(true, Ordering::Relaxed);
+                        Vec::new()
+                    });
+                    let _ = tell.send(DhtEvent::Nodes(nodes)).await;
                 });
             }
             // What is still being listed keeps the node until it is.
@@ -108,24 +118,31 @@ impl Dht {
 
     /// Ends it and returns the nodes that answer, if it runs.
     pub async fn finish(self) -> Option<Vec<SocketAddrV4>> {
-        let nodes = timeout(LIST_PATIENCE, list(&self.node?)).await.ok()?;
+        let nodes = timeout(LIST_PATIENCE, contain_async(list(&self.node?))).await.ok()?.ok()?;
         (!nodes.is_empty()).then_some(nodes)
     }
 
     fn ask(&mut self, id: RequestId, request: Request) {
         let node = self.running();
-        let (tell, again) = (self.tell.clone(), Arc::clone(&self.again));
+        let (tell, again, broken) = (self.tell.clone(), Arc::clone(&self.again), Arc::clone(&self.broken));
         self.tasks.spawn(async move {
             let outcome = match node {
-                Ok(node) => carry_out(&node, id, request, &tell, &again).await,
-                Err(error) => Err(Failure::Trouble(error)),
+                Ok(node) => contain_async(carry_out(&node, id, request, &tell, &again)).await,
+                Err(error) => Ok(Err(Failure::Trouble(error))),
             };
+            let outcome = outcome.unwrap_or_else(|panicked| {
+                broken.store(true, Ordering::Relaxed);
+                Err(Failure::Trouble(panicked.to_string()))
+            });
             // Nobody listens at the end of the daemon.
             let _ = tell.send(DhtEvent::Done { id, outcome }).await;
         });
     }
 
     fn running(&mut self) -> Result<AsyncDht, String> {
+        if self.broken.swap(false, Ordering::Relaxed) {
+            self.node = None;
+        }
         if let Some(node) = &self.node {
             return Ok(node.clone());
         }
@@ -134,13 +151,14 @@ impl Dht {
             return Err("no bootstrap host of the DHT has a known address, and no node of it is remembered"
                 .to_owned());
         }
-        let node = mainline::Dht::builder()
+        let mut builder = mainline::Dht::builder();
+        builder
             .bootstrap(&begin_with)
             .bind_address(Ipv4Addr::UNSPECIFIED)
             .port(self.port.map_or(0, NonZeroU16::get))
-            .request_timeout(ANSWER_PATIENCE)
-            .build();
-        let node = node.map_err(|error| {
+            .request_timeout(ANSWER_PATIENCE);
+        let built = contain(|| builder.build()).map_err(|panicked| panicked.to_string())?;
+        let node = built.map_err(|error| {
             let port = self.port.map(|port| format!(" on UDP port {port}")).unwrap_or_default();
             format!("cannot open a socket for the DHT{port}: {error}")
         })?;

@@ -23,6 +23,7 @@ pub mod lan;
 pub mod metrics;
 pub mod names;
 pub mod notify;
+pub mod panics;
 pub mod pins;
 pub mod privileges;
 pub mod probe;

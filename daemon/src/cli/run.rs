@@ -2,13 +2,14 @@
 
 use super::{Error, runtime};
 use crate::config::{File, secret};
-use crate::{journal, privileges, run};
+use crate::{journal, panics, privileges, run};
 
 /// Runs the daemon until it is told to stop.
 ///
 /// The secret is read first, while a start by root may still read everybody's files. Capabilities go before the
 /// runtime starts, because threads inherit them.
 pub(super) fn start(mut config: File) -> Result<(), Error> {
+    panics::abort_unless_contained();
     let journal = journal::start(&config.interface, config.log_level);
     for line in config.take_overrides() {
         tracing::warn!(line, "skipped a line");

@@ -152,3 +152,43 @@ async fn its_port_may_be_chosen() {
     assert_eq!(ask(&mut dht, 2, find()).await.last(), Some(&done(2)));
     assert!(std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).is_err(), "the DHT has it");
 }
+
+/// Found in a review: an announcement that is refused with a code that is only for items (BEP 44) has the library panic, and
+/// strangers are asked to store announcements.
+#[tokio::test]
+async fn a_refusal_that_has_the_library_panic_is_a_failure_like_any_other() {
+    let mut dht = Dht::new(None, Vec::new());
+    dht.set_bootstrap([refusing_node()]);
+    let announce = || Request::Announce { swarm: Swarm([9; 20]), port: 51_900 };
+    for number in 1..=2 {
+        let events = ask(&mut dht, number, announce()).await;
+        let [DhtEvent::Done { outcome: Err(Failure::Trouble(why)), .. }] = &events[..] else {
+            panic!("{events:?}")
+        };
+        assert!(why.starts_with("the library panicked"), "{why}");
+    }
+    assert_eq!(dht.starts, 2, "the node is another then");
+}
+
+/// A node of the DHT that answers every lookup and refuses every announcement.
+fn refusing_node() -> SocketAddr {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = socket.local_addr().unwrap();
+    std::thread::spawn(move || refuse(&socket));
+    address
+}
+
+fn refuse(socket: &std::net::UdpSocket) {
+    let mut buffer = [0; 2048];
+    while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+        let query = &buffer[..length];
+        let key = b"1:t4:";
+        let at = query.windows(key.len()).position(|window| window == key).unwrap() + key.len();
+        let name = b"announce_peer";
+        let [answer, kind]: [&[u8]; 2] = match query.windows(name.len()).any(|window| window == name) {
+            true => [b"d1:eli301e6:refusee1:t4:", b"1:y1:ee"],
+            false => [b"d1:rd2:id20:aaaaaaaaaaaaaaaaaaaa5:nodes0:5:token4:abcde1:t4:", b"1:y1:re"],
+        };
+        socket.send_to(&[answer, &query[at..at + 4], kind].concat(), from).unwrap();
+    }
+}
