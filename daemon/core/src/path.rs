@@ -48,7 +48,7 @@ use watch::Current;
 pub use watch::{USED_FOR, WATCH_INTERVAL};
 use window::ReplayWindow;
 
-/// The most addresses that are tried for one peer; the least trusted, then the oldest, makes room.
+/// The most addresses that are tried for one peer; of the others the least trusted, then the oldest, makes room for a new one.
 pub const MAX_CANDIDATES: usize = 12;
 
 /// How long an attempt lasts.
@@ -149,9 +149,9 @@ impl Paths {
             self.shunned = None;
         }
         while self.candidates.len() > MAX_CANDIDATES {
-            let kept = self.current.map(|current| current.address);
-            let others = self.candidates.iter().filter(|(address, _)| Some(**address) != kept);
-            let weakest = others.min_by_key(|(_, candidate)| (candidate.origin, candidate.named));
+            let used = self.current.map(|current| current.address);
+            let others = self.candidates.iter().filter(|(one, _)| **one != address && Some(**one) != used);
+            let weakest = others.min_by_key(|(_, candidate)| (candidate.trust(now), candidate.named));
             let weakest = *weakest.expect("there are more than MAX_CANDIDATES").0;
             self.candidates.remove(&weakest);
         }

@@ -61,12 +61,6 @@ impl<K: Ord + Copy, V: Deadline> Timed<K, V> {
         self.values.remove(key)
     }
 
-    /// Keeps those values only that `keep` likes.
-    pub fn retain(&mut self, keep: impl FnMut(&K, &mut V) -> bool) {
-        self.touched.extend(self.values.keys());
-        self.values.retain(keep);
-    }
-
     /// Goes through all values, to change them.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (&K, &mut V)> {
         self.touched.extend(self.values.keys());
@@ -81,11 +75,6 @@ impl<K: Ord + Copy, V: Deadline> Timed<K, V> {
     /// Goes through all keys in rising order.
     pub fn keys(&self) -> impl Iterator<Item = &K> {
         self.values.keys()
-    }
-
-    /// Returns how many values there are.
-    pub fn count(&self) -> usize {
-        self.values.len()
     }
 
     /// Takes up the times of whatever was touched.
@@ -138,7 +127,6 @@ mod tests {
         Set(u8, Option<u64>),
         Remove(u8),
         RaiseAll,
-        KeepEven,
     }
 
     fn operation() -> impl Strategy<Value = Operation> {
@@ -146,7 +134,6 @@ mod tests {
             (0..20_u8, prop::option::of(0..50_u64)).prop_map(|(key, at)| Operation::Set(key, at)),
             (0..20_u8).prop_map(Operation::Remove),
             Just(Operation::RaiseAll),
-            Just(Operation::KeepEven),
         ]
     }
 
@@ -162,7 +149,6 @@ mod tests {
                     Operation::Set(key, at) => *timed.entry(key).or_default() = at,
                     Operation::Remove(key) => drop(timed.remove(&key)),
                     Operation::RaiseAll => timed.iter_mut().for_each(|(_, at)| *at = at.map(|at| at + 1)),
-                    Operation::KeepEven => timed.retain(|key, _| key % 2 == 0),
                 }
                 timed.settle();
                 let all = timed.iter().filter_map(|(_, at)| at.deadline());

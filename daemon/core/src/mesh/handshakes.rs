@@ -156,6 +156,9 @@ impl Mesh {
                     Step::Waiting { until } if endpoint_of(peer) != attempt.endpoint => {
                         attempt.step = Step::Waiting { until: until.min(now.monotonic + NEW_PATH_WAIT) };
                     }
+                    Step::Exhausted if endpoint_of(peer) != attempt.endpoint => {
+                        *attempt = Attempt::begin_elsewhere(peer, now.monotonic);
+                    }
                     // WireGuard goes on by itself, but over the same relay.
                     Step::Exhausted => {
                         vain.extend(attempt.unheard_at(peer).map(|endpoint| (key, endpoint)));
@@ -239,6 +242,12 @@ impl Attempt {
     fn begin(session_age: Duration, lower: bool, peer: Option<&ObservedPeer>, now: Monotonic) -> Self {
         let until_renewed = (SESSION_LIFETIME + LAPSE).saturating_sub(session_age);
         let step = Step::Waiting { until: now + wait(0, lower).max(until_renewed) };
+        Self { step, tries: 0, endpoint: endpoint_of(peer), received: received_of(peer) }
+    }
+
+    /// Begins on another path than the one on which all tries were in vain.
+    fn begin_elsewhere(peer: Option<&ObservedPeer>, now: Monotonic) -> Self {
+        let step = Step::Waiting { until: now + NEW_PATH_WAIT };
         Self { step, tries: 0, endpoint: endpoint_of(peer), received: received_of(peer) }
     }
 

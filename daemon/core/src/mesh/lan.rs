@@ -56,25 +56,37 @@ impl Mesh {
         }
         self.underlay = underlay;
         self.restart_stun(now);
+        let left_behind = self.leave_links_that_went();
         self.verify_paths(now);
-        self.hurry_dht(now);
-        let links: Vec<u32> = self.underlay.iter().map(|link| link.index).collect();
-        let contacts = self.contacts.count();
-        self.contacts.retain(|_, contact| {
-            contact.proved_place().is_none_or(|place| match place.via {
-                Via::Link(index) => links.contains(&index),
-                Via::WireGuard => true,
-            })
-        });
-        if self.contacts.count() < contacts {
-            // Peers that still look for us on the link that went must begin anew where they hear us now.
-            self.renew_token();
+        for key in left_behind {
+            self.seek(key, now);
         }
+        self.hurry_dht(now);
         self.dirty = true;
         match self.whereabouts().candidates == self.record.record().candidates {
             true => self.announce_soon(now),
             false => self.renew_record(now),
         }
+    }
+
+    /// Lets go of the contacts on links that are there no more, and returns whose they were.
+    fn leave_links_that_went(&mut self) -> Vec<PublicKey> {
+        let links: Vec<u32> = self.underlay.iter().map(|link| link.index).collect();
+        let went = |contact: &Contact| match contact.proved_place().map(|place| place.via) {
+            Some(Via::Link(index)) => !links.contains(&index),
+            Some(Via::WireGuard) | None => false,
+        };
+        let left: Vec<_> =
+            self.contacts.iter().filter(|(_, contact)| went(contact)).map(|(&key, _)| key).collect();
+        for &key in &left {
+            self.contacts.remove(&key);
+            self.handshakes.forget(key);
+        }
+        if !left.is_empty() {
+            // Peers that still look for us on the link that went must begin anew where they hear us now.
+            self.renew_token();
+        }
+        left
     }
 
     pub(super) fn announce_soon(&mut self, now: Now) {

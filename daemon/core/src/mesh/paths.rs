@@ -469,7 +469,9 @@ impl Mesh {
 
     /// Whether a peer has just proved to be on a common link, where the tunnel is about to come up.
     pub(super) fn is_meeting_on_link(&self, key: PublicKey, now: Now) -> bool {
-        self.is_met_on_link(key) && self.contacts.get(&key).is_some_and(|one| one.is_meeting(now.monotonic))
+        self.is_met_on_link(key)
+            && self.live_endpoint(key, now).is_none()
+            && self.contacts.get(&key).is_some_and(|one| one.is_meeting(now.monotonic))
     }
 
     /// Looks for another way to a peer that was met on a common link where no tunnel comes up.

@@ -9,6 +9,9 @@ use crate::time::Monotonic;
 /// By how much a round trip must differ to say that a path is longer, whatever kind it is of.
 pub(super) const FARTHER: Duration = Duration::from_millis(10);
 
+/// For so long nobody need say again that a peer is at an address: twice the longest rest between attempts, which say so.
+const FRESH: Duration = Duration::from_secs(60);
+
 /// A ping is missed after three round trips, but not before this.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(250);
 
@@ -148,6 +151,16 @@ impl Candidate {
     /// Returns how many pings to it are without an answer.
     pub const fn unanswered(&self) -> usize {
         self.pings.len()
+    }
+
+    /// Returns how much the word for it counts among addresses that are not in use. What nobody has said for a while, but the
+    /// operator, is as good as what an earlier run has heard.
+    pub(super) fn trust(&self, now: Monotonic) -> Origin {
+        match self.origin {
+            Origin::Static => Origin::Static,
+            origin if now.since(self.named) < FRESH => origin,
+            _ => Origin::Cache,
+        }
     }
 
     pub(super) fn patience(&self) -> Duration {

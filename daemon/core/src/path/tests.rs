@@ -333,6 +333,23 @@ fn the_most_trusted_candidates_and_the_path_in_use_are_kept() {
     assert!(peer.paths.candidate(address(59)).is_some());
 }
 
+/// Found in a review: where a NAT had moved a peer a dozen times, nobody's word of where it was next was kept.
+#[test]
+fn addresses_that_the_kernel_has_left_make_room() {
+    let mut paths = Paths::default();
+    for host in 10..30 {
+        paths.follow_kernel(address(host), Kind::Ipv4, at(u64::from(host) * 1000));
+    }
+    let newcomers = [(50, Origin::Record), (51, Origin::Offer), (52, Origin::Ping), (53, Origin::Relay)];
+    for (host, origin) in newcomers {
+        assert!(paths.add(address(host), origin, Kind::Ipv4, at(100_000)));
+    }
+    for host in [29, 50, 51, 52, 53] {
+        assert!(paths.candidate(address(host)).is_some(), "{host}");
+    }
+    assert_eq!(paths.candidates().count(), MAX_CANDIDATES);
+}
+
 #[test]
 fn a_stamp_is_new_once() {
     let mut window = ReplayWindow::default();
