@@ -311,6 +311,9 @@ impl Mesh {
                 let endpoint = endpoint.filter(|endpoint| self.relay_at(key, *endpoint).is_none());
                 self.claim(Claim { record, source, endpoint, fresh: true }, place, now);
                 self.take_up_link(key, now);
+                if has_moved && matches!(place.via, Via::Link(_)) {
+                    self.compare_with_link(key, place, now);
+                }
             }
             Err(Ignored::Replayed) => self.drop_input("replayed", from),
             Err(Ignored::NotFresh) => {}

@@ -337,12 +337,23 @@ impl Mesh {
         let elsewhere = paths
             .and_then(|paths| paths.candidate(paths.current()?))
             .is_some_and(|current| current.kind != Kind::Lan);
-        if elsewhere && !self.is_met_on_link(key) {
+        if elsewhere {
             self.add_candidate(key, endpoint, Origin::Ping, now.monotonic);
             if let Some(paths) = self.reach.paths.get_mut(&key) {
                 paths.compare(endpoint, now.monotonic);
             }
         }
+    }
+
+    /// Returns the path in use to a peer if nothing speaks against it and it leads over no common link, where the peer was just
+    /// met at this endpoint: that hellos pass there says nothing of WireGuard's packets. Pings do.
+    pub(super) fn works_elsewhere(&self, key: PublicKey, link: SocketAddr, now: Now) -> Option<SocketAddr> {
+        let paths = self.reach.paths.get(&key)?;
+        let used = paths.current().filter(|_| paths.works() && !paths.is_asked(now.monotonic))?;
+        (self.endpoint_on_link(key) == Some(link)
+            && self.kind_at(key, used) != Kind::Lan
+            && self.live_endpoint(key, now) == Some(used))
+        .then_some(used)
     }
 
     /// Returns where a peer's WireGuard is that has proved to be on a common link.

@@ -77,7 +77,7 @@ impl Mesh {
     }
 
     fn plan_inputs(&self, now: Now) -> Inputs<'_> {
-        let planned = |(key, peer): (PublicKey, &'_ Peer)| (key, self.reach(key, peer, now.monotonic));
+        let planned = |(key, peer): (PublicKey, &'_ Peer)| (key, self.reach(key, peer, now));
         let reaches: BTreeMap<_, _> = self.store.iter().map(planned).collect();
         Inputs {
             interface: &self.settings.interface,
@@ -112,9 +112,10 @@ impl Mesh {
         self.underlay.iter().flat_map(|link| link.addresses.iter().map(IpNet::trunc)).collect()
     }
 
-    /// Says how a peer should be reached, by these criteria in order: given up; to be begun anew; proved on a common link, and ours to begin or
-    /// begun before; already talking to our kernel; talking until its tunnel went stale; about to be met on a link; remembered.
-    fn reach(&self, key: PublicKey, peer: &Peer, now: Monotonic) -> Reach {
+    /// Says how a peer should be reached, by these criteria in order: given up; to be begun anew; proved somewhere, and ours to
+    /// begin or begun before, unless a path that works leads elsewhere; already talking to our kernel; talking until its
+    /// tunnel went stale; about to be met on a link; remembered.
+    fn reach(&self, key: PublicKey, peer: &Peer, now: Now) -> Reach {
         if self.is_given_up(key) {
             return Reach::Gone;
         }
@@ -127,6 +128,9 @@ impl Mesh {
         let begun = contact.filter(|contact| contact.is_active() || talking.is_some());
         if let Some(place) = begun.and_then(Contact::proved_place) {
             let endpoint = place.endpoint(peer.record().record().listen_port);
+            if let Some(used) = self.works_elsewhere(key, endpoint, now) {
+                return Reach::Known(used);
+            }
             return match self.proved.get(&key) {
                 Some(&applied) if applied == endpoint => Reach::Known(endpoint),
                 Some(_) | None => Reach::Proved(endpoint),
@@ -138,10 +142,10 @@ impl Mesh {
         if let Some(endpoint) = self.reach.tunnels.health.last_endpoint(key) {
             return Reach::Known(endpoint);
         }
-        if contact.is_some() || now < self.cache_trusted_at() {
+        if contact.is_some() || now.monotonic < self.cache_trusted_at() {
             return Reach::Passive;
         }
-        peer.best_candidate(now).map_or(Reach::Passive, Reach::Known)
+        peer.best_candidate(now.monotonic).map_or(Reach::Passive, Reach::Known)
     }
 
     /// Returns when remembered addresses are tried: at once where there is no LAN to meet peers on.

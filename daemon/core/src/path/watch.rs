@@ -132,6 +132,13 @@ impl Paths {
         unanswered.is_some_and(|unanswered| unanswered.pings > 1)
     }
 
+    /// Whether it is just being asked whether the path in use works.
+    pub(crate) fn is_asked(&self, now: Monotonic) -> bool {
+        self.current.is_some_and(|current| {
+            current.unanswered.is_some() || current.next_ping.is_some_and(|at| at <= now)
+        })
+    }
+
     /// Takes note that the peer's kernel answers over the path in use, whatever its daemon does.
     pub(crate) fn note_kernel_answer(&mut self, now: Monotonic) {
         if self.works() {

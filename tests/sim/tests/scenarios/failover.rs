@@ -135,6 +135,15 @@ fn a_pair_meets_elsewhere_where_its_link_filters_wireguard() -> Result<(), Viola
             world.run_for(mins(5))?;
             let silence = world.take_longest_silence();
             assert!(silence < LIMIT, "{silence:?} with {kinds:?} and seed {seed}");
+            for node in nodes {
+                world.crash(node);
+                world.run_for(secs(2))?;
+                world.start(node)?;
+                world.run_for(mins(1))?;
+                let silence = world.take_longest_silence();
+                // It talks ten times a second.
+                assert!(silence < millis(200), "{silence:?} after a restart, {kinds:?}, seed {seed}");
+            }
             world.filter(lan, None);
             world.run_for(mins(5))?;
             let silence = world.take_longest_silence();
