@@ -61,6 +61,9 @@ const WAITING_QUESTIONS: usize = 4;
 /// W-D52).
 const TELL_INTERVAL: Duration = Duration::from_secs(20);
 
+/// The pause before the host's links are listed again where that failed.
+const UNDERLAY_RETRY: Duration = Duration::from_secs(1);
+
 /// Why a daemon has ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -208,6 +211,8 @@ struct Daemon {
     wanted: Wanted,
     storage: Storage,
     outside: Outside,
+    /// The links around the mesh, as they were read last.
+    underlay: Vec<Underlay>,
     progress: Progress,
     ready: bool,
     /// Writes that the kernel refused in the last turn, in words.
@@ -244,6 +249,7 @@ impl Daemon {
             wanted,
             storage,
             outside,
+            underlay: Vec::new(),
             progress: Progress::default(),
             ready: false,
             failures: None,
@@ -424,21 +430,35 @@ impl Daemon {
         }
     }
 
+    /// Follows the links around the mesh, where they are not what they were: addresses are told of again and again by whoever
+    /// renews them.
     async fn on_underlay(&mut self) {
-        match self.outside.kernel.underlay().await {
-            Ok(underlay) => {
-                self.follow_underlay(&underlay);
-                if !self.config.advertise_routes.is_empty() {
-                    // A link may have come that must pass packets on.
-                    self.outside.changes.mesh.notify_one();
-                }
-                self.feed(Event::Underlay(underlay));
+        let underlay = match self.outside.kernel.underlay().await {
+            Ok(underlay) => underlay,
+            Err(error) => {
+                tracing::warn!(%error, "cannot list the host's links; trying again");
+                let again = Arc::clone(&self.outside.changes.underlay);
+                tokio::spawn(async move {
+                    tokio::time::sleep(UNDERLAY_RETRY).await;
+                    again.notify_one();
+                });
+                return;
             }
-            Err(error) => tracing::warn!(%error, "cannot list the host's links"),
+        };
+        let has_way_out_changed = self.outside.changes.take_way_out();
+        if underlay == self.underlay && !has_way_out_changed {
+            return;
         }
+        self.follow_underlay(&underlay);
+        if !self.config.advertise_routes.is_empty() {
+            // A link may have come that must pass packets on.
+            self.outside.changes.mesh.notify_one();
+        }
+        self.feed(Event::Underlay(underlay));
     }
 
     fn follow_underlay(&mut self, underlay: &[Underlay]) {
+        underlay.clone_into(&mut self.underlay);
         self.network.follow_underlay(underlay);
         self.outside.traffic.follow_underlay(underlay);
     }

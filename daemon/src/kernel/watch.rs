@@ -4,9 +4,14 @@
 //! A wake-up says no more than that: whoever wakes reads the state. So nothing queues up, however much happens,
 //! and an overflow of the socket is just both wake-ups at once. Our own writes wake us too: a link's notice does
 //! not tell who caused it.
+//!
+//! Only a default route is in no list that whoever wakes reads, so what is known of those stays here ([`DefaultRoutes`]). They
+//! are told of again and again, as addresses are, by whoever renews what a router advertises.
 
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use netlink_packet_core::{NLM_F_REPLACE, NetlinkMessage, NetlinkPayload};
@@ -15,7 +20,7 @@ use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use tokio::sync::Notify;
 use tracing::warn;
 use wgmesh_core::kernel::{InterfaceName, ROUTE_PROTOCOL};
@@ -36,6 +41,9 @@ const GROUPS: [MulticastGroup; 5] = [
 /// Bytes read at once; a notice is smaller than a dump's message.
 const READ: usize = 32 * 1024;
 
+/// More default routes than any host has; one more, and all are forgotten.
+const MAX_DEFAULT_ROUTES: usize = 256;
+
 /// The pause before a socket that failed is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
 
@@ -44,8 +52,17 @@ const REOPEN: Duration = Duration::from_secs(1);
 pub struct Changes {
     /// Our link, its addresses or our routes may have changed.
     pub mesh: Arc<Notify>,
-    /// Another link, its addresses or the default route may have changed.
+    /// Another link, its addresses or a default route may have changed.
     pub underlay: Arc<Notify>,
+    /// Whether a default route is another than when this was last asked.
+    way_out: Arc<AtomicBool>,
+}
+
+impl Changes {
+    /// Whether the way to everywhere is another than when this was last asked, or may be.
+    pub fn take_way_out(&self) -> bool {
+        self.way_out.swap(false, Ordering::Relaxed)
+    }
 }
 
 /// The listening task.
@@ -53,6 +70,7 @@ pub struct Watcher {
     socket: TokioSocket,
     interface: InterfaceName,
     index: LinkIndex,
+    defaults: DefaultRoutes,
     changes: Changes,
 }
 
@@ -60,16 +78,49 @@ pub struct Watcher {
 struct Touched {
     mesh: bool,
     underlay: bool,
+    way_out: bool,
 }
 
 impl Touched {
-    const ALL: Self = Self { mesh: true, underlay: true };
+    const ALL: Self = Self { mesh: true, underlay: true, way_out: true };
+}
+
+/// The default routes that were told of: of each version of IP, table and priority the newest, and where it leads.
+#[derive(Debug, Default)]
+struct DefaultRoutes(BTreeMap<(u8, u32, u32), Vec<RouteAttribute>>);
+
+impl DefaultRoutes {
+    /// Takes note of one. Returns whether it leads elsewhere than the one before, or that is not known.
+    fn follow(&mut self, route: &RouteMessage, is_there: bool) -> bool {
+        let mut key = (u8::from(route.header.address_family), u32::from(route.header.table), 0);
+        let mut leads = Vec::new();
+        for attribute in &route.attributes {
+            match attribute {
+                RouteAttribute::Table(table) => key.1 = *table,
+                RouteAttribute::Priority(priority) => key.2 = *priority,
+                RouteAttribute::Oif(_)
+                | RouteAttribute::Gateway(_)
+                | RouteAttribute::Via(_)
+                | RouteAttribute::MultiPath(_)
+                | RouteAttribute::PrefSource(_) => leads.push(attribute.clone()),
+                _ => {}
+            }
+        }
+        if !is_there {
+            self.0.remove(&key);
+            return true;
+        }
+        if self.0.len() >= MAX_DEFAULT_ROUTES && !self.0.contains_key(&key) {
+            self.0.clear();
+        }
+        self.0.insert(key, leads.clone()) != Some(leads)
+    }
 }
 
 impl Watcher {
     pub(super) fn open(interface: InterfaceName, index: LinkIndex) -> Result<Self, KernelError> {
         let socket = subscribe().map_err(|f| KernelError::at("listen to the kernel's changes", f.into()))?;
-        Ok(Self { socket, interface, index, changes: Changes::default() })
+        Ok(Self { socket, interface, index, defaults: DefaultRoutes::default(), changes: Changes::default() })
     }
 
     /// Returns the wake-ups that [`Self::run`] gives.
@@ -82,7 +133,11 @@ impl Watcher {
         let mut buffer = vec![0; READ];
         loop {
             match self.receive(&mut buffer).await {
-                Ok(length) => self.wake(touched(&buffer[..length], &self.interface, self.index.current())),
+                Ok(length) => {
+                    let ours = self.index.current();
+                    let touched = touched(&buffer[..length], &self.interface, ours, &mut self.defaults);
+                    self.wake(touched);
+                }
                 Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => self.wake(Touched::ALL),
                 Err(error) => {
                     warn!(%error, "the kernel's notices of change stopped; listening anew");
@@ -114,7 +169,10 @@ impl Watcher {
         if touched.mesh {
             self.changes.mesh.notify_one();
         }
-        if touched.underlay {
+        if touched.way_out {
+            self.changes.way_out.store(true, Ordering::Relaxed);
+        }
+        if touched.underlay || touched.way_out {
             self.changes.underlay.notify_one();
         }
     }
@@ -128,15 +186,21 @@ fn subscribe() -> std::io::Result<TokioSocket> {
 }
 
 /// Says what the notices of one datagram are about. What cannot be read may be about anything.
-fn touched(mut datagram: &[u8], interface: &InterfaceName, ours: Option<u32>) -> Touched {
+fn touched(
+    mut datagram: &[u8],
+    interface: &InterfaceName,
+    ours: Option<u32>,
+    defaults: &mut DefaultRoutes,
+) -> Touched {
     let mut touched = Touched::default();
     while !datagram.is_empty() {
         let Ok(notice) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(datagram) else {
             return Touched::ALL;
         };
-        let about = about(&notice, interface, ours);
+        let about = about(&notice, interface, ours, defaults);
         touched.mesh |= about.mesh;
         touched.underlay |= about.underlay;
+        touched.way_out |= about.way_out;
         let length = (notice.header.length as usize).next_multiple_of(4).min(datagram.len());
         datagram = &datagram[length..];
     }
@@ -147,6 +211,7 @@ fn about(
     notice: &NetlinkMessage<RouteNetlinkMessage>,
     interface: &InterfaceName,
     ours: Option<u32>,
+    defaults: &mut DefaultRoutes,
 ) -> Touched {
     let NetlinkPayload::InnerMessage(message) = &notice.payload else {
         return Touched::ALL;
@@ -154,16 +219,21 @@ fn about(
     match message {
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
             let is_ours = Some(link.header.index) == ours || has_name(link, interface);
-            Touched { mesh: is_ours, underlay: !is_ours && is_underlay(link) }
+            Touched { mesh: is_ours, underlay: !is_ours && is_underlay(link), way_out: false }
         }
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
             let is_ours = Some(address.header.index) == ours;
-            Touched { mesh: is_ours, underlay: !is_ours }
+            Touched { mesh: is_ours, underlay: !is_ours, way_out: false }
         }
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             let replaces = notice.header.flags & NLM_F_REPLACE != 0;
-            let is_default = route.header.destination_prefix_length == 0;
-            Touched { mesh: replaces || is_our_route(route, ours), underlay: is_default }
+            let is_ours = is_our_route(route, ours);
+            let is_default = route.header.destination_prefix_length == 0
+                && route.header.kind == RouteType::Unicast
+                && !is_ours;
+            let is_there = matches!(message, RouteNetlinkMessage::NewRoute(_));
+            let way_out = is_default && defaults.follow(route, is_there);
+            Touched { mesh: replaces || is_ours, underlay: false, way_out }
         }
         _ => Touched::default(),
     }
@@ -184,4 +254,40 @@ fn is_our_route(route: &RouteMessage, ours: Option<u32>) -> bool {
         _ => false,
     };
     route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL) || route.attributes.iter().any(through_us)
+}
+
+#[cfg(test)]
+mod tests {
+    use rtnetlink::packet_route::AddressFamily;
+    use rtnetlink::packet_route::route::RouteAddress;
+
+    use super::*;
+
+    const TABLE: u8 = 254;
+
+    fn default_route(gateway: u8, priority: u32) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        (route.header.address_family, route.header.table) = (AddressFamily::Inet, TABLE);
+        route.attributes = vec![
+            RouteAttribute::Gateway(RouteAddress::Inet([192, 0, 2, gateway].into())),
+            RouteAttribute::Oif(2),
+            RouteAttribute::Priority(priority),
+        ];
+        route
+    }
+
+    /// Found in a review: each router advertisement, and each lease that was renewed, had every path sought anew.
+    #[test]
+    fn a_default_route_is_news_when_it_leads_elsewhere() {
+        let mut defaults = DefaultRoutes::default();
+        assert!(defaults.follow(&default_route(1, 100), true));
+        assert!(!defaults.follow(&default_route(1, 100), true), "renewed");
+        assert!(defaults.follow(&default_route(1, 200), true), "a second one");
+        assert!(defaults.follow(&default_route(2, 100), true), "replaced");
+        assert!(defaults.follow(&default_route(1, 100), true), "and back");
+        assert!(!defaults.follow(&default_route(1, 200), true));
+        assert!(defaults.follow(&default_route(1, 200), false), "removed");
+        assert!(defaults.follow(&default_route(1, 200), true));
+        assert_eq!(defaults.0.len(), 2);
+    }
 }

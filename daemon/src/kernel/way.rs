@@ -1,6 +1,6 @@
 //! Which way a packet would leave this host: the kernel's own answer, asked with a socket of one's own.
 //!
-//! It holds for the moment: whoever keeps a [`Way`] asks again when the underlay changes.
+//! It holds for the moment: whoever keeps a [`Way`] asks again when the underlay changes, and now and then.
 
 use std::net::IpAddr;
 

@@ -4,8 +4,9 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime};
 
 use wgmesh_lab::NatKind::{self, None, PortRestricted, PortRewriting};
-use wgmesh_lab::{Pings, View, eventually, show};
+use wgmesh_lab::{Internet, Pings, Settings, StunServers, View, eventually, secret, show};
 
+use super::hostile::frames;
 use super::{PATIENCE, PING_BYTES, PING_INTERVAL, World};
 
 /// W-X32: as providers do at night; of the one who pings, and of the one who is pinged.
@@ -43,6 +44,26 @@ fn a_host_may_roam() {
         });
         world.wait_direct();
     }
+}
+
+/// Found in a review: whoever renews a lease or what a router advertises, and changes nothing, had everything sought anew.
+#[test]
+fn an_address_that_is_renewed_has_nothing_asked_again() {
+    let internet = Internet::new("renewed");
+    let _stun = StunServers::start(&internet);
+    let site = internet.site("node", PortRestricted);
+    let node = site.host.daemon(&Settings::new(&secret(1)).over_internet(&[]));
+    eventually(PATIENCE, || node.status_json()["node"]["nat_type"] == "port-restricted");
+    let asked = site.host.capture("eth0", "udp dst port 3478");
+    let address = format!("{}/24", site.address);
+    for _ in 0..10 {
+        let renewal = ["valid_lft", "3600", "preferred_lft", "3600"];
+        site.host.run([&["ip", "address", "change", &address, "dev", "eth0"], &renewal[..]].concat());
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let asked = asked.finish();
+    // Each time anew would be two at least.
+    assert!(frames(&asked).len() < 10, "{} questions", frames(&asked).len());
 }
 
 /// A second connection becomes the better one, and later the only one.
