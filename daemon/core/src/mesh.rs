@@ -306,6 +306,7 @@ impl Mesh {
             Event::Gossip { from, bytes } => self.on_gossip(from, &bytes, now),
             Event::Kernel(report) => self.on_kernel(report, now),
             Event::AddPeer(key, endpoint) => self.add_named(key, endpoint, now),
+            Event::Welcome(key) => self.welcome(key, now),
             Event::ReleasePeer(key) => self.release_named(key),
             Event::RemovePeer(key) => self.remove_peer(key, now),
             Event::Reconfigure { advertise_routes, accept_routes } => {

@@ -211,9 +211,9 @@ pub struct Session {
 pub struct Dial {
     /// Where.
     pub address: SocketAddr,
-    /// What the operator calls it: `HOST[:PORT]`, and behind it the address in parentheses where the host has several.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    /// What the operator calls it: each `HOST[:PORT]`, and behind it the address in parentheses where the host has several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
     /// The node that answered there, or that must.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_key: Option<PublicKey>,
@@ -235,8 +235,8 @@ pub struct Dial {
 impl Dial {
     /// Whether it is of a host that the operator has named so.
     pub fn is_called(&self, name: &str) -> bool {
-        let rest = self.name.as_ref().and_then(|own| own.strip_prefix(name));
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(" ("))
+        let mut rests = self.names.iter().filter_map(|own| own.strip_prefix(name));
+        rests.any(|rest| rest.is_empty() || rest.starts_with(" ("))
     }
 }
 
@@ -304,7 +304,7 @@ pub struct Ebpf {
     /// How many flows are relayed for others in the kernel, two for each pair.
     #[serde(default)]
     pub relayed_flows: usize,
-    /// The packets of those flows that were sent on.
+    /// The packets that were sent on so, also of flows that have ended since the start.
     #[serde(default)]
     pub relayed_packets: u64,
     /// Their bytes, with IP headers.

@@ -183,10 +183,12 @@ fn daemon(status: &Status) -> Vec<Finding> {
     let mut findings = Vec::new();
     let problems = status.problems.iter().chain(&status.kernel.error);
     findings.extend(problems.map(|problem| error_of("daemon", problem.clone())));
-    if !status.ebpf.active {
-        let why = status.ebpf.error.as_deref().unwrap_or("its programs are not attached");
-        findings.push(Finding { check: "eBPF", state: State::Warning, text: format!("no counters: {why}") });
-    }
+    let lacking = match (status.ebpf.active, status.ebpf.error.as_deref()) {
+        (true, None) => None,
+        (true, Some(error)) => Some(format!("not all of it works: {error}")),
+        (false, why) => Some(format!("no counters: {}", why.unwrap_or("its programs are not attached"))),
+    };
+    findings.extend(lacking.map(|text| Finding { check: "eBPF", state: State::Warning, text }));
     for source in status.sources.iter().filter(|source| source.state == SourceState::Failing) {
         let error = source.error.as_deref().unwrap_or("it fails");
         findings.push(Finding {
@@ -322,6 +324,13 @@ mod tests {
         );
         status.peers.clear();
         assert!(peers(&status)[0].text.contains("same secret"));
+    }
+
+    #[test]
+    fn a_part_of_ebpf_that_fails_is_a_warning() {
+        let mut status = example();
+        (status.ebpf.active, status.ebpf.error) = (true, Some("no room".to_owned()));
+        assert!(daemon(&status).iter().any(|finding| finding.text == "not all of it works: no room"));
     }
 
     /// A second mesh on a host has a WireGuard port of its own, and so one for hellos.

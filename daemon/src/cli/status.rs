@@ -115,12 +115,16 @@ fn kernel(status: &Status) -> String {
 fn ebpf(status: &Status) -> String {
     let ebpf = &status.ebpf;
     match (ebpf.active, &ebpf.attachment, &ebpf.error) {
-        (true, attachment, _) => {
+        (true, attachment, error) => {
             let attachment = attachment.as_ref().map(|attachment| format!(" ({attachment})"));
             let relaying = (ebpf.relayed_flows > 0).then(|| {
                 format!(", relaying {} flows ({} packets)", ebpf.relayed_flows, ebpf.relayed_packets)
             });
-            format!("counting{}{}", attachment.unwrap_or_default(), relaying.unwrap_or_default())
+            let lacking = error.as_ref().map(|error| format!("; not all of it: {error}"));
+            [attachment, relaying, lacking]
+                .into_iter()
+                .flatten()
+                .fold("counting".to_owned(), |all, one| all + &one)
         }
         (false, _, Some(error)) => format!("off: {error}"),
         (false, _, None) => "off".to_owned(),

@@ -39,6 +39,17 @@ fn an_empty_file_is_a_mesh_named_after_the_file() {
     assert_eq!(file.settings("db1.example.org").hostname.as_str(), "db1.example.org");
 }
 
+/// Found in a review: the state of a mesh called `office-relay` was what `office` relays, and its key was overwritten.
+#[test]
+fn no_two_meshes_share_a_file() {
+    for path in parse("").unwrap().state_files() {
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        let other = name.parse::<InterfaceName>();
+        assert_eq!(other.is_err(), name != "office", "{name}");
+    }
+    assert!(complaint("interface = \"a-pins\"").contains("leave out \"-pins\""));
+}
+
 /// M-21, X-27: a word says how many sessions, and numbers count over it.
 #[test]
 fn a_profile_is_two_numbers_that_can_be_set_one_by_one() {

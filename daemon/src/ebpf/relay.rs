@@ -38,14 +38,23 @@ const CHECK: Duration = Duration::from_secs(5);
 /// What was relayed in the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Relayed {
-    /// Flows, two for each pair.
+    /// The flows that there are, two for each pair.
     pub flows: usize,
-    /// Packets of the flows that there are.
+    /// Packets of those and of flows that have ended.
     pub packets: u64,
     /// Their bytes, with IP headers.
     pub bytes: u64,
     /// Packets that were dropped because a limit was reached.
     pub limited: u64,
+}
+
+impl Relayed {
+    /// Counts in what has come of a flow.
+    const fn add(&mut self, hop: &RelayHop) {
+        self.packets = self.packets.saturating_add(hop.packets);
+        self.bytes = self.bytes.saturating_add(hop.bytes);
+        self.limited = self.limited.saturating_add(hop.limited);
+    }
 }
 
 /// The relaying of one mesh.
@@ -57,6 +66,8 @@ pub(super) struct Relay {
     meter: Meter,
     /// What the map holds; the counters are as they were when a flow was last written.
     flows: BTreeMap<RelayKey, RelayHop>,
+    /// What has come of the flows that ended.
+    ended: Relayed,
     /// Flows that an earlier run left and nobody asked for yet.
     left: BTreeSet<RelayKey>,
     /// Until when those stay.
@@ -93,6 +104,7 @@ impl Relay {
             left_until: Instant::now() + GRACE,
             check_at: Instant::now() + CHECK,
             flows,
+            ended: Relayed::default(),
             pairs: Vec::new(),
             underlay: Vec::new(),
             links: BTreeMap::new(),
@@ -140,6 +152,9 @@ impl Relay {
         let stays = |key: &&RelayKey| wanted.contains_key(key) || self.left.contains(key);
         let leaving = self.flows.keys().filter(|key| !stays(key));
         for key in leaving.copied().collect::<Vec<_>>() {
+            if let Ok(hop) = self.map.get(&key, 0) {
+                self.ended.add(&hop);
+            }
             present(self.map.remove(&key))?;
             self.flows.remove(&key);
         }
@@ -151,12 +166,9 @@ impl Relay {
 
     /// Sums up what was relayed.
     pub(super) fn relayed(&self) -> Result<Relayed, EbpfError> {
-        let mut sum = Relayed { flows: self.flows.len(), ..Relayed::default() };
+        let mut sum = Relayed { flows: self.flows.len(), ..self.ended };
         for key in self.flows.keys() {
-            let hop = self.map.get(key, 0)?;
-            sum.packets = sum.packets.saturating_add(hop.packets);
-            sum.bytes = sum.bytes.saturating_add(hop.bytes);
-            sum.limited = sum.limited.saturating_add(hop.limited);
+            sum.add(&self.map.get(key, 0)?);
         }
         Ok(sum)
     }

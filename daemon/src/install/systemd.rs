@@ -101,6 +101,8 @@ impl Systemd {
         let properties: Vec<(&str, Variant<'_>)> = vec![
             ("Description", Variant::from("Set up the wgmesh service")),
             ("Type", Variant::from("oneshot")),
+            // One that failed would stand in the way of the next attempt.
+            ("CollectMode", Variant::from("inactive-or-failed")),
             ("ExecStart", Variant::from(vec![(path.display().to_string(), arguments, ignore_failure)])),
         ];
         let auxiliary: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();

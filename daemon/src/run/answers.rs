@@ -87,7 +87,12 @@ impl Daemon {
         self.storage.write(Job::Pins(pins));
         match pin {
             Pin::Peer(StaticPeer { key, endpoint }) => self.feed(Event::AddPeer(key, endpoint)),
-            Pin::Node(_) => self.network.set_bootstrap(self.wanted.bootstrap_nodes()),
+            Pin::Node(node) => {
+                if let Some(key) = node.key {
+                    self.feed(Event::Welcome(key));
+                }
+                self.network.set_bootstrap(self.wanted.bootstrap_nodes());
+            }
         }
         Ok(())
     }
@@ -127,6 +132,7 @@ impl Daemon {
         status.kernel.readings = self.outside.kernel.readings();
         status.kernel.writes = self.outside.pulse.writes();
         status.kernel.error = status.kernel.error.or_else(|| self.failures.clone());
+        status.kernel.converged &= self.failures.is_none();
         status.kernel.forwarding.clone_from(&self.passage.switched);
         status.problems.extend(self.passage.obstacles.iter().cloned());
         status.problems.extend(self.storage.trouble());

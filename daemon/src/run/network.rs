@@ -45,12 +45,14 @@ type Way<T> = Result<T, String>;
 /// The daemon's ways to other hosts.
 pub(super) struct Network {
     keys: MeshKeys,
-    lan: Way<Lan>,
+    lan: Option<Way<Lan>>,
     /// `None` where paths through NATs are not looked for.
     wireguard: Option<Way<WireguardPort>>,
     relay: Relay,
     probes: Probes,
     exchange: Option<Exchange>,
+    /// Whom to dial once there is an exchange: not more than are dialled at once.
+    early_dials: Vec<Target>,
     gossip: Option<Gossip>,
     exchange_port: Option<u16>,
     /// `None` where nobody is looked for in the DHT.
@@ -76,10 +78,8 @@ struct Services {
 impl Network {
     /// Opens the sockets of the links. Everything else comes later: a start must not wait for it.
     pub(super) fn open(config: &File, settings: &Settings, keys: &MeshKeys) -> Self {
-        let lan = match settings.lan {
-            true => Lan::open(keys, settings.listen_port).map_err(|error| error.to_string()),
-            false => Err("it is not enabled".to_owned()),
-        };
+        let lan =
+            settings.lan.then(|| Lan::open(keys, settings.listen_port).map_err(|error| error.to_string()));
         Self {
             keys: keys.clone(),
             lan,
@@ -87,6 +87,7 @@ impl Network {
             relay: Relay::new(config.relay.rates()),
             probes: Probes::new(settings.interface.clone()),
             exchange: None,
+            early_dials: Vec::new(),
             gossip: settings.gossip.then(|| Gossip::new(settings.interface.clone(), keys.gossip_port())),
             exchange_port: settings.exchange.then(|| settings.exchange_port.unwrap_or(keys.exchange_port())),
             services: Services {
@@ -128,8 +129,9 @@ impl Network {
             self.dht_hosts = Names::resolve(self.services.dht.clone());
         }
         let wanted = self.exchange_port?;
-        let exchange = Exchange::start(&self.keys, wanted);
+        let mut exchange = Exchange::start(&self.keys, wanted);
         let port = exchange.port();
+        self.early_dials.drain(..).for_each(|target| exchange.dial(target));
         self.exchange = Some(exchange);
         self.resolve_bootstrap();
         (port != Some(wanted)).then_some(Event::ExchangePort(port))
@@ -236,7 +238,7 @@ impl Network {
 
     /// Returns the datagrams that wait already.
     pub(super) fn waiting(&self) -> impl Iterator<Item = Event> {
-        let on_links = self.lan.iter().flat_map(|lan| std::iter::from_fn(|| lan.try_receive()));
+        let on_links = self.lan.iter().flatten().flat_map(|lan| std::iter::from_fn(|| lan.try_receive()));
         let on_port =
             self.wireguard.iter().flatten().flat_map(|port| std::iter::from_fn(|| port.try_receive()));
         let in_mesh = self.gossip.iter().flat_map(|gossip| std::iter::from_fn(|| gossip.try_receive()));
@@ -250,7 +252,7 @@ impl Network {
         let Transmit { via, to, bytes } = transmit;
         match (via, to) {
             (Via::Link(index), to) => {
-                if let Ok(lan) = &self.lan {
+                if let Some(Ok(lan)) = &self.lan {
                     lan.send(index, to, &bytes);
                 }
             }
@@ -308,10 +310,11 @@ impl Network {
         self.gossip.as_ref()?.trouble()
     }
 
-    /// Opens a stream of the exchange.
+    /// Opens a stream of the exchange, once there is one.
     pub(super) fn dial(&mut self, target: Target) {
-        if let Some(exchange) = &mut self.exchange {
-            exchange.dial(target);
+        match &mut self.exchange {
+            Some(exchange) => exchange.dial(target),
+            None => self.early_dials.push(target),
         }
     }
 
@@ -331,7 +334,7 @@ impl Network {
 
     /// Follows a change of the host's links.
     pub(super) fn follow_underlay(&mut self, underlay: &[Underlay]) {
-        if let Ok(lan) = &mut self.lan {
+        if let Some(Ok(lan)) = &mut self.lan {
             lan.follow(underlay);
         }
         self.stun_servers.again();
@@ -355,12 +358,9 @@ impl Network {
         self.exchange.as_ref().map_or(0, Exchange::refused)
     }
 
-    /// Returns why there is no way to the links.
-    pub(super) const fn lan_trouble(&self) -> Option<&String> {
-        match &self.lan {
-            Ok(_) => None,
-            Err(error) => Some(error),
-        }
+    /// Returns why there is no way to the links, where one is wanted.
+    pub(super) fn lan_trouble(&self) -> Option<&String> {
+        self.lan.as_ref()?.as_ref().err()
     }
 
     /// Returns why no path through a NAT can be found, in words.
@@ -411,6 +411,7 @@ mod tests {
     use std::path::Path;
 
     use tokio::runtime::Handle;
+    use wgmesh_core::exchange::SessionEvent;
     use wgmesh_core::secret::MeshSecret;
 
     use super::*;
@@ -426,15 +427,41 @@ mod tests {
         stun_servers = [\"127.0.0.1:9\"]
     ";
 
-    /// C-6: whatever looks for peers does so in tasks of its own, which hold up nobody and end with the daemon.
-    #[tokio::test]
-    async fn every_task_that_looks_for_peers_ends_with_its_owner() {
+    fn network() -> Network {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("mesh1.toml");
         std::fs::write(&path, CONFIG).unwrap();
         let config = File::load(Path::new(&path)).unwrap();
         let keys = MeshKeys::derive(&MeshSecret::from_random([1; 32]).mesh_key());
-        let mut network = Network::open(&config, &config.settings("db1"), &keys);
+        Network::open(&config, &config.settings("db1"), &keys)
+    }
+
+    /// Found in a review: what the operator has switched off was told as failing.
+    #[tokio::test]
+    async fn a_lan_that_is_off_is_no_trouble() {
+        assert_eq!(network().lan_trouble(), None);
+    }
+
+    /// Found in a review: whoever was to be dialled before the exchange was there never was.
+    #[tokio::test]
+    async fn whom_to_dial_is_remembered_until_there_is_an_exchange() {
+        let mut network = network();
+        let target = Target { address: "127.0.0.1:9".parse().unwrap(), expected: None };
+        network.dial(target);
+        network.look_outside();
+        loop {
+            let event = tokio::time::timeout(Duration::from_secs(30), network.next()).await.unwrap();
+            if matches!(event, Event::Session(SessionEvent::DialFailed { target: failed, .. }) if failed == target)
+            {
+                break;
+            }
+        }
+    }
+
+    /// C-6: whatever looks for peers does so in tasks of its own, which hold up nobody and end with the daemon.
+    #[tokio::test]
+    async fn every_task_that_looks_for_peers_ends_with_its_owner() {
+        let mut network = network();
         network.remember_dht(Vec::new());
         network.look_outside();
         network.follow_reached(0);

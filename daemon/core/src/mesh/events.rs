@@ -60,6 +60,8 @@ pub enum Event {
     Kernel(KernelReport),
     /// The operator names a peer, and perhaps where its WireGuard answers.
     AddPeer(PublicKey, Option<SocketAddr>),
+    /// The operator takes a peer again that was removed.
+    Welcome(PublicKey),
     /// The operator names a peer no longer; it stays for as long as it tells of itself.
     ReleasePeer(PublicKey),
     /// The operator wants a peer gone, until naming it again.

@@ -39,7 +39,8 @@ impl Mesh {
         let has_our_key =
             observed.device.as_ref().is_some_and(|device| device.public_key == Some(self.state.wg_pubkey));
         if has_our_key && is_ours(&observed.link, &OwnerMark::new(self.keys.owner_tag())) {
-            let unknown = |key: &PublicKey| self.store.get(*key).is_none();
+            let removed: BTreeSet<_> = self.book.removed().collect();
+            let unknown = |key: &PublicKey| self.store.get(*key).is_none() && !removed.contains(key);
             self.orphans = observed
                 .peers
                 .iter()

@@ -32,14 +32,19 @@ impl Mesh {
         if key == self.state.wg_pubkey {
             return;
         }
-        if self.book.welcome(key) {
-            self.store.readmit(key);
-            self.save_book_soon(now);
-        }
+        self.welcome(key, now);
         self.named.insert(key, Named { endpoint, greet_at: now.monotonic, greetings: 0 });
         self.store.pin(key);
         self.add_named_candidate(key, now.monotonic);
         self.seek(key, now);
+    }
+
+    /// Takes a peer from others again that was removed.
+    pub(super) fn welcome(&mut self, key: PublicKey, now: Now) {
+        if self.book.welcome(key) {
+            self.store.readmit(key);
+            self.save_book_soon(now);
+        }
     }
 
     /// Takes back the operator's word for a peer, which is a peer like any other from then on.
@@ -54,6 +59,8 @@ impl Mesh {
         self.book.remove(key);
         self.store.refuse(key);
         self.save_book_soon(now);
+        // Of one that an earlier run has left in the kernel nothing is known besides.
+        self.dirty |= self.orphans.remove(&key).is_some();
         if let Some(exchange) = &mut self.exchange {
             exchange.disconnect(key, now.monotonic);
         }

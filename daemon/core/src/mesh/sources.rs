@@ -42,11 +42,7 @@ impl Mesh {
         let Some(exchange) = &self.exchange else { return Vec::new() };
         let dial = |(address, view): (SocketAddr, &TargetView)| Dial {
             address,
-            name: self
-                .bootstrap
-                .iter()
-                .find(|seed| seed.target.address == address)
-                .and_then(|seed| seed.name.clone()),
+            names: self.names_of(address),
             public_key: view.node(),
             connected: view.node().is_some_and(|key| exchange.is_connected(key)),
             tried_s: view.tried.map(|(begun, _)| now.monotonic.since(begun).as_secs()),
@@ -58,6 +54,11 @@ impl Mesh {
             error: view.error.clone(),
         };
         exchange.targets().map(dial).collect()
+    }
+
+    fn names_of(&self, address: SocketAddr) -> Vec<String> {
+        let there = self.bootstrap.iter().filter(|seed| seed.target.address == address);
+        there.filter_map(|seed| seed.name.clone()).collect()
     }
 
     /// Returns who is shut out, and for how long.

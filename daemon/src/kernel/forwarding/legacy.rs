@@ -40,6 +40,7 @@ const DROP: i32 = -1;
 
 /// One family's iptables.
 struct Family {
+    /// Beneath the process itself: with `ProcSubset=pid` there is no other.
     names: &'static str,
     module: &'static str,
     level: c_int,
@@ -48,14 +49,14 @@ struct Family {
 }
 
 const IPV4: Family = Family {
-    names: "/proc/net/ip_tables_names",
+    names: "/proc/self/net/ip_tables_names",
     module: "/sys/module/iptable_filter",
     level: libc::SOL_IP,
     target_offset: 88,
 };
 
 const IPV6: Family = Family {
-    names: "/proc/net/ip6_tables_names",
+    names: "/proc/self/net/ip6_tables_names",
     module: "/sys/module/ip6table_filter",
     level: libc::SOL_IPV6,
     target_offset: 140,

@@ -56,10 +56,10 @@ pub(super) async fn receive_gossip(gossip: &Option<Gossip>) -> io::Result<gossip
     }
 }
 
-pub(super) async fn receive(lan: &Way<Lan>) -> io::Result<Received> {
+pub(super) async fn receive(lan: &Option<Way<Lan>>) -> io::Result<Received> {
     match lan {
-        Ok(lan) => lan.receive().await,
-        Err(_) => std::future::pending().await,
+        Some(Ok(lan)) => lan.receive().await,
+        Some(Err(_)) | None => std::future::pending().await,
     }
 }
 
