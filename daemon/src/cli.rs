@@ -326,9 +326,11 @@ impl Error {
             Self::Config(_)
             | Self::Secret(_)
             | Self::Checked
-            | Self::Install(install::Error::Secret(_) | install::Error::OtherDirectory { .. }) => {
-                EXIT_CONFIGURATION
-            }
+            | Self::Install(
+                install::Error::Secret(_)
+                | install::Error::OtherDirectory { .. }
+                | install::Error::UnreadableConfig(_),
+            ) => EXIT_CONFIGURATION,
             Self::Privileges(privileges::Error::NoNetAdmin) | Self::Client(client::Error::Permission(_)) => {
                 EXIT_NO_PERMISSION
             }

@@ -15,6 +15,7 @@ pub mod secret;
 use std::collections::BTreeSet;
 use std::io;
 use std::num::NonZeroU16;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -200,7 +201,7 @@ pub enum LogLevel {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
-    #[error("{}: {source}{}", path.display(), read_advice(source))]
+    #[error("{}: {source}{}", path.display(), read_advice(path, source))]
     Read {
         /// The file.
         path: PathBuf,
@@ -227,14 +228,28 @@ pub enum Error {
     },
 }
 
-fn read_advice(error: &io::Error) -> &'static str {
+fn read_advice(path: &Path, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => {
             "; two lines are enough: interface = \"wgmesh0\" and secret_file = \"/etc/wgmesh/wgmesh0.secret\""
+                .to_owned()
         }
-        io::ErrorKind::PermissionDenied => "; run as root",
-        _ => "",
+        io::ErrorKind::PermissionDenied => format!(
+            "; run as root, or where it is the service that says this: chmod a+r {} (the secret is in a file of its own)",
+            path.display()
+        ),
+        _ => String::new(),
     }
+}
+
+fn unreadable_to_others(path: &Path) -> Option<String> {
+    let mode = std::fs::metadata(path).ok()?.mode() & 0o7777;
+    (mode & 0o004 == 0).then(|| {
+        let path = path.display();
+        format!(
+            "{path}: the service, which is not root, cannot read it (mode {mode:04o}); run: chmod a+r {path}"
+        )
+    })
 }
 
 impl File {
@@ -273,6 +288,11 @@ impl File {
             true => Ok(Self { is_optional: true, ..file }),
             false => Err(Error::OtherInterface { path, found: file.interface, asked: interface.clone() }),
         }
+    }
+
+    /// Says what keeps the service from reading the file, if it is for the service: that runs as a user of its own.
+    pub fn unreadable_to_service(&self) -> Option<String> {
+        self.path.starts_with(DIRECTORY).then(|| unreadable_to_others(&self.path))?
     }
 
     /// Checks the text of a file. The path gives the interface its default name.

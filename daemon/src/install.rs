@@ -50,8 +50,32 @@ const EXECUTABLE: &str = "/usr/bin/wgmesh";
 /// The unit's `RuntimeDirectory=`.
 const RUNTIME_DIRECTORY: &str = "/run/wgmesh";
 
+/// The settings by which systemd hands over a secret (systemd.exec(5)).
+const PLAIN: &str = "LoadCredential";
+const ENCRYPTED: &str = "LoadCredentialEncrypted";
+
 /// Directories that the unit's sandbox hides, and a binary in them with them.
 const HIDDEN: [&str; 6] = ["/home", "/root", "/run/user", "/tmp", "/var/tmp", "/sys"];
+
+/// The file from which systemd hands the secret over.
+enum Handed {
+    /// As it is.
+    Plain(PathBuf),
+    /// Decrypted (systemd-creds(1)).
+    Encrypted(PathBuf),
+}
+
+impl Handed {
+    /// Returns the drop-in that says so, unless the unit does.
+    fn drop_in(&self, interface: &InterfaceName) -> Option<String> {
+        let (key, path) = match self {
+            Self::Plain(path) if *path == secret::unit_path(interface) => return None,
+            Self::Plain(path) => (PLAIN, path),
+            Self::Encrypted(path) => (ENCRYPTED, path),
+        };
+        Some(format!("[Service]\n{PLAIN}=\n{key}=secret:{}\n", path.display()))
+    }
+}
 
 /// A service that could not be installed or removed.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +103,9 @@ pub enum Error {
         /// What the unit allows.
         allowed: &'static str,
     },
+    /// The service could not read its configuration.
+    #[error("{0}")]
+    UnreadableConfig(String),
     /// The secret cannot be used.
     #[error(transparent)]
     Secret(#[from] secret::Error),
@@ -101,8 +128,13 @@ pub enum Error {
 pub async fn install(config: &File) -> Result<Vec<String>, Error> {
     let root = Path::new("/");
     let executable = std::env::current_exe().map_err(failed("find", Path::new("/proc/self/exe")))?;
-    let secret = secret::find(config)?.path;
+    let secret = match secret::find(config) {
+        Ok(found) => Handed::Plain(found.path),
+        Err(secret::Error::Encrypted { path }) => Handed::Encrypted(path),
+        Err(error) => return Err(error.into()),
+    };
     check_directories(config)?;
+    config.unreadable_to_service().map_or(Ok(()), |why| Err(Error::UnreadableConfig(why)))?;
     let mut done = write_files(root, &config.interface, &executable, &secret)?;
     let unit = instance(&config.interface);
     if !sd_notify::booted().unwrap_or(false) {
@@ -198,7 +230,7 @@ fn write_files(
     root: &Path,
     interface: &InterfaceName,
     executable: &Path,
-    secret: &Path,
+    secret: &Handed,
 ) -> Result<Vec<String>, Error> {
     let mut done = Vec::new();
     let packaged = root.join(UNIT.packaged).exists();
@@ -214,11 +246,12 @@ fn write_files(
     }
     // The unit hands over /etc/wgmesh/<interface>.secret; another place needs a word of its own.
     let drop_in = drop_in(root, interface);
-    if secret == secret::unit_path(interface) {
-        done.extend(remove(&drop_in)?);
-    } else {
-        let text = format!("[Service]\nLoadCredential=\nLoadCredential=secret:{}\n", secret.display());
-        done.extend(write(&drop_in, &text)?);
+    match secret.drop_in(interface) {
+        _ if is_foreign(&drop_in) => {
+            done.push(format!("kept {}, which is not of our making", drop_in.display()))
+        }
+        Some(text) => done.extend(write(&drop_in, &text)?),
+        None => done.extend(remove(&drop_in)?),
     }
     Ok(done)
 }
@@ -226,7 +259,10 @@ fn write_files(
 fn remove_files(root: &Path, interface: &InterfaceName) -> Result<Vec<String>, Error> {
     let mut done = Vec::new();
     let drop_in = drop_in(root, interface);
-    done.extend(remove(&drop_in)?);
+    match is_foreign(&drop_in) {
+        true => done.push(format!("kept {}, which is not of our making", drop_in.display())),
+        false => done.extend(remove(&drop_in)?),
+    }
     if let Some(directory) = drop_in.parent() {
         // Fails if somebody else keeps drop-ins there, which is as it should be.
         let _ = fs::remove_dir(directory);
@@ -244,6 +280,14 @@ fn remove_files(root: &Path, interface: &InterfaceName) -> Result<Vec<String>, E
 
 fn drop_in(root: &Path, interface: &InterfaceName) -> PathBuf {
     root.join(format!("etc/systemd/system/{}.d/secret.conf", instance(interface)))
+}
+
+/// Whether there is a drop-in that somebody else wrote.
+fn is_foreign(drop_in: &Path) -> bool {
+    let Ok(text) = fs::read_to_string(drop_in) else { return false };
+    let ours = [PLAIN, ENCRYPTED].map(|key| format!("[Service]\n{PLAIN}=\n{key}=secret:/"));
+    let path = ours.iter().find_map(|start| text.strip_prefix(start)?.strip_suffix('\n'));
+    path.is_none_or(|path| path.contains('\n'))
 }
 
 /// Writes a file unless it is as it should be; tells what was done.
@@ -278,7 +322,7 @@ mod tests {
     }
 
     fn install_files(root: &Path, interface: &str, secret: &str) -> Vec<String> {
-        write_files(root, &name(interface), Path::new(BINARY), Path::new(secret)).unwrap()
+        write_files(root, &name(interface), Path::new(BINARY), &Handed::Plain(secret.into())).unwrap()
     }
 
     /// W-D47, X-47: the unit starts the binary itself, with no shell in between.
@@ -314,6 +358,33 @@ mod tests {
         assert!(!drop_in(root.path(), &name("wgmesh0")).exists());
     }
 
+    /// Found in a review: what an operator had written to have the secret decrypted was overwritten, and removed at the end.
+    #[test]
+    fn an_encrypted_secret_is_handed_over_and_a_drop_in_of_the_operators_is_left_alone() {
+        let (root, interface) = (tempfile::tempdir().unwrap(), name("wgmesh0"));
+        let drop_in = drop_in(root.path(), &interface);
+        let encrypted = Handed::Encrypted("/etc/wgmesh/wgmesh0.secret.cred".into());
+        let text = || fs::read_to_string(&drop_in).unwrap();
+
+        write_files(root.path(), &interface, Path::new(BINARY), &encrypted).unwrap();
+        assert!(
+            text().ends_with("\nLoadCredentialEncrypted=secret:/etc/wgmesh/wgmesh0.secret.cred\n"),
+            "{}",
+            text()
+        );
+        install_files(root.path(), "wgmesh0", "/etc/wgmesh/wgmesh0.secret");
+        assert!(!drop_in.exists());
+
+        let example = include_str!("../../systemd/encrypted-secret.conf.example");
+        fs::write(&drop_in, example).unwrap();
+        for secret in ["/etc/wgmesh/wgmesh0.secret", "/etc/wgmesh/secret.env"] {
+            let done = install_files(root.path(), "wgmesh0", secret);
+            assert!(done.iter().any(|line| line.starts_with("kept ")), "{done:?}");
+        }
+        remove_files(root.path(), &interface).unwrap();
+        assert_eq!(text(), example);
+    }
+
     #[test]
     fn files_of_a_package_are_used_as_they_are() {
         let root = tempfile::tempdir().unwrap();
@@ -328,7 +399,8 @@ mod tests {
     fn a_binary_that_the_sandbox_hides_is_refused_before_anything_is_written() {
         let root = tempfile::tempdir().unwrap();
         let binary = Path::new("/home/me/target/debug/wgmesh");
-        let error = write_files(root.path(), &name("wgmesh0"), binary, Path::new("/s")).unwrap_err();
+        let error =
+            write_files(root.path(), &name("wgmesh0"), binary, &Handed::Plain("/s".into())).unwrap_err();
         assert!(matches!(error, Error::HiddenExecutable(_)), "{error}");
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }

@@ -56,9 +56,12 @@ fn placed(error: &Error) -> Option<Problem> {
 /// Returns warnings about a configuration that works.
 fn check(path: &Path) -> Result<Vec<String>, Error> {
     let file = File::load(path)?;
-    let found = secret::find(&file)?;
-    let weak = found.secret.is_weak().then(|| format!("{}: {WEAK}", found.path.display()));
-    Ok(weak.into_iter().chain(idle(&file)).collect())
+    let weak = match secret::find(&file) {
+        Ok(found) => found.secret.is_weak().then(|| format!("{}: {WEAK}", found.path.display())),
+        Err(secret::Error::Encrypted { .. }) => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(weak.into_iter().chain(file.unreadable_to_service()).chain(idle(&file)).collect())
 }
 
 /// Says what is set and has no effect, or less than one would think.

@@ -98,7 +98,10 @@ fn configuration(config: &File) -> Finding {
             );
             Finding { check: "configuration", state: State::Warning, text }
         }
-        Ok(_) => ok("configuration", "it can be used, and so can the secret"),
+        Ok(_) | Err(secret::Error::Encrypted { .. }) => match config.unreadable_to_service() {
+            Some(text) => error_of("configuration", text),
+            None => ok("configuration", "it can be used, and so can the secret"),
+        },
         Err(error) => error_of("configuration", error.to_string()),
     }
 }

@@ -1,6 +1,9 @@
 //! Where the mesh secret comes from: systemd's credential, then the configured file, then
 //! `/etc/wgmesh/secret.env`. Never from an argument or the environment, which any user of the host can read.
 //!
+//! Where the file's name with `.cred` behind it is there instead, systemd keeps the secret encrypted for this host
+//! (systemd-creds(1)) and decrypts it for the service alone.
+//!
 //! A file that others may read is refused: whoever read it is in the mesh for good.
 
 use std::fs;
@@ -33,6 +36,12 @@ pub enum Error {
         places: String,
         /// Where it would be found.
         suggested: PathBuf,
+    },
+    /// Only the service is given it.
+    #[error("{}: systemd decrypts this secret for the service alone: start that (`wgmesh install-service`)", path.display())]
+    Encrypted {
+        /// The file.
+        path: PathBuf,
     },
     /// A file is there and cannot be read.
     #[error("{}: {source}", path.display())]
@@ -103,6 +112,10 @@ fn find_in(config: &File, credentials: Option<&Path>, directory: &Path) -> Resul
     for path in [&file, &environment] {
         if let Some(text) = read(path, Exposure::Refused)? {
             return parse(&text, path.clone());
+        }
+        let encrypted = PathBuf::from(format!("{}.cred", path.display()));
+        if path == &file && encrypted.exists() {
+            return Err(Error::Encrypted { path: encrypted });
         }
         if config.secret_file.is_some() && path == &file {
             break;
@@ -208,6 +221,19 @@ mod tests {
         let error = find_in(&config(directory.path(), ""), None, directory.path()).unwrap_err().to_string();
         assert!(error.contains("wgmesh0.secret or "), "{error}");
         assert!(error.contains("wgmesh init --output"), "{error}");
+    }
+
+    /// Found in a review: of a secret that systemd keeps encrypted nothing was known, so the way to make a new one was shown.
+    #[test]
+    fn an_encrypted_secret_is_for_the_service_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path(), "");
+        put(directory.path(), "secret.env", &format!("WGMESH_SECRET={SECRET}"), 0o600);
+        let encrypted = put(directory.path(), "wgmesh0.secret.cred", "k6iUCUh0RJCQyvL8k8q1UyAAAAAB", 0o600);
+        let error = find_in(&config, None, directory.path()).unwrap_err();
+        assert!(matches!(&error, Error::Encrypted { path } if *path == encrypted), "{error}");
+        let plain = put(directory.path(), "wgmesh0.secret", SECRET, 0o600);
+        assert_eq!(find_in(&config, None, directory.path()).unwrap().path, plain);
     }
 
     #[test]

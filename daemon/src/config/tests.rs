@@ -50,6 +50,19 @@ fn no_two_meshes_share_a_file() {
     assert!(complaint("interface = \"a-pins\"").contains("leave out \"-pins\""));
 }
 
+/// Found in a review: a file that root alone may read passed every check, and kept the service from starting for good.
+#[test]
+fn a_file_that_the_service_cannot_read_is_told_with_what_to_do() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let set = |mode| std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+    set(0o600);
+    let told = unreadable_to_others(file.path()).unwrap();
+    assert!(told.ends_with(&format!("(mode 0600); run: chmod a+r {}", file.path().display())), "{told}");
+    set(0o644);
+    assert_eq!(unreadable_to_others(file.path()), None);
+}
+
 /// M-21, X-27: a word says how many sessions, and numbers count over it.
 #[test]
 fn a_profile_is_two_numbers_that_can_be_set_one_by_one() {

@@ -21,6 +21,14 @@ fn the_confined_service_passes_packets_on_and_stops_when_it_stops() {
     assert!(table().contains("ip daddr 10.77.0.0/24"), "{}", table());
     assert_eq!(service.status()["kernel"]["converged"], true);
 
+    // An older iptables forbids it, which a service that sees nothing of /proc but processes finds out too.
+    ok(&run("iptables-legacy", &["-P", "FORWARD", "DROP"]));
+    eventually(PATIENCE, || {
+        service.status()["problems"].to_string().contains("iptables-legacy chain filter FORWARD")
+    });
+    ok(&run("iptables-legacy", &["-P", "FORWARD", "ACCEPT"]));
+    eventually(PATIENCE, || service.status()["problems"].as_array().is_none_or(Vec::is_empty));
+
     // A restart leaves it all as it is, for the next process to know again.
     ok(&run("systemctl", &["restart", &service.unit]));
     assert_eq!(switch("behind"), "1");
