@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 use wgmesh_core::config::{Hostname, Settings};
-use wgmesh_core::kernel::InterfaceName;
+use wgmesh_core::kernel::{InterfaceName, InvalidInterfaceName};
 
 pub use self::discovery::{Dht, Discovery, PerExchange, Profile};
 pub use self::document::Problem;
@@ -242,6 +242,12 @@ fn read_advice(path: &Path, error: &io::Error) -> String {
     }
 }
 
+fn unnamed(error: InvalidInterfaceName) -> Problem {
+    let message = format!("it is not set, and the file's name cannot stand in for it: {error}");
+    let hint = Some("write for instance: interface = \"wgmesh0\"".to_owned());
+    Problem { line: 1, column: 1, key: Some("interface".to_owned()), message, hint }
+}
+
 fn unreadable_to_others(path: &Path) -> Option<String> {
     let mode = std::fs::metadata(path).ok()?.mode() & 0o7777;
     (mode & 0o004 == 0).then(|| {
@@ -300,7 +306,7 @@ impl File {
         let (mut file, keys): (Self, _) = document::parse(text)?;
         if !keys.contains("interface") {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-            file.interface = stem.parse().unwrap_or(file.interface);
+            file.interface = stem.parse().map_err(unnamed)?;
         }
         Ok(Self { path: path.into(), ..file })
     }

@@ -6,6 +6,7 @@
 
 mod systemd;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -167,7 +168,7 @@ pub async fn uninstall(interface: &InterfaceName) -> Result<Vec<String>, Error> 
         done.push(format!("{unit} is stopped and disabled"));
     }
     done.extend(remove_leftovers(interface).await?);
-    done.extend(remove_files(root, interface)?);
+    done.extend(remove_files(root, interface, has_other_daemons(interface))?);
     if let Some(systemd) = &systemd {
         systemd.reload().await?;
     }
@@ -198,6 +199,14 @@ async fn remove_leftovers(interface: &InterfaceName) -> Result<Vec<String>, Erro
     }
     ebpf::remove_leftovers(&EbpfSettings::new(interface.clone()))?;
     Ok(done)
+}
+
+/// Whether a daemon of another mesh runs, enabled or not.
+fn has_other_daemons(interface: &InterfaceName) -> bool {
+    let own = format!("{interface}.sock");
+    let files = fs::read_dir(RUNTIME_DIRECTORY).into_iter().flatten().flatten();
+    let mut others = files.filter(|file| file.file_name() != own.as_str());
+    others.any(|file| UnixStream::connect(file.path()).is_ok())
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
@@ -256,7 +265,8 @@ fn write_files(
     Ok(done)
 }
 
-fn remove_files(root: &Path, interface: &InterfaceName) -> Result<Vec<String>, Error> {
+/// Removes the files of one mesh, and those that all share unless another is enabled or runs.
+fn remove_files(root: &Path, interface: &InterfaceName, others_run: bool) -> Result<Vec<String>, Error> {
     let mut done = Vec::new();
     let drop_in = drop_in(root, interface);
     match is_foreign(&drop_in) {
@@ -270,7 +280,8 @@ fn remove_files(root: &Path, interface: &InterfaceName) -> Result<Vec<String>, E
     let wanted = root.join("etc/systemd/system/multi-user.target.wants");
     remove(&wanted.join(instance(interface)))?;
     let others = fs::read_dir(&wanted).into_iter().flatten().flatten();
-    if others.into_iter().all(|entry| !entry.file_name().to_string_lossy().starts_with("wgmesh@")) {
+    let is_ours = |name: &OsStr| name.to_string_lossy().starts_with("wgmesh@");
+    if !others_run && others.into_iter().all(|entry| !is_ours(&entry.file_name())) {
         for file in [UNIT, DIRECTORIES, USERS] {
             done.extend(remove(&root.join(file.path))?);
         }
@@ -381,7 +392,7 @@ mod tests {
             let done = install_files(root.path(), "wgmesh0", secret);
             assert!(done.iter().any(|line| line.starts_with("kept ")), "{done:?}");
         }
-        remove_files(root.path(), &interface).unwrap();
+        remove_files(root.path(), &interface, false).unwrap();
         assert_eq!(text(), example);
     }
 
@@ -416,11 +427,15 @@ mod tests {
             fs::write(wanted.join(instance(&name(interface))), "").unwrap();
         }
 
-        remove_files(root.path(), &name("wgmesh0")).unwrap();
+        remove_files(root.path(), &name("wgmesh0"), false).unwrap();
         assert!(root.path().join(UNIT.path).exists());
         assert!(!drop_in(root.path(), &name("wgmesh0")).parent().unwrap().exists());
 
-        remove_files(root.path(), &name("wgmesh1")).unwrap();
+        let others_run = true;
+        remove_files(root.path(), &name("wgmesh1"), others_run).unwrap();
+        assert!(root.path().join(UNIT.path).exists(), "one that is not enabled runs");
+
+        remove_files(root.path(), &name("wgmesh1"), false).unwrap();
         for file in [UNIT, USERS, DIRECTORIES] {
             assert!(!root.path().join(file.path).exists(), "{}", file.path);
         }
