@@ -292,11 +292,15 @@ fn kept_as_is(orphan: &ObservedPeer, taken: &BTreeSet<IpNet>) -> DesiredPeer {
     }
 }
 
+/// Returns this node's addresses, without the IPv4 one that a lower key has: what it sends from there nobody takes from it, and
+/// what is for the other it would take for its own.
 fn own_addresses(inputs: &Inputs<'_>) -> BTreeSet<IpNet> {
     let own = derive_mesh_addresses(inputs.network_id, inputs.subnets, inputs.public_key, inputs.nonce);
     let v4 = Ipv4Net::new(own.v4, inputs.subnets.v4.prefix_len()).expect("a subnet's own prefix length");
     let v6 = Ipv6Net::new(own.v6, inputs.subnets.v6.prefix_len()).expect("a subnet's own prefix length");
-    [IpNet::V4(v4), IpNet::V6(v6)].into()
+    let claimed = claimed_addresses(inputs);
+    let is_lost = claimed.range(..inputs.public_key).any(|(_, lower)| lower.v4 == own.v4);
+    [IpNet::V4(v4), IpNet::V6(v6)].into_iter().filter(|net| net.addr().is_ipv6() || !is_lost).collect()
 }
 
 fn subnets(subnets: MeshSubnets) -> [IpNet; 2] {

@@ -271,11 +271,13 @@ fn an_installation_that_failed_can_be_tried_again() {
     assert!(refused.contains("chmod a+r /etc/wgmesh/sdo.toml"), "{refused}");
     fs::set_permissions("/etc/wgmesh/sdo.toml", fs::Permissions::from_mode(0o644)).unwrap();
 
-    fs::remove_dir_all("/run/wgmesh-bpf").unwrap();
-    write_private("/run/wgmesh-bpf", "in the way");
+    // systemd-sysusers(8) locks the list of users first.
+    let lock = "/etc/.pwd.lock";
+    fs::remove_file(lock).unwrap();
+    fs::create_dir(lock).unwrap();
     let failed = String::from_utf8_lossy(&install().stderr).into_owned();
-    assert!(failed.contains("wgmesh-setup-tmpfiles"), "{failed}");
-    fs::remove_file("/run/wgmesh-bpf").unwrap();
+    fs::remove_dir(lock).unwrap();
+    assert!(failed.contains("wgmesh-setup-sysusers"), "{failed}");
     ok(&install());
     assert!(service.is_reachable());
 }

@@ -180,6 +180,11 @@ impl World {
         self.act(id, |host, now| host.start(surroundings, seed, now))
     }
 
+    /// Takes an ERROR of these words in a log for what is to be; any other fails the run.
+    pub fn expect_error(&self, words: &'static str) {
+        self.log.expect(words);
+    }
+
     /// Ends a daemon without a word.
     pub fn crash(&mut self, id: HostId) {
         self.hosts[id.0].crash();

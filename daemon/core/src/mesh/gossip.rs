@@ -229,10 +229,7 @@ impl Mesh {
     pub(super) fn follow_gossip_output(&mut self, output: Output, now: Now) {
         match output {
             Output::Send { to, bytes } => {
-                let Some(peer) = self.store.get(to) else { return };
-                let (v4, v6) =
-                    plan::addresses_of(peer.record().record(), self.keys.network_id(), self.subnets);
-                let ip = v4.map_or(v6, |addresses| addresses.v4.into());
+                let Some(ip) = self.inner_ip(to) else { return };
                 let address = SocketAddr::new(ip, self.keys.gossip_port());
                 if let Some(talk) = &mut self.talk {
                     let said = talk.said.entry(to).or_insert(Said { bytes: 0, last: now.monotonic });

@@ -251,10 +251,6 @@ impl Mesh {
 
     fn probe_address(&self, key: PublicKey) -> Option<SocketAddr> {
         let record = self.store.get(key)?.record().record();
-        let address = match plan::addresses_of(record, self.keys.network_id(), self.subnets) {
-            (Some(addresses), _) => addresses.v4.into(),
-            (None, v6) => v6,
-        };
-        Some(SocketAddr::new(address, probe_port(record.listen_port)))
+        Some(SocketAddr::new(self.inner_ip(key)?, probe_port(record.listen_port)))
     }
 }

@@ -1,6 +1,7 @@
 //! When the plan is made anew, and from what.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -106,6 +107,22 @@ impl Mesh {
                 .collect(),
             orphans: &self.orphans,
         }
+    }
+
+    /// Returns where a peer is inside the mesh: by IPv4, unless it has an address there that is not ours to send to, or one that
+    /// the plan gives to a lower key.
+    pub(super) fn inner_ip(&self, key: PublicKey) -> Option<IpAddr> {
+        let record = self.store.get(key)?.record().record();
+        let (both, v6) = plan::addresses_of(record, self.keys.network_id(), self.subnets);
+        let v4 = both.map(|both| IpAddr::from(both.v4)).filter(|v4| self.goes_to(key, *v4));
+        Some(v4.unwrap_or(v6))
+    }
+
+    /// Whether the plan sends what is for an address of a peer to it, or to the relay that routes to it.
+    fn goes_to(&self, key: PublicKey, address: IpAddr) -> bool {
+        let carrier = self.via(key).unwrap_or(key);
+        let peer = self.planned.desired.as_ref().and_then(|desired| desired.peers.get(&carrier));
+        peer.is_none_or(|peer| peer.allowed_ips.contains(&IpNet::from(address)))
     }
 
     pub(super) fn own_networks(&self) -> BTreeSet<IpNet> {

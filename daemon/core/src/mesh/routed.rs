@@ -18,7 +18,6 @@ use crate::kernel::{Observed, SESSION_OVERDUE};
 use crate::key::PublicKey;
 use crate::message::{Choice, DiscoBody, Paired as _, Unproved};
 use crate::path::{Kind, Origin, Paths};
-use crate::plan;
 use crate::relay::{Refusal, Seeker};
 use crate::time::{Monotonic, Now};
 
@@ -258,7 +257,6 @@ impl Mesh {
     /// Returns where WireGuard's port of a peer is inside the mesh.
     pub(super) fn inner_endpoint(&self, key: PublicKey) -> Option<SocketAddr> {
         let record = self.store.get(key)?.record().record();
-        let (both, v6) = plan::addresses_of(record, self.keys.network_id(), self.subnets);
-        Some(SocketAddr::new(both.map_or(v6, |both| both.v4.into()), record.listen_port))
+        Some(SocketAddr::new(self.inner_ip(key)?, record.listen_port))
     }
 }

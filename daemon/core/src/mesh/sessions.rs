@@ -17,7 +17,6 @@ use crate::contact::{Place, Via};
 use crate::exchange::{Context, Exchange, Forward, Misbehaviour, Output, SessionEvent, Target};
 use crate::key::PublicKey;
 use crate::path::Origin;
-use crate::plan;
 use crate::pool::{self, Network, Places, Prospect};
 use crate::record::{InvalidRecord, SignedRecord};
 use crate::standing::Deed;
@@ -309,8 +308,7 @@ impl Mesh {
 
     fn target_through_mesh(&self, key: PublicKey) -> Option<Target> {
         let record = self.store.get(key)?.record().record();
-        let (v4, v6) = plan::addresses_of(record, self.keys.network_id(), self.subnets);
-        let ip = v4.map_or(v6, |addresses| addresses.v4.into());
-        Some(Target { address: SocketAddr::new(ip, record.exchange_port?), expected: Some(key) })
+        let address = SocketAddr::new(self.inner_ip(key)?, record.exchange_port?);
+        Some(Target { address, expected: Some(key) })
     }
 }

@@ -172,6 +172,9 @@ impl Mesh {
         if without_addresses && self.via(key).is_none() {
             return Some("a lower key has its mesh address; it will take another".to_owned());
         }
+        if self.inner_ip(key).is_some_and(|ip| ip.is_ipv6()) {
+            return Some("a lower key has its IPv4 mesh address, so it is reached over IPv6 only".to_owned());
+        }
         match (state, observed) {
             (PeerState::Direct, _) => None,
             (PeerState::Relayed, _) => self.why_relayed(key),

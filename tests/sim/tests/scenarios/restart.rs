@@ -182,6 +182,36 @@ fn a_host_that_boots_with_its_clock_years_back_is_taken_up_again() -> Result<(),
     Ok(())
 }
 
+/// Found in a review: whoever found no address free took one that another had, and what was for it went to that one.
+#[test]
+fn whoever_finds_no_address_free_is_reached_by_ipv6() -> Result<(), Violation> {
+    for seed in 0..5 {
+        let mut world = World::new(seed);
+        let lan = world.add_segment(Conditions::CLEAN);
+        let plan = HostPlan { subnet: Some("10.9.0.0/29".parse().unwrap()), ..HostPlan::default() };
+        world.expect_error("lower keys have all addresses");
+        let nodes = world.add_hosts(8, &plan, lan);
+        for &node in &nodes {
+            world.start(node)?;
+        }
+        world.run_until_meshed(secs(30))?;
+        world.run_for(secs(60))?;
+        world.check_addresses()?;
+        let families = |node| world.host(node).kernel.addresses().filter(|net| net.addr().is_ipv4()).count();
+        assert_eq!(nodes.iter().map(|&node| families(node)).sum::<usize>(), 6, "as many as there are");
+        for &node in &nodes {
+            let mesh = world.host(node).mesh().expect("it runs");
+            let explained = mesh.status(world.host(node).now(world.now())).peers;
+            let parted = explained
+                .iter()
+                .filter(|peer| peer.why.as_deref().is_some_and(|why| why.contains("IPv6 only")));
+            let expected = nodes.iter().filter(|&&other| other != node && families(other) == 0).count();
+            assert_eq!(parted.count(), expected);
+        }
+    }
+    Ok(())
+}
+
 /// X-50, W-D30: in a subnet with six addresses five nodes collide, and each ends up with one of its own.
 #[test]
 fn collisions_in_a_tiny_subnet_are_settled() -> Result<(), Violation> {
