@@ -20,6 +20,7 @@ mod reload;
 mod signals;
 mod storage;
 mod timer;
+mod underlay;
 mod wanted;
 
 use std::io;
@@ -60,9 +61,6 @@ const WAITING_QUESTIONS: usize = 4;
 /// How often the state is written to the log at most: at rest it is with the applier's report of each half minute (seed 003,
 /// W-D52).
 const TELL_INTERVAL: Duration = Duration::from_secs(20);
-
-/// The pause before the host's links are listed again where that failed.
-const UNDERLAY_RETRY: Duration = Duration::from_secs(1);
 
 /// Why a daemon has ended well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -428,39 +426,6 @@ impl Daemon {
                 peer = %peer.public_key, name, address = %peer.mesh_ipv4, state = ?peer.state, path = kind, endpoint, relay, via, "peer"
             );
         }
-    }
-
-    /// Follows the links around the mesh, where they are not what they were: addresses are told of again and again by whoever
-    /// renews them.
-    async fn on_underlay(&mut self) {
-        let underlay = match self.outside.kernel.underlay().await {
-            Ok(underlay) => underlay,
-            Err(error) => {
-                tracing::warn!(%error, "cannot list the host's links; trying again");
-                let again = Arc::clone(&self.outside.changes.underlay);
-                tokio::spawn(async move {
-                    tokio::time::sleep(UNDERLAY_RETRY).await;
-                    again.notify_one();
-                });
-                return;
-            }
-        };
-        let has_way_out_changed = self.outside.changes.take_way_out();
-        if underlay == self.underlay && !has_way_out_changed {
-            return;
-        }
-        self.follow_underlay(&underlay);
-        if !self.config.advertise_routes.is_empty() {
-            // A link may have come that must pass packets on.
-            self.outside.changes.mesh.notify_one();
-        }
-        self.feed(Event::Underlay(underlay));
-    }
-
-    fn follow_underlay(&mut self, underlay: &[Underlay]) {
-        underlay.clone_into(&mut self.underlay);
-        self.network.follow_underlay(underlay);
-        self.outside.traffic.follow_underlay(underlay);
     }
 
     fn on_traffic(&mut self, change: Change) {
