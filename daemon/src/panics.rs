@@ -2,7 +2,8 @@
 //! word would be worse.
 //!
 //! Except for the library of Mainline DHT, which strangers can have panic by what they answer: that ends a request and its
-//! node, and the next request begins with another.
+//! node, and the next request begins with another. That they have it use up its stack nothing could contain: what is nested
+//! as deep as a datagram is long takes less than half of it, in an optimised build.
 
 #[cfg(panic = "abort")]
 compile_error!("a panic that is contained must unwind: build without `panic = \"abort\"`");

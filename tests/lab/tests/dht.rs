@@ -1,10 +1,12 @@
 //! Mainline DHT: hosts with nothing but the secret in common find each other, and start without its bootstrap hosts.
 
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use wgmesh_lab::{
-    Daemon, DhtNodes, Internet, NatKind, Settings, Strangers, StunServers, TorrentNode, eventually,
+    Daemon, DhtNodes, Internet, NatKind, Settings, Strangers, StunServers, TorrentNode, bind_udp, eventually,
 };
 
 /// Longer than a meeting takes on a machine that is busy with other tests: the pause between rounds grows to 30 s.
@@ -254,6 +256,41 @@ fn direct_peers(daemon: &Daemon) -> usize {
 }
 
 /// Returns what a daemon tells of the DHT.
+/// Found in a review: one refusal with a code that is only for items ended the daemon of whoever asked. What is nested as deep as
+/// a datagram is long does not, nor did it.
+#[test]
+fn a_daemon_outlives_whatever_a_node_of_the_dht_answers() {
+    let internet = Internet::new("dht-hostile");
+    let _stun = StunServers::start(&internet);
+    let place = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 200), 6881);
+    let server = internet.server("hostile", &[*place.ip()]);
+    let socket = server.namespace().run(move || bind_udp(place));
+    thread::spawn(move || while answer_with_malice(&socket).is_ok() {});
+    let mut strangers = Strangers::beginning_with([place], &internet, 1, &[NatKind::None]);
+    strangers.start_all();
+    let daemon = &strangers.daemons[0];
+    eventually(PATIENCE, || source(daemon)["error"].as_str().is_some_and(|error| error.contains("panicked")));
+}
+
+/// Answers a lookup, after lists and dictionaries that are nested as deep as a datagram is long, and refuses to store anything.
+fn answer_with_malice(socket: &UdpSocket) -> std::io::Result<()> {
+    let mut buffer = [0; 2048];
+    let (length, from) = socket.recv_from(&mut buffer)?;
+    let query = &buffer[..length];
+    let holds = |part: &[u8]| query.windows(part.len()).any(|window| window == part);
+    for nested in [b"l".repeat(2030), b"d1:a".repeat(507)] {
+        socket.send_to(&[b"d1:a", nested.as_slice()].concat(), from)?;
+    }
+    let key = b"1:t4:";
+    let Some(at) = query.windows(key.len()).position(|window| window == key) else { return Ok(()) };
+    let [answer, kind]: [&[u8]; 2] = match holds(b"announce_peer") || holds(b"1:q3:put") {
+        true => [b"d1:eli301e6:refusee1:t4:", b"1:y1:ee"],
+        false => [b"d1:rd2:id20:aaaaaaaaaaaaaaaaaaaa5:nodes0:5:token4:abcde1:t4:", b"1:y1:re"],
+    };
+    let transaction = &query[at + key.len()..][..4];
+    socket.send_to(&[answer, transaction, kind].concat(), from).map(drop)
+}
+
 fn source(daemon: &Daemon) -> Value {
     let status = daemon.status_json();
     let sources = status["sources"].as_array().unwrap();
