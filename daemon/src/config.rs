@@ -197,6 +197,9 @@ pub enum LogLevel {
     Trace,
 }
 
+/// What follows the interface's name in the names of a mesh's other files of state.
+const FILE_SUFFIXES: [&str; 6] = ["-peers", "-pins", "-peerstore", "-dht-nodes", "-relay", "-routed"];
+
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -242,15 +245,27 @@ fn read_advice(path: &Path, error: &io::Error) -> String {
     }
 }
 
+/// Refuses a name with which the mesh's state would be what another one keeps besides.
+fn check_files_of(interface: &InterfaceName) -> Result<(), Problem> {
+    let Some(suffix) = FILE_SUFFIXES.into_iter().find(|suffix| interface.as_str().ends_with(suffix)) else {
+        return Ok(());
+    };
+    let message = format!("{interface} is what a file of another mesh may be called");
+    let hint = Some(format!("take a name that does not end in {suffix}"));
+    Err(Problem { line: 1, column: 1, key: Some("interface".to_owned()), message, hint })
+}
+
 fn unnamed(error: InvalidInterfaceName) -> Problem {
     let message = format!("it is not set, and the file's name cannot stand in for it: {error}");
     let hint = Some("write for instance: interface = \"wgmesh0\"".to_owned());
     Problem { line: 1, column: 1, key: Some("interface".to_owned()), message, hint }
 }
 
+/// Whatever a group may read, the service's own or an access list's, may be meant for it.
 fn unreadable_to_others(path: &Path) -> Option<String> {
-    let mode = std::fs::metadata(path).ok()?.mode() & 0o7777;
-    (mode & 0o004 == 0).then(|| {
+    let file = std::fs::metadata(path).ok()?;
+    let mode = file.mode() & 0o7777;
+    (file.uid() == 0 && mode & 0o044 == 0).then(|| {
         let path = path.display();
         format!(
             "{path}: the service, which is not root, cannot read it (mode {mode:04o}); run: chmod a+r {path}"
@@ -286,7 +301,7 @@ impl File {
         let path = directory.join(format!("{interface}.toml"));
         let file = match Self::load(&path) {
             Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Self::parse("", &path).expect("an empty file is valid: every key has a default")
+                Self::parse("", &path).map_err(|problem| Error::Invalid { path: path.clone(), problem })?
             }
             loaded => loaded?,
         };
@@ -308,6 +323,7 @@ impl File {
             let stem = path.file_stem().unwrap_or_default().to_string_lossy();
             file.interface = stem.parse().map_err(unnamed)?;
         }
+        check_files_of(&file.interface)?;
         Ok(Self { path: path.into(), ..file })
     }
 

@@ -242,6 +242,7 @@ impl Traffic {
     pub fn follow_underlay(&mut self, underlay: &[Underlay]) {
         underlay.clone_into(&mut self.underlay);
         self.with_active(Part::Underlay, |ebpf| attach_underlay(ebpf, underlay));
+        self.with_active(Part::Relay, |ebpf| ebpf.relay_through(underlay));
     }
 
     /// Whether it tells of packets that nothing comes back for.
@@ -319,7 +320,8 @@ impl Traffic {
         failures.note(Part::Awaiting, ebpf.await_handshakes(self.awaits_sessions()));
         failures.note(Part::Peers, ebpf.sync_peers(&self.peers));
         failures.note(Part::Underlay, attach_underlay(&mut ebpf, &self.underlay));
-        failures.note(Part::Relay, ebpf.relay_for(&self.pairs));
+        let relays = ebpf.relay_through(&self.underlay).and_then(|()| ebpf.relay_for(&self.pairs));
+        failures.note(Part::Relay, relays);
         let handshakes = ebpf.handshakes().unwrap_or_else(|failure| {
             failures.note(Part::Handshakes, Err(failure));
             None
@@ -357,10 +359,9 @@ fn attach_underlay(ebpf: &mut EbpfTraffic, underlay: &[Underlay]) -> Result<(), 
         .map(ToOwned::to_owned)
         .collect();
     gone.iter().for_each(|name| ebpf.detach_underlay(name));
-    // One link that cannot be watched must not leave the others unwatched, nor what is relayed behind.
+    // One link that cannot be watched must not leave the others unwatched.
     let failures = underlay.iter().filter_map(|link| ebpf.attach_underlay(&link.name, link.index).err());
-    let failed = failures.last();
-    ebpf.relay_through(underlay).and(failed.map_or(Ok(()), Err))
+    failures.last().map_or(Ok(()), Err)
 }
 
 /// Waits for handshakes; forever where nobody tells of them. Cancel-safe.

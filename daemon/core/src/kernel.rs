@@ -31,28 +31,15 @@ pub const SESSION_OVERDUE: Duration = Duration::from_secs(135);
 /// WireGuard's own messages and gossip in half a minute, so that a packet each five seconds is told of within fifteen.
 pub const LITTLE_TRAFFIC: u64 = 400;
 
-/// What follows an interface's name in the names of its other files, which no interface may be called in full: it would share
-/// a file with another.
-pub const FILE_SUFFIXES: [&str; 6] = ["-peers", "-pins", "-peerstore", "-dht-nodes", "-relay", "-routed"];
-
-/// A Linux interface name: 1 to 15 of `A-Z a-z 0-9 _ - .`, a letter first (`IFNAMSIZ`, `dev_valid_name`), and none of
-/// [`FILE_SUFFIXES`] last.
+/// A Linux interface name: 1 to 15 of `A-Z a-z 0-9 _ - .`, a letter first (`IFNAMSIZ`, `dev_valid_name`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct InterfaceName(String);
 
-/// A name that no mesh's interface can have.
+/// A name that Linux or systemd would not take as an interface.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidInterfaceName {
-    /// Linux or systemd would not take it.
-    #[error("{0:?} is no interface name: it takes 1 to 15 of A-Z a-z 0-9 _ - . and starts with a letter")]
-    Malformed(String),
-    /// Its files would be those of another interface.
-    #[error(
-        "{0:?} cannot be the interface's name: a file of another mesh may be called so; leave out {1:?} at its end"
-    )]
-    Reserved(String, &'static str),
-}
+#[error("{0:?} is no interface name: it takes 1 to 15 of A-Z a-z 0-9 _ - . and starts with a letter")]
+pub struct InvalidInterfaceName(String);
 
 impl InterfaceName {
     /// Returns the name.
@@ -67,12 +54,10 @@ impl FromStr for InterfaceName {
     fn from_str(name: &str) -> Result<Self, InvalidInterfaceName> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
         let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic());
-        if !starts_well || name.len() > 15 || !name.chars().all(plain) {
-            return Err(InvalidInterfaceName::Malformed(name.to_owned()));
-        }
-        match FILE_SUFFIXES.into_iter().find(|suffix| name.ends_with(suffix)) {
-            Some(suffix) => Err(InvalidInterfaceName::Reserved(name.to_owned(), suffix)),
-            None => Ok(Self(name.to_owned())),
+        if starts_well && name.len() <= 15 && name.chars().all(plain) {
+            Ok(Self(name.to_owned()))
+        } else {
+            Err(InvalidInterfaceName(name.to_owned()))
         }
     }
 }

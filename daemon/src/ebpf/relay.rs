@@ -152,11 +152,10 @@ impl Relay {
         let stays = |key: &&RelayKey| wanted.contains_key(key) || self.left.contains(key);
         let leaving = self.flows.keys().filter(|key| !stays(key));
         for key in leaving.copied().collect::<Vec<_>>() {
-            if let Ok(hop) = self.map.get(&key, 0) {
-                self.ended.add(&hop);
-            }
+            let counted = self.map.get(&key, 0).unwrap_or_default();
             present(self.map.remove(&key))?;
             self.flows.remove(&key);
+            self.ended.add(&counted);
         }
         for (key, hop) in wanted {
             self.write(key, hop)?;

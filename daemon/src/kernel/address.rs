@@ -14,7 +14,8 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use super::error::Failure;
 use super::socket::{Request, Socket};
 
-/// Lists the addresses of one link, or of all (`None`), with the link that each is on.
+/// Lists the addresses of one link, or those of all (`None`) that can be used, with the link that each is on. When one can be that
+/// was tentative (RFC 4862 section 5.4), Linux gives notice once more.
 pub(super) fn read(socket: &mut Socket, link: Option<u32>) -> Result<Vec<(u32, IpNet)>, Failure> {
     let mut request = AddressMessage::default();
     request.header.index = link.unwrap_or(0);
@@ -22,9 +23,11 @@ pub(super) fn read(socket: &mut Socket, link: Option<u32>) -> Result<Vec<(u32, I
     Ok(found
         .iter()
         .filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) => interpret(message),
+            RouteNetlinkMessage::NewAddress(message) => Some(message),
             _ => None,
         })
+        .filter(|message| link.is_some() || is_usable(message))
+        .filter_map(interpret)
         .filter(|(index, _)| link.is_none_or(|link| *index == link))
         .collect())
 }
@@ -58,6 +61,18 @@ fn message(link: u32, address: IpNet) -> AddressMessage {
         AddressAttribute::Flags(flags),
     ];
     message
+}
+
+/// Whether packets may be sent from it: no other host is still being asked whether it has the address, nor has one said so.
+fn is_usable(message: &AddressMessage) -> bool {
+    let flags = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    flags.is_none_or(|flags| {
+        let is_sure = !flags.contains(AddressFlags::Tentative) || flags.contains(AddressFlags::Optimistic);
+        is_sure && !flags.contains(AddressFlags::Dadfailed)
+    })
 }
 
 /// Takes `IFA_LOCAL` where there is one: on a point-to-point link `IFA_ADDRESS` is the other end's.

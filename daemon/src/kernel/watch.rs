@@ -19,7 +19,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{AsyncSocket, SocketAddr, TokioSocket};
 use rtnetlink::MulticastGroup;
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteType};
 use tokio::sync::Notify;
 use tracing::warn;
@@ -86,10 +86,17 @@ impl Touched {
 }
 
 /// The default routes that were told of: of each version of IP, table and priority the newest, and where it leads.
+///
+/// With a link or an address Linux removes routes of IPv4 without a word (`skip_notify_on_dev_down` in ip-sysctl), and notices
+/// may be lost. After either nothing is known.
 #[derive(Debug, Default)]
 struct DefaultRoutes(BTreeMap<(u8, u32, u32), Vec<RouteAttribute>>);
 
 impl DefaultRoutes {
+    fn forget(&mut self) {
+        self.0.clear();
+    }
+
     /// Takes note of one. Returns whether it leads elsewhere than the one before, or that is not known.
     fn follow(&mut self, route: &RouteMessage, is_there: bool) -> bool {
         let mut key = (u8::from(route.header.address_family), u32::from(route.header.table), 0);
@@ -111,7 +118,7 @@ impl DefaultRoutes {
             return true;
         }
         if self.0.len() >= MAX_DEFAULT_ROUTES && !self.0.contains_key(&key) {
-            self.0.clear();
+            self.forget();
         }
         self.0.insert(key, leads.clone()) != Some(leads)
     }
@@ -165,7 +172,10 @@ impl Watcher {
         }
     }
 
-    fn wake(&self, touched: Touched) {
+    fn wake(&mut self, touched: Touched) {
+        if touched == Touched::ALL {
+            self.defaults.forget();
+        }
         if touched.mesh {
             self.changes.mesh.notify_one();
         }
@@ -219,19 +229,26 @@ fn about(
     match message {
         RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
             let is_ours = Some(link.header.index) == ours || has_name(link, interface);
+            let runs = matches!(message, RouteNetlinkMessage::NewLink(_))
+                && link.header.flags.contains(LinkFlags::Up | LinkFlags::Running);
+            if !is_ours && !runs {
+                defaults.forget();
+            }
             Touched { mesh: is_ours, underlay: !is_ours && is_underlay(link), way_out: false }
         }
         RouteNetlinkMessage::NewAddress(address) | RouteNetlinkMessage::DelAddress(address) => {
             let is_ours = Some(address.header.index) == ours;
+            if !is_ours && matches!(message, RouteNetlinkMessage::DelAddress(_)) {
+                defaults.forget();
+            }
             Touched { mesh: is_ours, underlay: !is_ours, way_out: false }
         }
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             let replaces = notice.header.flags & NLM_F_REPLACE != 0;
             let is_ours = is_our_route(route, ours);
-            let is_default = route.header.destination_prefix_length == 0
-                && route.header.kind == RouteType::Unicast
-                && !is_ours;
-            let is_there = matches!(message, RouteNetlinkMessage::NewRoute(_));
+            let is_default = route.header.destination_prefix_length == 0 && !is_ours;
+            let is_new = matches!(message, RouteNetlinkMessage::NewRoute(_));
+            let is_there = is_new && route.header.kind == RouteType::Unicast;
             let way_out = is_default && defaults.follow(route, is_there);
             Touched { mesh: replaces || is_ours, underlay: false, way_out }
         }
@@ -259,6 +276,7 @@ fn is_our_route(route: &RouteMessage, ours: Option<u32>) -> bool {
 #[cfg(test)]
 mod tests {
     use rtnetlink::packet_route::AddressFamily;
+    use rtnetlink::packet_route::address::AddressMessage;
     use rtnetlink::packet_route::route::RouteAddress;
 
     use super::*;
@@ -268,6 +286,7 @@ mod tests {
     fn default_route(gateway: u8, priority: u32) -> RouteMessage {
         let mut route = RouteMessage::default();
         (route.header.address_family, route.header.table) = (AddressFamily::Inet, TABLE);
+        route.header.kind = RouteType::Unicast;
         route.attributes = vec![
             RouteAttribute::Gateway(RouteAddress::Inet([192, 0, 2, gateway].into())),
             RouteAttribute::Oif(2),
@@ -289,5 +308,41 @@ mod tests {
         assert!(defaults.follow(&default_route(1, 200), false), "removed");
         assert!(defaults.follow(&default_route(1, 200), true));
         assert_eq!(defaults.0.len(), 2);
+        let mut unreachable = default_route(1, 100);
+        unreachable.attributes.truncate(0);
+        unreachable.attributes.push(RouteAttribute::Priority(100));
+        assert!(defaults.follow(&unreachable, false), "replaced by one of another kind");
+        assert!(defaults.follow(&default_route(1, 100), true));
+    }
+
+    /// Found in a review: what went with its link without a word was none of the news when it came back.
+    #[test]
+    fn after_a_link_or_an_address_has_gone_any_default_route_is_news() {
+        let interface = "wgmesh0".parse().unwrap();
+        let mut defaults = DefaultRoutes::default();
+        let mut tell = |message| about(&NetlinkMessage::from(message), &interface, Some(7), &mut defaults);
+        let route = || RouteNetlinkMessage::NewRoute(default_route(1, 100));
+        let link = |flags| {
+            let mut link = LinkMessage::default();
+            (link.header.index, link.header.flags) = (2, flags);
+            link
+        };
+        let running = LinkFlags::Up | LinkFlags::Running;
+        assert!(tell(route()).way_out && !tell(route()).way_out);
+        let stays = [
+            RouteNetlinkMessage::NewLink(link(running)),
+            RouteNetlinkMessage::NewAddress(AddressMessage::default()),
+        ];
+        for notice in stays {
+            assert!(tell(notice).underlay && !tell(route()).way_out);
+        }
+        let goes = [
+            RouteNetlinkMessage::NewLink(link(LinkFlags::Up)),
+            RouteNetlinkMessage::DelLink(link(running)),
+            RouteNetlinkMessage::DelAddress(AddressMessage::default()),
+        ];
+        for notice in goes {
+            assert!(tell(notice).underlay && tell(route()).way_out);
+        }
     }
 }

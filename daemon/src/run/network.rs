@@ -332,11 +332,15 @@ impl Network {
         }
     }
 
-    /// Follows a change of the host's links.
+    /// Listens on these links, and tries those again on which that has failed.
     pub(super) fn follow_underlay(&mut self, underlay: &[Underlay]) {
         if let Some(Ok(lan)) = &mut self.lan {
             lan.follow(underlay);
         }
+    }
+
+    /// Looks up everybody's addresses anew: this host may be elsewhere.
+    pub(super) fn look_up_again(&mut self) {
         self.stun_servers.again();
         self.bootstrap.again();
         self.dns.again();

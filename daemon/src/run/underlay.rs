@@ -12,8 +12,8 @@ use super::Daemon;
 const UNDERLAY_RETRY: Duration = Duration::from_secs(1);
 
 impl Daemon {
-    /// Follows the links around the mesh, where they are not what they were: addresses are told of again and again by whoever
-    /// renews them.
+    /// Follows the links around the mesh. Where they are what they were, only what has failed on one is tried again: addresses are
+    /// told of again and again by whoever renews them.
     pub(super) async fn on_underlay(&mut self) {
         let underlay = match self.outside.kernel.underlay().await {
             Ok(underlay) => underlay,
@@ -27,11 +27,12 @@ impl Daemon {
                 return;
             }
         };
-        let has_way_out_changed = self.outside.changes.take_way_out();
-        if underlay == self.underlay && !has_way_out_changed {
+        let is_elsewhere = self.outside.changes.take_way_out() || underlay != self.underlay;
+        self.follow_underlay(&underlay);
+        if !is_elsewhere {
             return;
         }
-        self.follow_underlay(&underlay);
+        self.network.look_up_again();
         if !self.config.advertise_routes.is_empty() {
             // A link may have come that must pass packets on.
             self.outside.changes.mesh.notify_one();

@@ -255,7 +255,6 @@ fn direct_peers(daemon: &Daemon) -> usize {
     status["peers"].as_array().unwrap().iter().filter(|peer| peer["state"] == "direct").count()
 }
 
-/// Returns what a daemon tells of the DHT.
 /// Found in a review: one refusal with a code that is only for items ended the daemon of whoever asked. What is nested as deep as
 /// a datagram is long does not, nor did it.
 #[test]
@@ -291,6 +290,7 @@ fn answer_with_malice(socket: &UdpSocket) -> std::io::Result<()> {
     socket.send_to(&[answer, transaction, kind].concat(), from).map(drop)
 }
 
+/// Returns what a daemon tells of the DHT.
 fn source(daemon: &Daemon) -> Value {
     let status = daemon.status_json();
     let sources = status["sources"].as_array().unwrap();

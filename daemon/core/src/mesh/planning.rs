@@ -109,17 +109,18 @@ impl Mesh {
         }
     }
 
-    /// Returns where a peer is inside the mesh: by IPv4, unless it has an address there that is not ours to send to, or one that
-    /// the plan gives to a lower key.
+    /// Returns where a peer is inside the mesh: by IPv4, unless its address there is not ours to send to, or the plan gives it to
+    /// a lower key, or this node has none itself.
     pub(super) fn inner_ip(&self, key: PublicKey) -> Option<IpAddr> {
         let record = self.store.get(key)?.record().record();
         let (both, v6) = plan::addresses_of(record, self.keys.network_id(), self.subnets);
-        let v4 = both.map(|both| IpAddr::from(both.v4)).filter(|v4| self.goes_to(key, *v4));
+        let has_v4 = !self.planned.has_no_address;
+        let v4 = both.map(|both| IpAddr::from(both.v4)).filter(|v4| has_v4 && self.goes_to(key, *v4));
         Some(v4.unwrap_or(v6))
     }
 
     /// Whether the plan sends what is for an address of a peer to it, or to the relay that routes to it.
-    fn goes_to(&self, key: PublicKey, address: IpAddr) -> bool {
+    pub(super) fn goes_to(&self, key: PublicKey, address: IpAddr) -> bool {
         let carrier = self.via(key).unwrap_or(key);
         let peer = self.planned.desired.as_ref().and_then(|desired| desired.peers.get(&carrier));
         peer.is_none_or(|peer| peer.allowed_ips.contains(&IpNet::from(address)))

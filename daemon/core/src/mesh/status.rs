@@ -172,7 +172,8 @@ impl Mesh {
         if without_addresses && self.via(key).is_none() {
             return Some("a lower key has its mesh address; it will take another".to_owned());
         }
-        if self.inner_ip(key).is_some_and(|ip| ip.is_ipv6()) {
+        let (both, _) = plan::addresses_of(record, self.keys.network_id(), self.subnets);
+        if both.is_some_and(|both| !self.goes_to(key, both.v4.into())) {
             return Some("a lower key has its IPv4 mesh address, so it is reached over IPv6 only".to_owned());
         }
         match (state, observed) {
