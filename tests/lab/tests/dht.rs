@@ -1,6 +1,8 @@
 //! Mainline DHT: hosts with nothing but the secret in common find each other, and start without its bootstrap hosts.
 
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -264,15 +266,19 @@ fn a_daemon_outlives_whatever_a_node_of_the_dht_answers() {
     let place = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 200), 6881);
     let server = internet.server("hostile", &[*place.ip()]);
     let socket = server.namespace().run(move || bind_udp(place));
-    thread::spawn(move || while answer_with_malice(&socket).is_ok() {});
+    let refused = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&refused);
+    thread::spawn(move || while answer_with_malice(&socket, &counted).is_ok() {});
     let mut strangers = Strangers::beginning_with([place], &internet, 1, &[NatKind::None]);
     strangers.start_all();
-    let daemon = &strangers.daemons[0];
-    eventually(PATIENCE, || source(daemon)["error"].as_str().is_some_and(|error| error.contains("panicked")));
+    eventually(PATIENCE, || refused.load(Ordering::Relaxed) > 0);
+    thread::sleep(Duration::from_secs(3));
+    assert!(strangers.sites[0].host.daemon_log().contains("panicked"), "the library did");
+    assert_eq!(source(&strangers.daemons[0])["name"], "dht", "and the daemon answers");
 }
 
 /// Answers a lookup, after lists and dictionaries that are nested as deep as a datagram is long, and refuses to store anything.
-fn answer_with_malice(socket: &UdpSocket) -> std::io::Result<()> {
+fn answer_with_malice(socket: &UdpSocket, refused: &AtomicU32) -> std::io::Result<()> {
     let mut buffer = [0; 2048];
     let (length, from) = socket.recv_from(&mut buffer)?;
     let query = &buffer[..length];
@@ -282,7 +288,9 @@ fn answer_with_malice(socket: &UdpSocket) -> std::io::Result<()> {
     }
     let key = b"1:t4:";
     let Some(at) = query.windows(key.len()).position(|window| window == key) else { return Ok(()) };
-    let [answer, kind]: [&[u8]; 2] = match holds(b"announce_peer") || holds(b"1:q3:put") {
+    let is_announcement = holds(b"announce_peer");
+    refused.fetch_add(u32::from(is_announcement), Ordering::Relaxed);
+    let [answer, kind]: [&[u8]; 2] = match is_announcement {
         true => [b"d1:eli301e6:refusee1:t4:", b"1:y1:ee"],
         false => [b"d1:rd2:id20:aaaaaaaaaaaaaaaaaaaa5:nodes0:5:token4:abcde1:t4:", b"1:y1:re"],
     };
