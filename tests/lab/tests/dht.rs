@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use wgmesh_lab::{
-    Daemon, DhtNodes, Internet, NatKind, Settings, Strangers, StunServers, TorrentNode, bind_udp, eventually,
+    Daemon, DhtNodes, Internet, Lab, NatKind, Settings, Strangers, StunServers, TorrentNode, bind_udp,
+    eventually, secret,
 };
 
 /// Longer than a meeting takes on a machine that is busy with other tests: the pause between rounds grows to 30 s.
@@ -261,20 +262,21 @@ fn direct_peers(daemon: &Daemon) -> usize {
 /// a datagram is long does not, nor did it.
 #[test]
 fn a_daemon_outlives_whatever_a_node_of_the_dht_answers() {
-    let internet = Internet::new("dht-hostile");
-    let _stun = StunServers::start(&internet);
+    let lab = Lab::new("dht-hostile");
+    let host = lab.host("node");
     // On the host itself, where a node of the DHT may have any number (BEP 42).
     let place = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 6881);
-    let mut strangers = Strangers::beginning_with([place], &internet, 1, &[NatKind::None]);
-    let socket = strangers.sites[0].host.namespace().run(move || bind_udp(place));
+    let socket = host.namespace().run(move || bind_udp(place));
     let refused = Arc::new(AtomicU32::new(0));
     let counted = Arc::clone(&refused);
     thread::spawn(move || while answer_with_malice(&socket, &counted).is_ok() {});
-    strangers.start_all();
+    let methods = "[discovery]\nenabled_methods = [\"exchange\", \"dht\"]";
+    let begin = format!("[discovery.dht]\nbootstrap = [\"{place}\"]\n[nat]\nstun_servers = []");
+    let daemon = host.daemon(&Settings::new(&secret(1)).with(&format!("{methods}\n{begin}")));
     eventually(PATIENCE, || refused.load(Ordering::Relaxed) > 0);
     thread::sleep(Duration::from_secs(3));
-    assert!(strangers.sites[0].host.daemon_log().contains("panicked"), "the library did");
-    assert_eq!(source(&strangers.daemons[0])["name"], "dht", "and the daemon answers");
+    assert!(host.daemon_log().contains("panicked"), "the library did");
+    assert_eq!(source(&daemon)["name"], "dht", "and the daemon answers");
 }
 
 /// Answers a lookup, after lists and dictionaries that are nested as deep as a datagram is long, and refuses to store anything.
