@@ -320,8 +320,9 @@ impl Traffic {
         failures.note(Part::Awaiting, ebpf.await_handshakes(self.awaits_sessions()));
         failures.note(Part::Peers, ebpf.sync_peers(&self.peers));
         failures.note(Part::Underlay, attach_underlay(&mut ebpf, &self.underlay));
-        let relays = ebpf.relay_through(&self.underlay).and_then(|()| ebpf.relay_for(&self.pairs));
-        failures.note(Part::Relay, relays);
+        // One link that refuses must not leave the pairs behind.
+        let through = ebpf.relay_through(&self.underlay);
+        failures.note(Part::Relay, ebpf.relay_for(&self.pairs).and(through));
         let handshakes = ebpf.handshakes().unwrap_or_else(|failure| {
             failures.note(Part::Handshakes, Err(failure));
             None
