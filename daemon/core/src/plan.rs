@@ -102,7 +102,8 @@ pub enum Reach {
 
 /// Returns what the kernel should hold.
 pub fn desired(inputs: &Inputs<'_>) -> Desired {
-    let addresses = surviving_addresses(inputs);
+    let claimed = claimed_addresses(inputs);
+    let addresses = surviving_addresses(inputs, &claimed);
     let routes = peer_routes(inputs);
     let networks = networks_of_peers(&addresses, &routes);
     let mut allowed_ips: BTreeMap<_, BTreeSet<IpNet>> = BTreeMap::new();
@@ -124,7 +125,7 @@ pub fn desired(inputs: &Inputs<'_>) -> Desired {
         listen_port: inputs.listen_port,
         fwmark: None,
         mtu: MTU,
-        addresses: own_addresses(inputs),
+        addresses: own_addresses(inputs, &claimed),
         peers,
         routes: kernel_routes(inputs, &addresses, routes),
         forwarding: Forwarding {
@@ -175,9 +176,11 @@ fn claimed_addresses(inputs: &Inputs<'_>) -> BTreeMap<PublicKey, MeshAddresses> 
 
 /// Returns the addresses that each peer may have: none that a lower key derives too. Who loses its IPv4 address is reached
 /// by IPv6 until it has another, or for good where there is no other.
-fn surviving_addresses(inputs: &Inputs<'_>) -> BTreeMap<PublicKey, Vec<IpAddr>> {
-    let claimed = claimed_addresses(inputs);
-    let losers: BTreeSet<_> = detect_collisions(&claimed).into_iter().collect();
+fn surviving_addresses(
+    inputs: &Inputs<'_>,
+    claimed: &BTreeMap<PublicKey, MeshAddresses>,
+) -> BTreeMap<PublicKey, Vec<IpAddr>> {
+    let losers: BTreeSet<_> = detect_collisions(claimed).into_iter().collect();
     let is_lost =
         |key: PublicKey, v6: IpAddr| claimed.range(..key).any(|(_, lower)| IpAddr::from(lower.v6) == v6);
     let addresses = inputs.peers.iter().map(|(&key, peer)| {
@@ -294,11 +297,10 @@ fn kept_as_is(orphan: &ObservedPeer, taken: &BTreeSet<IpNet>) -> DesiredPeer {
 
 /// Returns this node's addresses, without the IPv4 one that a lower key has: what it sends from there nobody takes from it, and
 /// what is for the other it would take for its own.
-fn own_addresses(inputs: &Inputs<'_>) -> BTreeSet<IpNet> {
+fn own_addresses(inputs: &Inputs<'_>, claimed: &BTreeMap<PublicKey, MeshAddresses>) -> BTreeSet<IpNet> {
     let own = derive_mesh_addresses(inputs.network_id, inputs.subnets, inputs.public_key, inputs.nonce);
     let v4 = Ipv4Net::new(own.v4, inputs.subnets.v4.prefix_len()).expect("a subnet's own prefix length");
     let v6 = Ipv6Net::new(own.v6, inputs.subnets.v6.prefix_len()).expect("a subnet's own prefix length");
-    let claimed = claimed_addresses(inputs);
     let is_lost = claimed.range(..inputs.public_key).any(|(_, lower)| lower.v4 == own.v4);
     [IpNet::V4(v4), IpNet::V6(v6)].into_iter().filter(|net| net.addr().is_ipv6() || !is_lost).collect()
 }
