@@ -74,6 +74,11 @@ fn with_a_link_besides(seed: u64, kinds: [Kind; 2]) -> (World, SegmentId, [HostI
     (world, lan, nodes)
 }
 
+fn start_all(world: &mut World) -> Result<(), Violation> {
+    let hosts: Vec<_> = world.hosts().map(|(id, _)| id).collect();
+    hosts.into_iter().try_for_each(|host| world.start(host))
+}
+
 /// Found wanting in the lab's first version: a pair that has met on a link was not watched.
 #[test]
 fn a_tunnel_leaves_a_common_link_that_dies_without_a_word() -> Result<(), Violation> {
@@ -104,9 +109,7 @@ fn a_tunnel_leaves_the_only_common_link_for_a_way_over_the_internet() -> Result<
     for kinds in [[Kind::PortRestricted; 2], [Kind::Symmetric; 2]] {
         for seed in 0..5 {
             let (mut world, lan, nodes) = with_a_link_besides(seed, kinds);
-            for host in world.hosts().map(|(id, _)| id).collect::<Vec<_>>() {
-                world.start(host)?;
-            }
+            start_all(&mut world)?;
             world.run_until_meshed(secs(20))?;
             world.talk(nodes[0], nodes[1]);
             world.run_for(secs(60))?;
@@ -127,9 +130,7 @@ fn a_pair_meets_elsewhere_where_its_link_filters_wireguard() -> Result<(), Viola
         for seed in 0..5 {
             let (mut world, lan, nodes) = with_a_link_besides(seed, kinds);
             world.filter(lan, Some(51820));
-            for host in world.hosts().map(|(id, _)| id).collect::<Vec<_>>() {
-                world.start(host)?;
-            }
+            start_all(&mut world)?;
             world.run_until_meshed(secs(25))?;
             world.talk(nodes[0], nodes[1]);
             world.run_for(mins(5))?;
@@ -211,9 +212,7 @@ fn a_peer_that_leaves_the_common_link_is_met_elsewhere_by_an_end_at_rest() -> Re
     for (kind, limit) in [(Kind::PortRestricted, LIMIT), (Kind::Symmetric, secs(4))] {
         for (seed, together) in (0..5).flat_map(|seed| [(seed, secs(5)), (seed, secs(60))]) {
             let (mut world, lan, [stays, leaves]) = with_a_link_besides(seed, [kind; 2]);
-            for host in world.hosts().map(|(id, _)| id).collect::<Vec<_>>() {
-                world.start(host)?;
-            }
+            start_all(&mut world)?;
             world.run_until_meshed(secs(20))?;
             world.run_for(together)?;
             world.set_link(lan, leaves, false)?;
