@@ -426,6 +426,20 @@ fn a_peer_that_was_removed_comes_back_only_when_it_is_named() {
     }
 }
 
+/// a record that others keep is taken for its lifetime and the day by which clocks may differ, whatever the window against
+/// replayed messages.
+#[test]
+fn a_record_that_others_keep_is_taken_for_an_hour_and_the_tolerance() {
+    let record = Node::start(2, now(0)).mesh.record.clone();
+    let last = 25 * 3_600_000;
+    for (at, is_taken) in [(last, true), (last + 1, false)] {
+        let mut one = Node::start(1, now(at));
+        one.mesh.on_told(record.clone(), crate::store::Source::Gossip, now(at).monotonic, now(at));
+        assert_eq!(one.mesh.store().len(), usize::from(is_taken), "after {at} ms");
+        assert_eq!(one.mesh.drops().contains_key("expired"), !is_taken);
+    }
+}
+
 /// Found in a review: nobody has told of a peer that an earlier run has left in the kernel, so there was nothing to remove.
 #[test]
 fn a_peer_that_only_the_kernel_knows_can_be_removed_too() {
